@@ -1,0 +1,58 @@
+# Two commands: `make quickstart` trains a small M6 and shows what it can do; `make test` runs the tests.
+# PYTHON chooses the interpreter (3.11 or newer); PIP_ARGS is passed to every `pip install`.
+PYTHON   ?= python3
+VENV     ?= .venv
+PIP_ARGS ?=
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary -c constraints.txt $(PIP_ARGS)
+
+.PHONY: help quickstart test test-slow lint format clean
+help:
+	@echo "make quickstart   create $(VENV), train a small M6 on the embedded corpus, show what it can do"
+	@echo "make test         run the tests"
+	@echo "make test-slow    run the tests that take longer"
+	@echo "make lint         check style, types and the import contract"
+	@echo "make format       format the code"
+
+quickstart: $(VENV)/.quickstart
+	@$(BIN)/python -m openm6 quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# Exit code 5 says that no test is marked slow.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow --durations 5
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# Stamps: an installation is repeated only when pyproject.toml or constraints.txt changes. Each is touched
+# last, so an interrupted installation is taken up again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("OpenM6 needs Python 3.11 or newer, but $(PYTHON) is " + v + ": say make PYTHON=python3.11 ...")'
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.quickstart: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing the pinned packages ..."
+	@$(INSTALL) -e '.[report]'
+	@touch $@
+
+# The development set contains the quickstart set.
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing the pinned packages for development ..."
+	@$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.quickstart $@

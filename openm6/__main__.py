@@ -1,0 +1,6 @@
+"""`python -m openm6` is the same program as the `openm6` command."""
+
+from openm6.cli import main
+
+if __name__ == "__main__":
+    main()
