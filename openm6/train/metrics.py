@@ -1,0 +1,142 @@
+"""Metrics of a run: one JSON object a line in `metrics.jsonl`, and the same scalars for TensorBoard.
+
+The file is the record that the report, the benchmarks and a resumed run read. A resumed run first drops
+what the killed one wrote after its last checkpoint, so that both end with the same lines, except for
+wall-clock keys.
+"""
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+# Keys that differ between a run and the same run killed and resumed: everything the wall clock or the
+# allocator has a hand in. What is left must be equal, bit for bit.
+WALL_CLOCK_KEYS = frozenset({"time", "tokens_per_s", "rss_bytes", "peak_rss_bytes"})
+
+# The horizontal axes of the other scalars, not scalars themselves.
+_AXES = frozenset({"step", "tokens", "time"})
+
+
+def _json_value(key: str, value: Any) -> Any:
+    """A plain JSON value; tensors and numpy scalars numbers, NaN and infinities null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"metric {key!r} must be a number, a string or None, not {type(value).__name__}")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `run_dir`/metrics.jsonl in order; an empty list if there is no such file.
+
+    A torn last line (the run was killed while it wrote) is left out.
+
+    Raises:
+        ValueError: another line is not a JSON object with a "step".
+    """
+    path = Path(run_dir) / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:  # JSON and UTF-8 errors are both ValueErrors
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise ValueError(
+                f"{path}, line {number} is not a JSON object with a step: {line[:80]!r}; delete the line."
+            )
+    return records
+
+
+class MetricsWriter:
+    """Appends metrics of one run, a flushed line a call.
+
+    Args:
+        run_dir: the run folder; created if absent. Lines go to metrics.jsonl in it, scalars to tensorboard/
+        in it
+            if the package `tensorboard` (extra `report`) is installed.
+        resume_step: the step of the checkpoint that the run continues from; lines of later steps are dropped.
+            None starts the file afresh.
+
+    Raises:
+        ValueError: on resume, if the file holds lines that are not metrics.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int | None) -> None:
+        self.path = Path(run_dir) / METRICS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if resume_step is not None:
+            kept = [record for record in read_metrics(self.path.parent) if record["step"] <= resume_step]
+        fresh = self.path.with_suffix(".jsonl.tmp")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(self._line(record) for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        # A resumed run's clock goes on from its last kept line, so that time never runs backwards in the
+        # file.
+        self._started = time.perf_counter() - max((record.get("time") or 0.0 for record in kept), default=0.0)
+        self._board = self._open_board(0 if resume_step is None else resume_step + 1)
+
+    def _open_board(self, first_step: int) -> Any:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # TensorBoard hides what an earlier writer in the folder logged from `purge_step` on.
+            return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=first_step)
+
+    @staticmethod
+    def _line(record: Mapping[str, Any]) -> str:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.perf_counter() - self._started
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line; `record` needs an integer "step", and gets "time" (s since the run started) if
+        absent.
+
+        Values are numbers, strings or None; tensors of one element are read. NaN and infinities become null.
+        """
+        line = {key: _json_value(key, value) for key, value in record.items()}
+        assert isinstance(line.get("step"), int), "a metrics line needs its step"
+        line.setdefault("time", round(self.elapsed, 3))
+        # One write of a whole line, so that a kill tears the last line at worst.
+        self._file.write(self._line(line))
+        self._file.flush()
+        if self._board is not None:
+            for key, value in line.items():
+                if key not in _AXES and isinstance(value, int | float):
+                    self._board.add_scalar(key, value, line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
