@@ -1,0 +1,1 @@
+"""The scripts behind the README's figures; each prints one JSON line."""
