@@ -1,0 +1,163 @@
+"""Fill the README's table of figures from `benchmarks/results/*.json`, or check that it is up to date.
+
+    python benchmarks/readme_table.py           # rewrite the table between the markers
+    python benchmarks/readme_table.py --check   # exit 1 and say so if the README differs
+
+A result file holds the one JSON object that a benchmark printed: `benchmark` (its name), `command`, `machine`
+and its figures, all at the top level. Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- figures:start -->", "<!-- figures:end -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `key` of `benchmark`, and beside it the figure to compare it with."""
+
+    label: str
+    benchmark: str
+    key: str
+    form: str = "{:.2f}"
+    versus: str = ""  # a key of the same result
+    versus_label: str = ""
+
+
+ROWS = [
+    Row(
+        "English name of an unseen rendition, exactly right",
+        "quality",
+        "caption_en_exact",
+        versus="knn_efficientnet",
+        versus_label="nearest neighbour on EfficientNet-Lite0 features",
+    ),
+    Row(
+        "Chinese name of an unseen rendition, exactly right",
+        "quality",
+        "caption_zh_exact",
+        versus="knn_efficientnet",
+        versus_label="nearest neighbour on EfficientNet-Lite0 features",
+    ),
+    Row("Questions about an unseen rendition, answered right", "quality", "ask_accuracy"),
+    Row("Image to text among all concepts, recall at 1", "quality", "match_r1"),
+    Row("Drawings whose 10 nearest real renditions contain the prompt", "quality", "draw_recall10"),
+    Row("Image tokenizer on unseen renditions, PSNR in dB", "quality", "tokenizer_psnr", "{:.1f}"),
+    Row("Sampled poems with correct form", "quality", "poem_form"),
+    Row(
+        "Held-out poems, perplexity per character",
+        "quality",
+        "poem_ppl",
+        "{:.1f}",
+        versus="poem_ppl_ngram",
+        versus_label="n-gram model",
+    ),
+    Row("Delinking: largest change of any logit", "delink", "max_abs_diff", "{:.1f}"),
+    Row("Qwen3 checkpoint in the M6 stack: largest difference", "parity", "qwen3_max_abs_diff", "{:.1e}"),
+    Row("ResNet backbone: largest difference", "parity", "resnet_max_abs_diff", "{:.1e}"),
+    Row("Training step over the machine's matrix-product rate", "step", "gemm_share"),
+    Row("Training tokens a second over `transformers`", "step", "vs_transformers", "{:.2f}x"),
+]
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """All result files of `folder` by benchmark name.
+
+    Raises `ValueError` for a file that is not one JSON object with `benchmark`, `command` and `machine`, and
+    for two files of one benchmark.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}: not one JSON object ({error}); run the benchmark again") from None
+        missing = [
+            key
+            for key in ("benchmark", "command", "machine")
+            if not isinstance(result, dict) or key not in result
+        ]
+        if missing:
+            raise ValueError(f"{path.name}: lacks {', '.join(missing)}; run the benchmark again")
+        if result["benchmark"] in results:
+            raise ValueError(f"{path.name}: a second result of benchmark {result['benchmark']!r}; keep one")
+        results[result["benchmark"]] = result
+    return results
+
+
+def describe(machine: object) -> str:
+    """A machine in one line, whether the benchmark gave a sentence or an object."""
+    return (
+        ", ".join(f"{key} {value}" for key, value in machine.items())
+        if isinstance(machine, dict)
+        else str(machine)
+    )
+
+
+def make_table(results: dict[str, dict[str, Any]]) -> str:
+    """The Markdown between the markers; empty if nothing has been measured.
+
+    Raises `ValueError` if a result lacks a figure that the table shows.
+    """
+    lines: list[str] = []
+    for row in ROWS:
+        result = results.get(row.benchmark)
+        if result is None:
+            continue
+        for key in filter(None, (row.key, row.versus)):
+            if not isinstance(result.get(key), int | float):
+                raise ValueError(
+                    f"the result of benchmark {row.benchmark!r} lacks the figure {key!r}; run it again"
+                )
+        versus = f"{row.form.format(result[row.versus])} {row.versus_label}" if row.versus else ""
+        lines.append(
+            f"| {row.label} | {row.form.format(result[row.key])} | {versus} | `{result['command']}` |"
+        )
+    if not lines:
+        return ""
+    shown = [results[name] for name in dict.fromkeys(row.benchmark for row in ROWS) if name in results]
+    machines = " / ".join(dict.fromkeys(describe(result["machine"]) for result in shown))
+    head = ["| what | figure | beside it | command |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines, "", f"Measured on: {machines}.", ""])
+
+
+def fill(readme: str, table: str) -> str:
+    """`readme` with `table` between the markers. Raises `ValueError` unless both markers occur once."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"README.md: needs the lines {START} and {END} once each, in this order")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{table}{END}{rest.split(END)[1]}"
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description="Fill the README's table from benchmarks/results/*.json.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README differs")
+    check = parser.parse_args(argv).check
+    path = root / "README.md"
+    try:
+        readme = path.read_text(encoding="utf-8")
+        filled = fill(readme, make_table(read_results(root / "benchmarks" / "results")))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if check and filled != readme:
+        print(
+            "README.md: the figures differ from benchmarks/results; run python benchmarks/readme_table.py",
+            file=sys.stderr,
+        )
+        return 1
+    if not check:
+        path.write_text(filled, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
