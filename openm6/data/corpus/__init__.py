@@ -1,0 +1,58 @@
+"""The embedded corpus: emoji pictures with names in two languages, and Chinese poems.
+
+Both tables ship inside the package. Reading one costs a fraction of a second; pictures stay encoded until
+`decode_image` is called on them. How the tables were made: `build.py`; what is in them: `docs/data-card.md`.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+CORPUS_DIR = Path(__file__).parent
+EMOJI_SPLITS = ("train", "val", "concept_val")
+POEM_SPLITS = ("train", "val")
+
+
+def load_emoji(split: str | None = None) -> pa.Table:
+    """The emoji table, one row a picture; `split` is one of `EMOJI_SPLITS`, or None for all rows.
+
+    Columns: id, concept, char, family, set, name_en, name_zh, keywords_en, keywords_zh, group_en, group_zh,
+    subgroup_en, subgroup_zh, colour_en, colour_zh, split, image (encoded, see `decode_image`).
+    Raises ValueError for an unknown split.
+    """
+    return _load("emoji", split, EMOJI_SPLITS)
+
+
+def load_poems(split: str | None = None) -> pa.Table:
+    """The poem table, one row a poem; `split` is one of `POEM_SPLITS`, or None for all rows.
+
+    Columns: id, title, author, dynasty, form, text, split. Raises ValueError for an unknown split.
+    """
+    return _load("poems", split, POEM_SPLITS)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode one value of the `image` column to a writable np.uint8 array (64, 64, 4): R, G, B, straight alpha."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGBA"))
+
+
+def _load(name: str, split: str | None, splits: tuple[str, ...]) -> pa.Table:
+    if split is not None and split not in splits:
+        raise ValueError(f"load_{name}: unknown split {split!r}; choose one of {', '.join(splits)}, or None for all.")
+    table = _read(name)
+    return table if split is None else table.filter(pc.field("split") == split)
+
+
+@lru_cache(maxsize=None)
+def _read(name: str) -> pa.Table:
+    # Tables are immutable, so every caller may share the one read.
+    return pq.read_table(CORPUS_DIR / f"{name}.parquet")

@@ -1,0 +1,3 @@
+FXEMOJI = {}
+EMOJIONE = {}
+REJECTED = {}
