@@ -1,0 +1,400 @@
+"""Checkpoints of a run: written atomically, checked on reading, bit-exact, without pickle.
+
+    run_dir/checkpoints/step-00000500/
+        model.safetensors       every tensor of the model's state dict, once
+        optimizer.safetensors   every tensor of the optimizer's state, named "<parameter>/<key>"
+        state.json              step, the caller's state, the optimizer's hyper-parameters, SHA-256 of all
+        of it
+
+A folder with a "step-" name is a whole checkpoint: it is written under another name, flushed to the disk
+and then renamed, so a kill or a power cut at any instant leaves either the old set of checkpoints or the
+new one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CHECKPOINTS = "checkpoints"
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+_FORMAT = 1
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".tmp-"
+_FIT = "use the configuration that it was saved with."
+
+
+# ------------------------------------------------------------------------------------- what is in the three
+# files
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The module inside a `torch.compile` wrapper, so that compiled and eager runs share checkpoints."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's tensors without repetition, and {second name: first name} of tied ones."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in _plain(model).state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = tensor.detach().contiguous()
+    return tensors, aliases
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in _plain(model).named_parameters()}
+
+
+def _group_names(group: dict[str, Any], names: dict[int, str]) -> list[str]:
+    assert all(id(p) in names for p in group["params"]), "the optimizer has a parameter of another model"
+    return [names[id(p)] for p in group["params"]]
+
+
+def _listed(value: Any) -> Any:
+    """An optimizer's value for JSON: numbers out of tensors (a tensor learning rate), lists out of tuples
+    (betas)."""
+    if isinstance(value, Tensor):
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _optimizer_parts(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors by "<parameter>/<key>", and what is left of it as JSON values."""
+    names = _names(model)
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        hyper = {key: _listed(value) for key, value in group.items() if key != "params"}
+        groups.append({**hyper, "params": _group_names(group, names)})
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                name = f"{names[id(parameter)]}/{key}"
+                if isinstance(value, Tensor):
+                    tensors[name] = value.detach().contiguous()
+                else:
+                    values[name] = _listed(value)
+    return tensors, {"groups": groups, "values": values}
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Refuse what JSON would change in silence (a tuple, an array, a key that is not a string)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"{where} has the key {key!r}; keys of a checkpoint's state must be strings."
+                )
+            _check_json(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_json(item, f"{where}.{index}")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}; a checkpoint's state holds only dicts, lists, "
+            "strings, numbers, booleans and None."
+        )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# writing
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint; renamed first, so that a kill half-way leaves no half checkpoint under its
+    name."""
+    doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _steps(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every finished checkpoint, oldest first."""
+    root = Path(run_dir) / CHECKPOINTS
+    entries = root.iterdir() if root.is_dir() else ()
+    found = ((_STEP_NAME.fullmatch(entry.name), entry) for entry in entries)
+    return sorted((int(match[1]), entry) for match, entry in found if match)
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # safetensors reports an operating system's error as text only.
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `run_dir`/checkpoints/step-XXXXXXXX atomically and delete all but the `keep` newest checkpoints.
+
+    Checkpoints of later steps belong to a past that this run left when it resumed from an earlier one; they
+    are deleted too. Until the new checkpoint is safe on the disk, nothing old is touched.
+
+    Args:
+        state: what else the run needs to go on (data position, `rng_state()`, `sharing`, ...), as plain
+        JSON values.
+
+    Returns:
+        The folder of the new checkpoint.
+
+    Raises:
+        ValueError: `state` is not plain JSON; or the disk is full (the message tells the needed and the
+        free bytes;
+            earlier checkpoints are intact).
+    """
+    assert step >= 0 and keep >= 1
+    _check_json(state, "state")
+    root = Path(run_dir) / CHECKPOINTS
+    root.mkdir(parents=True, exist_ok=True)
+    for stray in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stray)
+
+    model_tensors, aliases = _model_tensors(model)
+    optimizer_tensors, optimizer_values = _optimizer_parts(model, optimizer)
+    _check_json(optimizer_values, "optimizer")
+    final = root / f"step-{step:08d}"
+    folder = root / f"{_TEMPORARY}{final.name}"
+    try:
+        folder.mkdir()
+        save_file(model_tensors, folder / MODEL_FILE, metadata={"format": "pt"})
+        save_file(optimizer_tensors, folder / OPTIMIZER_FILE, metadata={"format": "pt"})
+        content = {
+            "format": _FORMAT,
+            "step": step,
+            "files": {name: _file_sha256(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
+            "aliases": aliases,
+            "optimizer": optimizer_values,
+            "state": state,
+        }
+        sealed = {"sha256": _json_sha256(content), **content}
+        (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not _is_disk_full(error):
+            raise
+        needed = _bytes_of(model_tensors.values()) + _bytes_of(optimizer_tensors.values())
+        raise ValueError(
+            f"the disk is full: the checkpoint of step {step} needs about {needed:,} bytes and {root} has "
+            f"{shutil.disk_usage(root).free:,} free; free some space and start the same command again: "
+            "it goes on from the last checkpoint."
+        ) from error
+
+    if final.exists():
+        _discard(final)
+    os.rename(folder, final)
+    _sync(root)
+    others = [entry for entry in _steps(run_dir) if entry[0] != step]
+    abandoned = [path for other, path in others if other > step]
+    outdated = [path for other, path in others if other < step][: len(others) - len(abandoned) - (keep - 1)]
+    for path in (*abandoned, *outdated):
+        _discard(path)
+    return final
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reading
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The checked content of a checkpoint's state.json; ValueError if it is missing, torn or altered."""
+    try:
+        content = json.loads((path / STATE_FILE).read_bytes())
+        claimed = content.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint {path} is damaged: {STATE_FILE} is missing or is not whole."
+        ) from error
+    if claimed != _json_sha256(content):
+        raise ValueError(f"the checkpoint {path} is damaged: {STATE_FILE} was altered.")
+    if content["format"] != _FORMAT:
+        raise ValueError(
+            f"the checkpoint {path} has format {content['format']}, this version reads format {_FORMAT}."
+        )
+    return content
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raise `ValueError` with the reason unless every file of the checkpoint is what was written."""
+    for name, expected in _read_state(Path(path))["files"].items():
+        file = Path(path) / name
+        if not file.is_file():
+            raise ValueError(f"the checkpoint {path} is damaged: {name} is missing.")
+        if _file_sha256(file) != expected:
+            raise ValueError(f"the checkpoint {path} is damaged: {name} was truncated or altered.")
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None if the run has none yet.
+
+    A damaged one is passed over with a `RuntimeWarning`, so that the run goes on from the one before it.
+
+    Raises:
+        ValueError: there are checkpoints and all are damaged.
+    """
+    reasons = []
+    for _, path in reversed(_steps(run_dir)):
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warnings.warn(f"{reason} Going on from {path.name}.", RuntimeWarning, stacklevel=2)
+        return path
+    if reasons:
+        raise ValueError(
+            f"no checkpoint in {Path(run_dir) / CHECKPOINTS} can be read ({' '.join(reasons)}); restore one "
+            "from a copy, or delete that folder to train from the start."
+        )
+    return None
+
+
+def read_checkpoint_state(path: Path) -> dict[str, Any]:
+    """The `state` that was given to `save_checkpoint`, with its "step", without reading any tensor.
+
+    What decides the model's shape (`sharing`: is the run delinked yet?) must be known before it is built
+    and loaded.
+
+    Raises:
+        ValueError: the checkpoint's state.json is damaged.
+    """
+    content = _read_state(Path(path))
+    return {**content["state"], "step": content["step"]}
+
+
+def _check_same(path: Path, what: str, saved: Iterable[str], present: Iterable[str]) -> None:
+    saved, present = set(saved), set(present)
+    if saved != present:
+        only = f"{min(saved - present)!r} only in the checkpoint" if saved - present else ""
+        lacks = f"{min(present - saved)!r} only in this run" if present - saved else ""
+        raise ValueError(
+            f"the checkpoint {path} does not fit: {what} differ ({', '.join(filter(None, (only, lacks)))}); "
+            f"{_FIT}"
+        )
+
+
+def _restore_optimizer(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    saved: dict[str, Any],
+) -> None:
+    names = _names(model)
+    if len(saved["groups"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the checkpoint {path} does not fit: it has {len(saved['groups'])} optimizer parameter groups "
+            f"and this run {len(optimizer.param_groups)}; {_FIT}"
+        )
+    for index, (group, old) in enumerate(zip(optimizer.param_groups, saved["groups"], strict=True)):
+        _check_same(path, f"parameters of optimizer group {index}", old["params"], _group_names(group, names))
+
+    state: dict[str, dict[str, Any]] = {}
+    for where in (tensors, saved["values"]):
+        for name, value in where.items():
+            parameter, _, key = name.rpartition("/")
+            state.setdefault(parameter, {})[key] = value
+    optimizer.state.clear()
+    for group, old in zip(optimizer.param_groups, saved["groups"], strict=True):
+        for key, value in old.items():
+            if key == "params":
+                continue
+            now = group.get(key)
+            if isinstance(now, Tensor):
+                now.fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(now, tuple) else value
+        # Not `optimizer.load_state_dict`: it casts moments to the parameter's dtype and so loses bits of
+        # fp32 moments beside bf16 weights. Its rule for "step" is kept: on the device only where kernels
+        # read it.
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        for parameter in group["params"]:
+            for key, value in state.get(names[id(parameter)], {}).items():
+                if isinstance(value, Tensor):
+                    # A copy: the tensor that was read is a view of the mapped file.
+                    value = value.to(parameter.device if on_device or key != "step" else "cpu", copy=True)
+                optimizer.state[parameter][key] = value
+
+
+def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`, to the last bit.
+
+    Returns:
+        The `state` that was given to `save_checkpoint`, with its "step".
+
+    Raises:
+        ValueError: a file is missing, truncated or altered, or the checkpoint is of another model or
+        optimizer.
+            A damaged file is found before anything is changed.
+    """
+    path = Path(path)
+    verify_checkpoint(path)
+    content = _read_state(path)
+    tensors = load_file(path / MODEL_FILE)
+    tensors |= {alias: tensors[name] for alias, name in content["aliases"].items()}
+    present = _plain(model).state_dict()
+    _check_same(path, "tensors of the model", tensors, present)
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (present[name].shape, present[name].dtype):
+            raise ValueError(
+                f"the checkpoint {path} does not fit: {name!r} is {tensor.dtype} {list(tensor.shape)} in it "
+                f"and {present[name].dtype} {list(present[name].shape)} in this run; {_FIT}"
+            )
+    optimizer_tensors = load_file(path / OPTIMIZER_FILE)
+    _restore_optimizer(path, model, optimizer, optimizer_tensors, content["optimizer"])
+    _plain(model).load_state_dict(tensors)
+    return {**content["state"], "step": content["step"]}
