@@ -1,0 +1,43 @@
+"""What to read: one `DataConfig` a source, as it stands in a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal[
+    "auto", "corpus-emoji", "corpus-poems", "folder", "csv", "jsonl", "parquet", "webdataset", "huggingface"
+]
+
+
+class DataConfig(BaseModel):
+    """One source of records.
+
+    `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps our fields
+    (image, caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to
+    their columns. `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or what the file
+    names begin with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind = "auto"
+    path: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    split: str | None = Field(default=None, min_length=1)
+    shuffle: bool = True
+    image_size: int | None = Field(
+        default=64, ge=1, le=4096, description="None keeps each picture's own size"
+    )
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _path_belongs_to_kind(self) -> Self:
+        embedded = self.kind.startswith("corpus-")
+        if embedded and (self.path or self.columns):
+            raise ValueError(f"kind {self.kind} is embedded: leave out path and columns.")
+        if not embedded and not self.path:
+            raise ValueError(f"kind {self.kind} needs a path to a file or a folder.")
+        return self

@@ -1,0 +1,97 @@
+"""Finding the files of a source, and telling from them which kind of source it is."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from openm6.data.images import IMAGE_SUFFIXES
+
+SUFFIXES = {
+    "csv": frozenset({".csv", ".tsv"}),
+    "jsonl": frozenset({".jsonl", ".ndjson"}),
+    "parquet": frozenset({".parquet"}),
+    "webdataset": frozenset({".tar"}),
+}
+HUGGINGFACE_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+def detect_kind(path: str) -> str:
+    """The kind of data at `path`; files at the top of a folder count before pictures deeper in it."""
+    place = Path(path)
+    if place.is_dir():
+        if any((place / name).is_file() for name in HUGGINGFACE_FILES):
+            return "huggingface"
+        suffixes = {entry.suffix.lower() for entry in _visible(place) if entry.is_file()}
+    else:
+        suffixes = {found.suffix.lower() for found in _glob(path)}
+    kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & suffixes]
+    if len(kinds) == 1:
+        return kinds[0]
+    if len(kinds) > 1:
+        raise ValueError(f"{path} holds {' and '.join(kinds)} files: say which kind to read.")
+    if place.is_dir() and next(walk(place, IMAGE_SUFFIXES), None) is not None:
+        return "folder"
+    # The files of a split may lie one folder down.
+    below = {entry.suffix.lower() for entry in place.glob("*/*")} if place.is_dir() else set()
+    kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & below]
+    if len(kinds) == 1:
+        return kinds[0]
+    if not place.exists() and not suffixes:
+        raise ValueError(f"there is no file or folder at {path}.")
+    raise ValueError(
+        f"cannot tell what kind of data {path} is: it should be a folder of pictures, or .csv, .tsv, .jsonl, "
+        ".ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
+    )
+
+
+def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
+    """The files of a source in a fixed order: `path` itself, those in the folder `path`, or those that match
+    it.
+
+    In a folder, `split` chooses the files of the subfolder of that name or, if there is none, the files whose
+    names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if that leaves
+    none.
+    """
+    place, suffixes = Path(path), SUFFIXES[kind]
+    if not place.is_dir():
+        files = _glob(path)
+        if not files:
+            raise ValueError(f"there is no file at {path}.")
+        if split is not None:
+            raise ValueError(f"split {split!r} chooses among the files of a folder, but {path} is not one.")
+        return files
+    if split is not None and (place / split).is_dir():
+        place, split = place / split, None
+    files = [entry for entry in _visible(place) if entry.suffix.lower() in suffixes and entry.is_file()]
+    if split is not None:
+        files = [found for found in files if _in_split(found.name, split)]
+    if not files:
+        wanted = f" of the split {split!r}" if split is not None else ""
+        raise ValueError(f"the folder {place} has no {' or '.join(sorted(suffixes))} files{wanted}.")
+    return files
+
+
+def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """All files below `root` with one of `suffixes`, in a fixed order, but for hidden ones and linked folders."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield Path(folder, name)
+
+
+def _in_split(name: str, split: str) -> bool:
+    return name.startswith(split) and not name[len(split) :][:1].isalnum()
+
+
+def _glob(path: str) -> list[Path]:
+    if Path(path).is_file():
+        return [Path(path)]
+    return sorted(Path(found) for found in glob.glob(path) if Path(found).is_file())
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))

@@ -1,0 +1,38 @@
+"""A folder of pictures, one subfolder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from openm6.data.files import walk
+from openm6.data.images import IMAGE_SUFFIXES
+from openm6.data.reader import Indexed, fingerprint
+from openm6.data.records import Fields, Record
+
+
+class FolderReader(Indexed):
+    """Columns: `image`; `label`, the name of the first folder below `root`; `caption_en`, the same with
+    spaces for `_`. Pictures that lie in `root` itself have only `image`. In the order of their paths.
+    """
+
+    def __init__(self, root: Path, fields: Fields) -> None:
+        if not root.is_dir():
+            raise ValueError(f"there is no folder at {root}.")
+        self.name, self.root, self.fields = str(root), root, fields
+        self.paths = [path.relative_to(root).as_posix() for path in walk(root, IMAGE_SUFFIXES)]
+        if not self.paths:
+            raise ValueError(f"the folder {root} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        fields.check(("image", "label", "caption_en"), where=self.name)
+        self.fingerprint = fingerprint(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> Record:
+        path = self.paths[index]
+        row: dict[str, Any] = {"image": path}
+        label, separator, _ = path.partition("/")
+        if separator:
+            row |= {"label": label, "caption_en": label.replace("_", " ")}
+        return self.fields.record(row, where=path, folder=self.root)

@@ -1,0 +1,139 @@
+"""Decoding pictures that nobody vouches for.
+
+One function, `read_image`: bytes or a path in, an array out, or a `BadRecord` that says what is wrong. Only
+the formats in `FORMATS` are tried (PIL also knows formats that start other programs, such as EPS), the size
+is checked from the header before a pixel is decoded, and no setting of PIL is changed for the rest of the
+process.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from openm6.data.bad import BadRecord
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+)
+MAX_PIXELS = 2**26  # 8,192 x 8,192; at most 256 MiB once decoded
+MAX_BYTES = 2**28  # of the encoded file
+EXIF_ORIENTATION = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(
+    source: bytes | str | Path, *, size: int | None = None, where: str | None = None
+) -> np.ndarray:
+    """Decodes one picture to uint8 of shape (H, W, 4) if it has transparency, else (H, W, 3).
+
+    With `size`, the picture is scaled to fit a `size` x `size` square, keeping its aspect, centred on a
+    canvas that is transparent (4 channels) or white (3 channels). The EXIF orientation is applied; palette,
+    grey, CMYK and 16-bit pictures become 8-bit RGB; an animation gives its first frame.
+
+    `where` names the picture in errors (a path names itself). Raises `BadRecord`, a `ValueError`, for a file
+    that is missing, not a regular file, empty, truncated, damaged, of an unknown format, or larger than
+    `MAX_PIXELS`.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"image size must be at least 1, not {size}.")
+    where = where or (str(source) if not isinstance(source, bytes) else "image")
+    data = source if isinstance(source, bytes) else _read_file(Path(source), where)
+    if not data:
+        raise BadRecord(where, "the image is empty")
+    if len(data) > MAX_BYTES:
+        raise BadRecord(where, f"the image file is huge ({len(data):,} bytes; the limit is {MAX_BYTES:,})")
+    try:
+        return to_array(_decode(data, size, where), size=size)
+    except BadRecord:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadRecord(where, f"not an image in a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # damaged files make PIL's plugins raise nearly every type there is
+        raise BadRecord(where, f"truncated or damaged image ({error or type(error).__name__})") from error
+
+
+def to_array(image: Image.Image, *, size: int | None = None) -> np.ndarray:
+    """A loaded PIL image as uint8 (H, W, 4) or (H, W, 3), fitted to a square as by `read_image`."""
+    image = _to_rgb(image)
+    if size is not None:
+        scale = size / max(image.size)
+        fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        if fitted != image.size:  # PIL premultiplies alpha while it resizes
+            image = image.resize(fitted, Image.Resampling.BICUBIC)
+        if fitted != (size, size):
+            background = (255, 255, 255, 0) if image.mode == "RGBA" else (255, 255, 255)
+            canvas = Image.new(image.mode, (size, size), background)
+            canvas.paste(image, ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
+            image = canvas
+    return np.array(image, dtype=np.uint8)
+
+
+def _read_file(path: Path, where: str) -> bytes:
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would block for ever, a device would never end
+            raise BadRecord(where, "not a regular file")
+        if info.st_size > MAX_BYTES:
+            raise BadRecord(
+                where, f"the image file is huge ({info.st_size:,} bytes; the limit is {MAX_BYTES:,})"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadRecord(where, "no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: BadRecord passes, and a NUL in the path
+        if isinstance(error, BadRecord):
+            raise
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise BadRecord(where, f"cannot be read ({reason})") from error
+
+
+def _decode(data: bytes, size: int | None, where: str) -> Image.Image:
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    if image.width * image.height > MAX_PIXELS:
+        raise BadRecord(
+            where,
+            f"the image is huge ({image.width:,} x {image.height:,} pixels; the limit is {MAX_PIXELS:,})",
+        )
+    if size is not None:
+        image.draft(None, (2 * size, 2 * size))  # lets JPEG decode at a half, quarter or eighth of its size
+    image.load()
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TRANSPOSE.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing about the pixels, which did decode
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGB", "RGBA"):
+        if image.mode == "RGB" and "transparency" in image.info:
+            return image.convert("RGBA")
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: PIL's own convert would clip everything above 255 to white
+        grey = np.asarray(image).astype(np.int64)
+        grey = np.clip(grey // 257 if grey.max(initial=0) > 255 else grey, 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no fixed scale")
+    has_alpha = image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")

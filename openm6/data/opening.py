@@ -1,0 +1,65 @@
+"""From a config to a source: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from openm6.data.config import DataConfig
+from openm6.data.embedded import EmojiCorpus, PoemCorpus
+from openm6.data.files import detect_kind, find_files
+from openm6.data.folder import FolderReader
+from openm6.data.huggingface import HuggingFaceReader, load_huggingface
+from openm6.data.lines import LinesReader
+from openm6.data.mixture import Mixture
+from openm6.data.parquet import ParquetReader
+from openm6.data.reader import Reader
+from openm6.data.records import Fields
+from openm6.data.source import Source
+from openm6.data.webdataset import WebDatasetReader
+
+
+def open_reader(config: DataConfig) -> Reader:
+    """The reader of a config. Raises `ValueError` if the data is not there or not what the config says."""
+    if config.kind == "corpus-emoji":
+        return EmojiCorpus(config.split or "train", image_size=config.image_size)
+    if config.kind == "corpus-poems":
+        return PoemCorpus(config.split or "train")
+    assert config.path is not None
+    kind = detect_kind(config.path) if config.kind == "auto" else config.kind
+    fields = Fields(config.columns, config.image_size)
+    if kind == "folder":
+        return FolderReader(Path(config.path, config.split or ""), fields)
+    if kind == "huggingface":
+        return HuggingFaceReader(load_huggingface(config.path, config.split), fields, name=config.path)
+    files = find_files(config.path, kind, config.split)
+    if kind == "parquet":
+        return ParquetReader(files, fields)
+    if kind == "webdataset":
+        return WebDatasetReader(files, fields)
+    return LinesReader(files, kind, fields)
+
+
+def open_source(config: DataConfig, *, seed: int, epochs: int | None = None) -> Source:
+    """The records of a config as a stream: seeded, resumable, for `epochs` epochs or for ever (see `Source`).
+
+    Raises `ValueError` as `open_reader`, and while iterating if too many records are bad.
+    """
+    return Source(
+        open_reader(config),
+        seed=seed,
+        epochs=epochs,
+        shuffle=config.shuffle,
+        max_bad_fraction=config.max_bad_fraction,
+    )
+
+
+def open_mixture(configs: Sequence[DataConfig], *, seed: int, epochs: int | None = None) -> Mixture:
+    """Several configs as one stream, mixed by their `weight` (see `Mixture`), each with a seed of its own."""
+    seeds = np.random.SeedSequence(seed).generate_state(max(1, len(configs))).tolist()
+    sources = [
+        open_source(config, seed=own, epochs=epochs) for config, own in zip(configs, seeds, strict=False)
+    ]
+    return Mixture(sources, [config.weight for config in configs], seed=seed)
