@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from pathlib import Path
 
     from openm6.decode.pipeline import Pipeline
 
@@ -20,13 +20,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | PathLike[str] | None = None) -> Pipeline:
-    """Open a checkpoint folder and return the pipeline that answers from it.
+def load(path: str | Path | None = None) -> Pipeline:
+    """Open a checkpoint folder or a run folder and return the pipeline that answers from it.
 
-    `path` is a checkpoint folder (config.json, model.safetensors, tokenizer.json and the image tokenizer's
-    two files); without it, the small model that is shipped inside the package. Raises `ValueError` if the
-    folder is missing or is not such a checkpoint.
+    Without `path`, the small model that is shipped inside the package. Raises `ValueError` if the folder is
+    missing or holds no checkpoint.
     """
-    from openm6.decode.pipeline import load as load_pipeline
+    from openm6.decode.pipeline import Pipeline
 
-    return load_pipeline(path)
+    return Pipeline(path)
