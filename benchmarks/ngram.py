@@ -11,8 +11,8 @@ n-grams that open a text keep their count at every order, since nothing can stan
 Below the unigrams lies the uniform distribution over the vocabulary.
 
 Every text is preceded by one start symbol (a context, never predicted) and followed by one end symbol, which
-is an event like any other. All characters that training never saw are one symbol, <unk>: whoever has to tell them apart
-pays more, so the perplexity given here is on the low side, never too high.
+is an event like any other. All characters that training never saw are one symbol, <unk>: whoever has to tell
+them apart pays more, so the perplexity given here is on the low side, never too high.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,15 @@ import numpy as np
 
 START, END, UNK = 0, 1, 2
 FIRST_CHARACTER = 3
+
+
+def _contexts(ids: np.ndarray, depths: np.ndarray, k: int) -> np.ndarray:
+    """What stands before each symbol of a row: numbers (N,) of n-grams of order k - 1, or -1.
+
+    `ids` (N,) are the numbers of the n-grams of order k - 1 that end at each symbol. A context never
+    reaches back over the start symbol of its own text.
+    """
+    return np.where(depths >= k - 1, np.concatenate([[-1], ids[:-1]]), -1)
 
 
 class KneserNey:
@@ -57,11 +66,6 @@ class KneserNey:
             depths += range(len(text) + 2)
         return np.array(symbols, dtype=np.int64), np.array(depths, dtype=np.int64)
 
-    def _extend(self, ids: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        """Keys (N,) of the n-grams one symbol longer than those with the numbers `ids` (N,); -1 for none."""
-        before = np.concatenate([[-1], ids[:-1]])
-        return np.where(before >= 0, before * self.n_symbols + symbols, -1)
-
     def _count(self, texts: Sequence[str]) -> None:
         """Fill `keys` and `counts`, lists by order.
 
@@ -75,11 +79,13 @@ class KneserNey:
         opens: list[np.ndarray] = [np.empty(0), np.arange(self.n_symbols) == START]
         ids = symbols
         for k in range(2, self.order + 1):
-            # A start symbol (depth 0) has nothing before it, and nothing that it ends is an n-gram.
-            extended = np.where(depths >= k - 1, self._extend(ids, symbols), -1)
-            places = np.flatnonzero(extended >= 0)
+            context = _contexts(ids, depths, k)
+            places = np.flatnonzero(context >= 0)
             keys, first, number, count = np.unique(
-                extended[places], return_index=True, return_inverse=True, return_counts=True
+                context[places] * self.n_symbols + symbols[places],
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
             )
             # One place of every n-gram is enough to know its suffix: how many n-grams end with each suffix?
             suffixes = ids[places[first]]
@@ -137,10 +143,8 @@ class KneserNey:
         prob = self._discounted(1, symbols) / self.totals[1][0] + self.gammas[1][0] * prob
         ids = symbols
         for k in range(2, self.order + 1):
-            context = np.concatenate([[-1], ids[:-1]])
-            context = np.where((context >= 0) & (depths >= k - 1), context, -1)
-            keys = np.where(context >= 0, context * self.n_symbols + symbols, -1)
-            ids = self._numbers(k, keys)
+            context = _contexts(ids, depths, k)
+            ids = self._numbers(k, np.where(context >= 0, context * self.n_symbols + symbols, -1))
             # A context that training never saw leaves the shorter context's probability as it is.
             known = np.flatnonzero(context >= 0)
             known = known[self.totals[k][context[known]] > 0]
