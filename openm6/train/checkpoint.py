@@ -73,12 +73,9 @@ def _group_names(group: dict[str, Any], names: dict[int, str]) -> list[str]:
     return [names[id(p)] for p in group["params"]]
 
 
-def _listed(value: Any) -> Any:
-    """An optimizer's value for JSON: numbers out of tensors (a tensor learning rate), lists out of tuples
-    (betas)."""
-    if isinstance(value, Tensor):
-        return value.item()
-    return list(value) if isinstance(value, tuple) else value
+def _number(value: Any) -> Any:
+    """An optimizer's value for JSON: the number in a tensor (a tensor learning rate)."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _optimizer_parts(
@@ -90,7 +87,7 @@ def _optimizer_parts(
     values: dict[str, Any] = {}
     groups = []
     for group in optimizer.param_groups:
-        hyper = {key: _listed(value) for key, value in group.items() if key != "params"}
+        hyper = {key: _number(value) for key, value in group.items() if key != "params"}
         groups.append({**hyper, "params": _group_names(group, names)})
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -98,12 +95,12 @@ def _optimizer_parts(
                 if isinstance(value, Tensor):
                     tensors[name] = value.detach().contiguous()
                 else:
-                    values[name] = _listed(value)
+                    values[name] = _number(value)
     return tensors, {"groups": groups, "values": values}
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Refuse what JSON would change in silence (a tuple, an array, a key that is not a string)."""
+    """Refuse what JSON cannot hold or would change in silence; only tuples may come back as lists."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -111,13 +108,13 @@ def _check_json(value: Any, where: str) -> None:
                     f"{where} has the key {key!r}; keys of a checkpoint's state must be strings."
                 )
             _check_json(item, f"{where}.{key}")
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_json(item, f"{where}.{index}")
     elif type(value) not in (str, int, float, bool, type(None)):
         raise ValueError(
             f"{where} is a {type(value).__name__}; a checkpoint's state holds only dicts, lists, "
-            "strings, numbers, booleans and None."
+            "tuples, strings, numbers, booleans and None."
         )
 
 
@@ -184,7 +181,7 @@ def save_checkpoint(
 
     Args:
         state: what else the run needs to go on (data position, `rng_state()`, `sharing`, ...), as plain
-        JSON values.
+            JSON values; tuples come back as lists.
 
     Returns:
         The folder of the new checkpoint.
