@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, RMSprop
 
 from openm6.giant.stack import Copies, Stack, find_stack
 
 StateRule = Literal["copy", "reset", "rescale"]
 
-# How a state tensor grows with the gradient: g -> c g gives state -> c**degree state. Names of torch.optim.
+# How a state tensor grows with the gradient: g -> c g gives state -> c**degree state. torch.optim's names.
 GRADIENT_DEGREE = {
     "step": 0,
     "exp_avg": 1,  # Adam, AdamW, NAdam, RAdam, Adamax, SparseAdam
@@ -34,7 +34,7 @@ GRADIENT_DEGREE = {
     "max_exp_avg_sq": 2,
     "exp_inf": 1,  # Adamax
     "mu_product": 0,  # NAdam
-    "momentum_buffer": 1,  # SGD, Muon
+    "momentum_buffer": 1,  # SGD, Muon; RMSprop's holds normalised gradients, see `_degree`
     "square_avg": 2,  # RMSprop, Adadelta
     "grad_avg": 1,
     "sum": 2,  # Adagrad
@@ -193,11 +193,15 @@ def _check_degrees(shared: dict[str, nn.Parameter], optimizers: Sequence[Optimiz
     for optimizer in optimizers:
         for parameter in shared.values():
             for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and key not in GRADIENT_DEGREE:
+                if isinstance(value, Tensor) and _degree(optimizer, key) is None:
                     raise ValueError(
                         f"state='rescale' does not know how {type(optimizer).__name__}'s {key!r} grows with "
                         "the gradient; use 'copy' or 'reset', or add it to GRADIENT_DEGREE."
                     )
+
+
+def _degree(optimizer: Optimizer, key: str) -> int | None:
+    return 0 if isinstance(optimizer, RMSprop) and key == "momentum_buffer" else GRADIENT_DEGREE.get(key)
 
 
 def _join_groups(model: nn.Module, optimizer: Optimizer, copies: Copies) -> None:
@@ -225,7 +229,7 @@ def _carry_state(
     own: dict[str, Any] = optimizer.state[original]
     if rule == "rescale":
         for key, value in own.items():
-            if isinstance(value, Tensor) and (degree := GRADIENT_DEGREE[key]):
+            if isinstance(value, Tensor) and (degree := _degree(optimizer, key)):
                 value.div_((1 + len(duplicates)) ** degree)
     for duplicate in duplicates:
         optimizer.state[duplicate] = copy.deepcopy(own)
