@@ -75,7 +75,7 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
 
 
 def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """All files below `root` with one of `suffixes`, in a fixed order, but for hidden ones and linked folders."""
+    """All files below `root` with one of `suffixes`, in a fixed order; nothing hidden, no linked folders."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):

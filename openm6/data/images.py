@@ -61,6 +61,8 @@ def read_image(
         return to_array(_decode(data, size, where), size=size)
     except BadRecord:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadRecord(where, f"the image is huge ({error})") from error
     except UnidentifiedImageError as error:
         raise BadRecord(where, f"not an image in a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # damaged files make PIL's plugins raise nearly every type there is

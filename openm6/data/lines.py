@@ -122,7 +122,7 @@ FORMATS: dict[str, type[Jsonl] | type[Csv]] = {"jsonl": Jsonl, "csv": Csv}
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to `BLOCK` records of a file."""
+    """A block: `n` records of a file."""
 
     path: Path
     format: Jsonl | Csv
@@ -136,7 +136,7 @@ class LinesReader(Reader):
     relative to the folder of its file.
     """
 
-    def __init__(self, files: Sequence[Path], kind: str, fields: Fields) -> None:
+    def __init__(self, files: Sequence[Path], kind: str, fields: Fields, *, block: int = BLOCK) -> None:
         self.name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         self.fields = fields
         self.chunks: list[Chunk] = []
@@ -145,7 +145,7 @@ class LinesReader(Reader):
                 form = FORMATS[kind](file)
                 if form.columns is not None:
                     fields.check(form.columns, where=str(path))
-                self.chunks += _chunks(path, form, file)
+                self.chunks += _chunks(path, form, file, block)
         self.fingerprint = fingerprint_files(files)
 
     @property
@@ -164,10 +164,10 @@ class LinesReader(Reader):
             return Broken(chunk.n, BadRecord(str(chunk.path), f"cannot be read ({error.strerror})"))
 
 
-def _chunks(path: Path, form: Jsonl | Csv, file: BinaryIO) -> Iterator[Chunk]:
+def _chunks(path: Path, form: Jsonl | Csv, file: BinaryIO, block: int) -> Iterator[Chunk]:
     spans = form.spans(file, form.start, form.line)
     for start, _, line in spans:
-        yield Chunk(path, form, start, line, 1 + sum(1 for _ in islice(spans, BLOCK - 1)))
+        yield Chunk(path, form, start, line, 1 + sum(1 for _ in islice(spans, block - 1)))
 
 
 class _LinesBlock:

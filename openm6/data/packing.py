@@ -22,8 +22,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     for index, length in enumerate(lengths):
         if not 0 <= length <= capacity:
             raise ValueError(
-                f"sequence {index} is {length} long and a row holds 0 to {capacity}: shorten it, or raise the "
-                "capacity."
+                f"sequence {index} is {length} long and a row holds 0 to {capacity}: shorten it, or raise "
+                "the capacity."
             )
     rows: list[list[int]] = []
     by_room: dict[int, deque[int]] = {}

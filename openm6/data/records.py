@@ -32,7 +32,7 @@ class Fields:
     image_size: int | None = None
 
     def check(self, available: Iterable[str], *, where: str) -> None:
-        """Raises `ValueError` if a mapped column is not `available`, or nothing available is a known field."""
+        """Raises `ValueError` if a mapped column is not `available`, or nothing `available` is known."""
         available = list(available)
         for ours, theirs in self.columns.items():
             if theirs not in available:
@@ -45,7 +45,7 @@ class Fields:
         if not self.columns and not set(available) & set(KNOWN_FIELDS):
             raise ValueError(
                 f"{where} has none of the fields {list(KNOWN_FIELDS)}: map them to its columns "
-                f"{available} with `columns`, for example columns: {{caption_en: {available[0] if available else 'text'}}}."
+                f"{available} with `columns`, as in columns: {{caption_en: {(available or ['text'])[0]}}}."
             )
 
     def wanted(self, available: Iterable[str]) -> list[str]:
@@ -66,8 +66,10 @@ class Fields:
                 record[ours] = text_value(value, theirs, where=where)
             elif value is not None and value != "":
                 record[ours] = text_value(value, theirs, where=where) if isinstance(value, str) else value
-        if not record:
-            raise BadRecord(where, f"has none of the fields {list(self.columns or KNOWN_FIELDS)}")
+        if not record or (not self.columns and record.keys().isdisjoint(("image", *CONTENT_FIELDS))):
+            raise BadRecord(
+                where, f"has none of the fields {list(self.columns or ('image', *CONTENT_FIELDS))}"
+            )
         record.setdefault("id", where)
         return record
 

@@ -59,17 +59,15 @@ class Source(Iterator[Record]):
             block = self._open_block()
             if block is None:
                 raise StopIteration
-            while self._position < len(self._rows):
-                row = int(self._rows[self._position])
-                self._position += 1
-                self.bad.epoch_seen += 1
-                try:
-                    return block[row]
-                except BadRecord as error:
-                    self.bad.add(error, source=self.name)
-                    total = self._known if self.reader.total is None else self.reader.total
-                    self.bad.check(max_fraction=self.max_bad_fraction, total=total, source=self.name)
-            self._nth_block, self._position, self._block = self._nth_block + 1, 0, None
+            row = self._advance()
+            if row is None:
+                continue
+            try:
+                return block[row]
+            except BadRecord as error:
+                self.bad.add(error, source=self.name)
+                total = self._known if self.reader.total is None else self.reader.total
+                self.bad.check(max_fraction=self.max_bad_fraction, total=total, source=self.name)
 
     def _open_block(self) -> Block | None:
         """The block that the next record comes from, or None after the last epoch."""
@@ -93,6 +91,17 @@ class Source(Iterator[Record]):
         elif self._position > n:
             raise ValueError(f"{self.name} has changed since this state was saved: block {index} is shorter.")
         return self._block
+
+    def _advance(self) -> int | None:
+        """Steps to the next record of the open block and returns its row, or None if the block is empty."""
+        row = None
+        if self._position < len(self._rows):
+            row = int(self._rows[self._position])
+            self._position += 1
+            self.bad.epoch_seen += 1
+        if self._position == len(self._rows):  # close it now: a state saved here need not open it again
+            self._nth_block, self._position, self._block = self._nth_block + 1, 0, None
+        return row
 
     def _rng(self, *block: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, *(index + 1 for index in block)])
