@@ -113,8 +113,8 @@ def test_generation_with_a_cache_works_while_shared(qwen3: Subject, unit: int) -
 
 def test_sharing_survives_copies_moves_and_state_dicts(giant: Subject) -> None:
     share(giant.model, unit=2)
-    twin = copy.deepcopy(giant.model).to(torch.bfloat16).to(torch.float32)
-    assert slot_uses(twin) == [2, 2]
+    twin = copy.deepcopy(giant.model.to(torch.bfloat16).to(torch.float32))
+    assert slot_uses(giant.model) == slot_uses(twin) == [2, 2]
     with torch.no_grad():
         for p in twin.parameters():
             p.mul_(1.5)
