@@ -13,7 +13,7 @@ Asked = dict[str, list[tuple[Picture, Question]]]
 
 
 def ask_questions(bench: Bench, pictures: Sequence[Picture]) -> Asked:
-    """The questions about these pictures, by kind.
+    """The questions about these pictures, by kind; a kind that nothing can be asked of is left out.
 
     `is_it_a` asks of every picture, in both languages, one question whose answer is yes and one about a
     concept drawn at random, whose answer is no; in `is_it_a_hard` it is one of the picture's own subgroup.
@@ -32,7 +32,7 @@ def ask_questions(bench: Bench, pictures: Sequence[Picture]) -> Asked:
                 other = rng.choice(candidates)
                 for truth in (True, False):
                     asked[kind] += [(picture, question) for question in _is_it(picture, other, truth=truth)]
-    return asked
+    return {kind: those for kind, those in asked.items() if those}
 
 
 def _is_it(picture: Picture, other: Picture, *, truth: bool) -> list[Question]:
