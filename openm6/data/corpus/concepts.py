@@ -1,6 +1,7 @@
 """The emoji concepts: what they are called, in English and Chinese, and where they belong.
 
-Sources: emojibase-data (the list of emoji, groups, subgroups) and the CLDR annotation packages (names, keywords).
+Sources: emojibase-data (the list of emoji, groups, subgroups) and the CLDR annotation packages (names,
+keywords).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def bare(char: str) -> str:
 def read_json(path: Path) -> Any:
     """Parsed JSON of `path`; raises ValueError when the file is missing."""
     if not path.is_file():
-        raise ValueError(f"corpus build: {path} is missing; install the npm packages listed in docs/data-card.md.")
+        raise ValueError(
+            f"corpus build: {path} is missing; install the npm packages listed in docs/data-card.md."
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -48,7 +51,9 @@ def read_concepts(node_modules: Path) -> list[Concept]:
     concepts = []
     for entry in read_json(node_modules / "emojibase-data/en/data.json"):
         char = bare(entry["emoji"])
-        if entry.get("group") in (None, COMPONENT_GROUP) or any(char not in annotations[k] for k in LANGUAGES):
+        if entry.get("group") in (None, COMPONENT_GROUP) or any(
+            char not in annotations[k] for k in LANGUAGES
+        ):
             continue
         name = {k: annotations[k][char]["tts"][0] for k in LANGUAGES}
         concepts.append(
@@ -67,7 +72,9 @@ def read_concepts(node_modules: Path) -> list[Concept]:
 
 def _annotations(node_modules: Path, language: str) -> dict[str, dict[str, list[str]]]:
     base = read_json(node_modules / f"cldr-annotations-full/annotations/{language}/annotations.json")
-    derived = read_json(node_modules / f"cldr-annotations-derived-full/annotationsDerived/{language}/annotations.json")
+    derived = read_json(
+        node_modules / f"cldr-annotations-derived-full/annotationsDerived/{language}/annotations.json"
+    )
     merged = derived["annotationsDerived"]["annotations"] | base["annotations"]["annotations"]
     return {bare(char): entry for char, entry in merged.items() if entry.get("tts")}
 
@@ -78,7 +85,9 @@ def _keywords(entry: dict[str, list[str]], name: str) -> list[str]:
 
 def _messages(node_modules: Path, kind: str) -> dict[int, dict[str, str]]:
     """emojibase's number -> {en, zh} of `kind` (groups or subgroups)."""
-    english = {m["key"]: m["message"] for m in read_json(node_modules / "emojibase-data/en/messages.json")[kind]}
+    english = {
+        m["key"]: m["message"] for m in read_json(node_modules / "emojibase-data/en/messages.json")[kind]
+    }
     chinese = GROUPS_ZH if kind == "groups" else SUBGROUPS_ZH
     keys = read_json(node_modules / "emojibase-data/meta/groups.json")[kind]
     return {int(n): {"en": english[key], "zh": chinese[key]} for n, key in keys.items() if key in chinese}

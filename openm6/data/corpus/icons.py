@@ -1,8 +1,8 @@
 """Which icon of a picture set draws which concept.
 
-An iconify package names its icons by slugs, and some also map code points to icons (chars.json). Evidence is tried from
-the strongest to the weakest, and an icon or a concept once matched is never matched again: a missing picture costs little,
-a wrong one teaches a wrong name.
+An iconify package names its icons by slugs, and some also map code points to icons (chars.json). Evidence is
+tried from the strongest to the weakest, and an icon or a concept once matched is never matched again: a missing
+picture costs little, a wrong one teaches a wrong name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .concepts import Concept, bare, read_json
-from .icon_names import EMOJIONE, FXEMOJI, REJECTED
+from .icon_names import EMOJIONE, FXEMOJI, NOTO_V1, REJECTED
 
 FAMILIES = {
     "noto": "noto",
@@ -29,7 +29,7 @@ FAMILIES = {
 }
 # fluent-emoji lists no code points, but draws the same names as its flat twin.
 CHARS_FROM = {"fluent-emoji": "fluent-emoji-flat"}
-HAND_NAMES = {"emojione": EMOJIONE, "fxemoji": FXEMOJI}
+HAND_NAMES = {"noto-v1": NOTO_V1, "emojione": EMOJIONE, "fxemoji": FXEMOJI}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class IconSet:
     height: float
 
     def svg(self, name: str) -> str:
-        """A square SVG document of the icon or alias `name`, its aspect ratio kept and the picture centred."""
+        """A square SVG document of the icon or alias `name`: aspect ratio kept, picture centred."""
         icon, flip = self.icons.get(name), False
         if icon is None:
             alias = self.aliases[name]
@@ -78,7 +78,7 @@ def read_icon_set(node_modules: Path, name: str) -> IconSet:
 def slug(text: str) -> str:
     """`text` as iconify names icons: ASCII words in lower case, joined by hyphens."""
     plain = unicodedata.normalize("NFKD", text.lower().replace("&", "and")).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", plain.replace("'", "")).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub("['.]", "", plain)).strip("-")
 
 
 def match_icons(icon_set: IconSet, concepts: list[Concept], names: dict[str, str]) -> dict[str, str]:
@@ -124,15 +124,21 @@ def _evidence(icon_set: IconSet, concepts: list[Concept], names: dict[str, str])
             yield icon, char
     if icon_set.name == "fxemoji":
         # Its names are Unicode character names run together.
-        unicode_names = {re.sub("[^a-z0-9]", "", unicodedata.name(c.char[0], "").lower()): c for c in concepts}
+        single = [bare(concept.char) for concept in concepts if len(bare(concept.char)) == 1]
+        unicode_names = {re.sub("[^a-z0-9]", "", unicodedata.name(char, "").lower()): char for char in single}
         for icon in icon_set.icons:
-            concept = unicode_names.get(icon.replace("-", ""))
-            if concept is not None and len(bare(concept.char)) == 1:
-                yield icon, bare(concept.char)
+            if (char := unicode_names.get(icon.replace("-", ""))) is not None:
+                yield icon, char
         return
-    for name_of in (lambda c: c.name["en"], lambda c: c.label):
-        for concept in concepts:
-            if (icon := slug(name_of(concept))) in has:
+    for concept in concepts:
+        name = concept.name["en"]
+        for text in (
+            name,
+            concept.label,
+            name.replace("flag: ", "flag for "),
+            name.replace("flag: ", "flag for flag "),
+        ):
+            if (icon := slug(text)) in has:
                 yield icon, bare(concept.char)
     for name, char in names.items():
         if name in has:

@@ -1,4 +1,4 @@
-"""Tang and Song poems from the npm package chinese-poetry: cleaned, simplified, labelled by form, and sampled by hash."""
+"""Tang and Song poems from the npm package chinese-poetry: cleaned, simplified, labelled, sampled by hash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .splits import digest, poem_split
 MIN_LINES, MAX_LINES = 4, 20
 MAX_TITLE = 20
 REGULATED = {(4, 5): "五绝", (4, 7): "七绝", (8, 5): "五律", (8, 7): "七律"}
-# How many poems of each (dynasty, form) to keep; fewer where fewer exist. Regulated forms are what `write` is scored on.
+# How many poems of each (dynasty, form) to keep; fewer where fewer exist. `write` is scored on the regulated forms.
 QUOTAS = {
     ("唐", "五绝"): 4000,
     ("唐", "七绝"): 8000,
@@ -41,7 +41,7 @@ _NAME = re.compile("[一-龥]+")
 
 @dataclass(frozen=True)
 class Poem:
-    """One poem in simplified characters; `text` runs on without line breaks, its punctuation as in the source."""
+    """One poem in simplified characters; `text` has no line breaks, its punctuation is the source's."""
 
     title: str
     author: str
@@ -56,7 +56,7 @@ class Poem:
 
 
 def form_of(text: str, *, ci: bool = False) -> str:
-    """五绝, 七绝, 五律 or 七律 by counting lines and characters (tones are not checked), 词 for a ci, else 古."""
+    """五绝, 七绝, 五律, 七律 by counting lines and characters (tones are not checked), 词 for a ci, else 古."""
     if ci:
         return "词"
     lines = [line for line in _BREAKS.split(text) if line]
@@ -65,14 +65,20 @@ def form_of(text: str, *, ci: bool = False) -> str:
 
 
 def clean(title: str, author: str, dynasty: str, text: str, *, ci: bool = False) -> Poem | None:
-    """The poem, or None when it is unfit: notes, missing-character marks, rare characters, too short or too long.
+    """The poem, or None when it is unfit: notes, marks of missing characters, rare characters, wrong length.
 
-    Rare means outside GB 2312 (6,763 characters), which also drops what the conversion to simplified left behind.
+    Rare means outside GB 2312 (6,763 characters); this also drops what the conversion to simplified left.
     """
     title, author, text = title.replace("・", "·").strip(), author.strip(), text.replace(" ", "").strip()
     lines = [line for line in _BREAKS.split(text) if line]
     fits = MIN_LINES <= len(lines) <= MAX_LINES and len(title) <= MAX_TITLE and max(map(len, lines)) <= 12
-    if not fits or "囗" in text or not _TEXT.fullmatch(text) or not _TITLE.fullmatch(title) or not _NAME.fullmatch(author):
+    if (
+        not fits
+        or "囗" in text
+        or not _TEXT.fullmatch(text)
+        or not _TITLE.fullmatch(title)
+        or not _NAME.fullmatch(author)
+    ):
         return None
     try:
         (title + author + text).encode("gb2312")
@@ -82,7 +88,10 @@ def clean(title: str, author: str, dynasty: str, text: str, *, ci: bool = False)
 
 
 def sample(poems: Iterator[Poem], quotas: dict[tuple[str, str], int]) -> list[Poem]:
-    """Up to the quota of each (dynasty, form), chosen and ordered by hash; of poems with equal text the first stays."""
+    """Up to the quota of each (dynasty, form), chosen and ordered by hash.
+
+    Of poems with equal text the first stays.
+    """
     first = {poem.text: poem for poem in reversed(list(poems))}
     kept: dict[tuple[str, str], list[Poem]] = {key: [] for key in quotas}
     for poem in sorted(first.values(), key=lambda poem: poem.key):
@@ -120,7 +129,9 @@ def _read_all(dist: Path, simplify: Callable[[str], str]) -> Iterator[Poem]:
     for dynasty, folder, pattern, title_key in SOURCES:
         files = sorted((dist / folder).glob(pattern), key=lambda path: (len(path.name), path.name))
         if not files:
-            raise ValueError(f"corpus build: no {pattern} in {dist / folder}; install the npm package chinese-poetry.")
+            raise ValueError(
+                f"corpus build: no {pattern} in {dist / folder}; install the package chinese-poetry."
+            )
         for path in files:
             for entry in read_json(path):
                 # One conversion a poem: the converter's calls cost more than its work.

@@ -20,10 +20,20 @@ def render(svg: str) -> np.ndarray:
 
 
 def encode(rgba: np.ndarray) -> bytes:
-    """Lossless WebP bytes of np.uint8 `rgba` (H, W, 4); only the colour of fully transparent pixels is not kept.
+    """Lossless WebP bytes of np.uint8 `rgba` (H, W, 4); only the colour under full transparency is not kept.
 
     Flat drawings come out smaller than as lossy WebP of quality 85 (0.9 against 1.1 kB), so nothing is lost.
     """
     out = io.BytesIO()
     Image.fromarray(rgba).save(out, "WEBP", lossless=True, quality=100, method=4)
     return out.getvalue()
+
+
+def nearly_equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether np.uint8 (64, 64, 4) pictures look the same: less than one level apart on average, over white."""
+    return float(np.abs(_over_white(a) - _over_white(b)).mean()) < 1.0
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.float32) / 255.0
+    return rgba[..., :3] * alpha + 255.0 * (1.0 - alpha)

@@ -35,7 +35,7 @@ def withheld_family(concept: str, families: Iterable[str]) -> str | None:
 
 
 def emoji_split(concept: str, family: str, families: Iterable[str]) -> str:
-    """train, val or concept_val for the pictures of `concept` by `family`; `families`: all that draw the concept."""
+    """train, val or concept_val for the pictures of `concept` by `family`; `families`: all that draw it."""
     if fraction("concept_val", concept) < CONCEPT_VAL_SHARE:
         return "concept_val"
     return "val" if withheld_family(concept, families) == family else "train"
