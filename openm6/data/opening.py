@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from openm6.data.webdataset import WebDatasetReader
 def open_reader(config: DataConfig) -> Reader:
     """The reader of a config. Raises `ValueError` if the data is not there or not what the config says."""
     if config.kind == "corpus-emoji":
-        return EmojiCorpus(config.split or "train", image_size=config.image_size)
+        return _emoji(config.split or "train", config.image_size)
     if config.kind == "corpus-poems":
         return PoemCorpus(config.split or "train")
     assert config.path is not None
@@ -40,6 +41,12 @@ def open_reader(config: DataConfig) -> Reader:
     if kind == "webdataset":
         return WebDatasetReader(files, fields)
     return LinesReader(files, kind, fields)
+
+
+@lru_cache(maxsize=4)
+def _emoji(split: str, image_size: int | None) -> EmojiCorpus:
+    """A run opens the same pictures for several tasks; they are decoded and held once."""
+    return EmojiCorpus(split, image_size=image_size)
 
 
 def open_source(config: DataConfig, *, seed: int, epochs: int | None = None) -> Source:
