@@ -40,7 +40,7 @@ def load_poems(split: str | None = None) -> pa.Table:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode one value of the `image` column: a writable np.uint8 array (64, 64, 4) of R, G, B, straight alpha."""
+    """One value of the `image` column as a writable np.uint8 array (64, 64, 4): R, G, B, straight alpha."""
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert("RGBA"))
 

@@ -1,10 +1,10 @@
 """The main colour of a picture, as a person would name it: one of eleven words, by a fixed rule.
 
 1. Every pixel of at least half opacity is named from its hue h (degrees), saturation s, value v and chroma
-   c = s * v. Nearly colourless pixels are black, white or grey; dark orange is brown; light red is pink; and so on
-   (`name_pixels`).
-2. If at least 30 % of these pixels have a hue, the commonest hue wins; otherwise the commonest of black, white and
-   grey. So a red apple with a black outline is red, and a panda with pink ears is white.
+   c = s * v. Nearly colourless pixels are black, white or grey; dark orange is brown; light red is pink; and
+   so on (`name_pixels`).
+2. If at least 30 % of these pixels have a hue, the commonest hue wins; otherwise the commonest of black,
+   white and grey. So a red apple with a black outline is red, and a panda with pink ears is white.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def name_pixels(rgb: np.ndarray) -> np.ndarray:
     dull_yellow = (h >= 36) & (h < 50) & (v < np.where(h < 44, 0.85, 0.66))
     hue = np.where(dull_orange | dull_red | dull_yellow, _BROWN, hue)
 
-    # Slate and steel blues read as grey, so darker cool hues need more chroma than others to count as a colour.
+    # Slate and steel blues read as grey: darker cool hues need more chroma than others to count as a colour.
     cool = (h >= 180) & (h < 260) & (v < 0.85)
     weak = np.where(warm, 0.10, np.where(cool, 0.21, 0.12))
     colourless = (c < weak) | (v < 0.16)

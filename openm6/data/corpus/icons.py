@@ -1,8 +1,8 @@
 """Which icon of a picture set draws which concept.
 
 An iconify package names its icons by slugs, and some also map code points to icons (chars.json). Evidence is
-tried from the strongest to the weakest, and an icon or a concept once matched is never matched again: a missing
-picture costs little, a wrong one teaches a wrong name.
+tried from the strongest to the weakest, and an icon or a concept once matched is never matched again: a
+missing picture costs little, a wrong one teaches a wrong name.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from .splits import digest, poem_split
 MIN_LINES, MAX_LINES = 4, 20
 MAX_TITLE = 20
 REGULATED = {(4, 5): "五绝", (4, 7): "七绝", (8, 5): "五律", (8, 7): "七律"}
-# How many poems of each (dynasty, form) to keep; fewer where fewer exist. `write` is scored on the regulated forms.
+# How many poems of each (dynasty, form) to keep; fewer where fewer exist. `write` is scored on the regulated
+# forms, so these are most.
 QUOTAS = {
     ("唐", "五绝"): 4000,
     ("唐", "七绝"): 8000,
@@ -56,7 +57,7 @@ class Poem:
 
 
 def form_of(text: str, *, ci: bool = False) -> str:
-    """五绝, 七绝, 五律, 七律 by counting lines and characters (tones are not checked), 词 for a ci, else 古."""
+    """五绝, 七绝, 五律, 七律 by counting lines and characters (not tones), 词 for a ci, else 古."""
     if ci:
         return "词"
     lines = [line for line in _BREAKS.split(text) if line]

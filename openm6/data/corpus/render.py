@@ -30,7 +30,7 @@ def encode(rgba: np.ndarray) -> bytes:
 
 
 def nearly_equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether np.uint8 (64, 64, 4) pictures look the same: less than one level apart on average, over white."""
+    """Whether np.uint8 (64, 64, 4) pictures look alike: under one level apart on average, over white."""
     return float(np.abs(_over_white(a) - _over_white(b)).mean()) < 1.0
 
 
