@@ -75,7 +75,7 @@ class RMSNorm(nn.Module):
 
 def rotary(positions_BT: Tensor, *, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and signed sin of every position, each (B, T, 1, C), for `rotate` (2104.09864, halves as Llama)."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim)
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim)
     angle = positions_BT[:, :, None, None].float() * frequency
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

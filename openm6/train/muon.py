@@ -5,7 +5,8 @@ iterations, so every direction of the matrix learns at the same speed. `torch.op
 parameters and iterates in bf16, which many CPUs emulate; this one also takes convolutions and works in fp32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,26 +33,34 @@ class Muon(torch.optim.Optimizer):
     """Muon on matrices and convolution kernels, Adam on everything else.
 
     Args:
-        parameters: the model's parameters; which rule each gets follows from its shape.
+        parameters: parameters, whose shape decides which rule each gets, or groups with `matrices` True or False.
         lr: of Adam, and of Muon times `matrix_scale`: one schedule drives both.
         matrix_scale: Muon's rate over Adam's; Muon's updates have a norm that does not depend on the loss.
         momentum: of Muon (Nesterov).
+        weight_decay: decoupled, a share of `lr` (AdamW's rule) times `matrix_scale` where Muon rules.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]],
         *,
         lr: float = 2e-3,
         matrix_scale: float = 10.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.0,
     ):
-        parameters = list(parameters)
-        matrices = [p for p in parameters if is_matrix(p)]
-        others = [p for p in parameters if not is_matrix(p)]
-        groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
-        defaults = {"lr": lr, "matrix_scale": matrix_scale, "momentum": momentum, "betas": betas}
+        groups: list[Any] = list(parameters)
+        if not isinstance(groups[0], dict):
+            matrices = {"params": [p for p in groups if is_matrix(p)], "matrices": True}
+            groups = [matrices, {"params": [p for p in groups if not is_matrix(p)], "matrices": False}]
+        defaults = {
+            "lr": lr,
+            "matrix_scale": matrix_scale,
+            "momentum": momentum,
+            "betas": betas,
+            "weight_decay": weight_decay,
+        }
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
@@ -68,8 +77,8 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, parameter: Tensor, grad: Tensor, group: dict) -> None:
         state = self.state[parameter]
         if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(grad)
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
         update = grad + group["momentum"] * momentum
         # Channels last, so that for that memory layout the reshape is a view.
         order = (0, *range(2, update.ndim), 1)
@@ -78,6 +87,7 @@ class Muon(torch.optim.Optimizer):
         scale = max(1.0, m_OI.shape[0] / m_OI.shape[1]) ** 0.5
         back = torch.argsort(torch.tensor(order)).tolist()
         change = orthogonalise(m_OI).view(moved.shape).permute(back)
+        parameter.mul_(1 - group["lr"] * group["matrix_scale"] * group["weight_decay"])
         parameter.add_(change, alpha=-group["lr"] * group["matrix_scale"] * scale)
 
     def _adam(self, parameter: Tensor, grad: Tensor, group: dict) -> None:
@@ -91,6 +101,7 @@ class Muon(torch.optim.Optimizer):
         first = state["exp_avg"].lerp_(grad, 1 - beta1)
         second = state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
         t = state["step"].item()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
         denominator = (second / (1 - beta2**t)).sqrt_().add_(1e-8)
         parameter.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**t))
 

@@ -1,0 +1,40 @@
+"""The key-value cache: what attention has computed for the stream so far, kept for every layer.
+
+Legend: B rows, K key-value heads, T new positions, S positions so far, C head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Grows in place, up to `capacity` positions; layers that share a slot still have keys of their own."""
+
+    def __init__(self, layers: int, capacity: int):
+        self.capacity = capacity
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self.length = [0] * layers
+
+    def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values of a layer; return all of its so far, (B, K, S, C) each."""
+        start, stop = self.length[layer], self.length[layer] + k_BKTC.shape[2]
+        assert stop <= self.capacity, "the caller knows how long it decodes"
+        keys, values = self.keys[layer], self.values[layer]
+        if keys is None or values is None:
+            shape = (*k_BKTC.shape[:2], self.capacity, k_BKTC.shape[3])
+            keys, values = k_BKTC.new_empty(shape), v_BKTC.new_empty(shape)
+            self.keys[layer], self.values[layer] = keys, values
+        keys[:, :, start:stop] = k_BKTC
+        values[:, :, start:stop] = v_BKTC
+        self.length[layer] = stop
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows, in that order; a row may be kept more than once (beams, candidates)."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                if tensor is not None:
+                    tensors[layer] = torch.index_select(tensor, 0, rows)

@@ -1,0 +1,89 @@
+"""Prefix once, then token by token: the model behind a key-value cache.
+
+Legend: B rows, T source positions, S positions so far, D width, P tokens an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from openm6.decode.cache import KeyValueCache
+from openm6.model import M6, Stream
+from openm6.model.stream import attention_bias
+from openm6.tasks.layout import Branch
+
+
+class Decoder:
+    """One prompt a row, of different lengths. `hidden_BD` predicts each row's next token."""
+
+    def __init__(self, model: M6, prompts: Sequence[Branch], images_NCHW: Tensor | None, *, max_new: int):
+        """`images_NCHW`: the normalised pictures of those prompts that have one, in their order."""
+        self.model = model
+        stream, length_B = prompt_stream(prompts, images_NCHW, image_tokens=model.config.image_tokens)
+        self.cache = KeyValueCache(model.config.layers, stream.tokens_BT.shape[1] + max_new)
+        self.seen_BS = stream.example_BT >= 0
+        self.position_B = length_B.clone()
+        self.cells = 0  # drawn so far
+        if prompts[0].target_kind == "codes":
+            rows = torch.arange(len(prompts))
+            stream.next_cell_at = rows * stream.tokens_BT.shape[1] + length_B - 1
+            stream.next_cell = torch.zeros_like(rows)
+        who = (stream.example_BT, stream.branch_BT, stream.order_BT)
+        hidden_BTD = model.run_layers(
+            model.embed_stream(stream), stream.positions_BT, attention_bias(who, who), cache=self.cache
+        )
+        self.hidden_BD = hidden_BTD[torch.arange(len(prompts)), length_B - 1]
+
+    def step(self, tokens_B: Tensor) -> None:
+        """Append one text token to every row."""
+        self._step(self.model.embed(tokens_B))
+
+    def step_cell(self, cells_BK: Tensor) -> None:
+        """Append one cell of the drawing to every row."""
+        assert self.model.drawing is not None
+        self.cells += 1
+        self._step(self.model.embed_cells(cells_BK) + self.model.drawing.position.weight[self.cells])
+
+    def _step(self, x_BD: Tensor) -> None:
+        self.seen_BS = torch.cat((self.seen_BS, torch.ones_like(self.seen_BS[:, :1])), dim=1)
+        bias = torch.zeros(self.seen_BS.shape).masked_fill_(~self.seen_BS, float("-inf"))[:, None, None]
+        hidden_BTD = self.model.run_layers(x_BD[:, None], self.position_B[:, None], bias, cache=self.cache)
+        self.position_B += 1
+        self.hidden_BD = hidden_BTD[:, 0]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows, in that order, with repeats."""
+        self.cache.select(rows)
+        self.seen_BS, self.position_B = self.seen_BS[rows], self.position_B[rows]
+        self.hidden_BD = self.hidden_BD[rows]
+
+
+def prompt_stream(
+    prompts: Sequence[Branch], images_NCHW: Tensor | None, *, image_tokens: int
+) -> tuple[Stream, Tensor]:
+    """One prompt a row, padded on the right; returns the stream and each row's length (B)."""
+    starts = [image_tokens if prompt.image is not None else 0 for prompt in prompts]
+    lengths = [start + len(prompt.source) for start, prompt in zip(starts, prompts, strict=True)]
+    shape = (len(prompts), max(lengths))
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    example, branch, order = (torch.full(shape, -1) for _ in range(3))
+    image_at: list[int] = []
+    for row, (prompt, start, length) in enumerate(zip(prompts, starts, lengths, strict=True)):
+        tokens[row, start:length] = torch.tensor(prompt.source)
+        example[row, :length] = row
+        branch[row, :start], order[row, :start] = 0, 0
+        branch[row, start:length], order[row, start:length] = 1, 1
+        image_at.extend(range(row * shape[1], row * shape[1] + start))
+    stream = Stream(
+        tokens_BT=tokens,
+        positions_BT=torch.arange(shape[1]).expand(shape),
+        example_BT=example,
+        branch_BT=branch,
+        order_BT=order,
+        images_NCHW=images_NCHW,
+        image_at=torch.tensor(image_at, dtype=torch.int64),
+    )
+    return stream, torch.tensor(lengths)

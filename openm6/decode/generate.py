@@ -1,0 +1,160 @@
+"""Choosing tokens: sampling (greedy at temperature 0) and beam search, on a `Decoder`.
+
+Legend: B rows, W beams, V tokens that may be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from openm6.decode.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the scores: temperature 0 = the best one; `top_k` 0 and `top_p` 1 = no cut."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0  # classifier-free guidance (2207.12598); the second half of the rows has no words
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, not "
+                f"{self.temperature}, {self.top_k} and {self.top_p}"
+            )
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """One index for each row, (B)."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
+        least = logits_BV.topk(sampling.top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least, float("-inf"))
+    if sampling.top_p < 1:
+        sorted_logits, order = logits_BV.sort(descending=True)
+        p = sorted_logits.softmax(-1)
+        outside = p.cumsum(-1) - p >= sampling.top_p  # keeps the token that crosses the border
+        logits_BV = logits_BV.masked_fill(outside.scatter(1, order, outside), float("-inf"))
+    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def sample_text(
+    decoder: Decoder,
+    *,
+    eos: int,
+    max_new: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    begin: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
+    """Text tokens of every row up to `eos`, which is left out; `begin`: tokens that a row must start with."""
+    rows = len(decoder.hidden_BD)
+    begin = begin or [()] * rows
+    outputs: list[list[int]] = [[] for _ in range(rows)]
+    done = [False] * rows
+    for place in range(max_new):
+        chosen = choose(decoder.model.text_logits(decoder.hidden_BD).float(), sampling, generator)
+        for row, forced in enumerate(begin):
+            if place < len(forced):
+                chosen[row] = forced[place]
+            done[row] = done[row] or int(chosen[row]) == eos
+            if not done[row]:
+                outputs[row].append(int(chosen[row]))
+        if all(done) or place + 1 == max_new:
+            break
+        decoder.step(chosen)
+    return outputs
+
+
+@torch.no_grad()
+def sample_cells(decoder: Decoder, *, cells: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The drawing of every row, (B, cells, K).
+
+    With `guidance` other than 1 the decoder holds every prompt twice: B rows with words, then B without.
+    """
+    guided = sampling.guidance != 1
+    drawn: list[Tensor] = []
+    for place in range(cells):
+        rows = len(decoder.hidden_BD)
+        cell_BK = torch.empty((rows, 0), dtype=torch.int64)
+        for _ in range(decoder.model.config.codes_per_cell):
+            logits = decoder.model.next_code_logits(decoder.hidden_BD, cell_BK).float()
+            if guided:
+                worded, wordless = logits.chunk(2)
+                logits = wordless + sampling.guidance * (worded - wordless)
+            chosen = choose(logits, sampling, generator)
+            cell_BK = torch.cat((cell_BK, (chosen.repeat(2) if guided else chosen)[:, None]), dim=1)
+        drawn.append(cell_BK[: rows // 2] if guided else cell_BK)
+        if place + 1 < cells:
+            decoder.step_cell(cell_BK)
+    return torch.stack(drawn, dim=1)
+
+
+@dataclass(order=True)
+class _Finished:
+    score: float
+    tokens: list[int] = field(compare=False)
+
+
+@torch.no_grad()
+def beam_search(
+    decoder: Decoder, *, beams: int, eos: int, max_new: int, length_penalty: float = 0.0
+) -> list[list[int]]:
+    """The most probable text of every row among `beams` kept ones.
+
+    Score = log p / length ** `length_penalty`; 0 is the plain probability of the whole text. A row ends when none of
+    its open beams can still beat its best finished one (exact for penalty 0, where scores only fall).
+    """
+    rows = len(decoder.hidden_BD)
+    decoder.select(torch.arange(rows).repeat_interleave(beams))
+    scores_RW = torch.full((rows, beams), float("-inf"))
+    scores_RW[:, 0] = 0  # all beams are equal at first: let one speak
+    tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
+    best: list[_Finished | None] = [None] * rows
+    for place in range(1, max_new + 1):
+        log_p = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
+        vocab = log_p.shape[-1]
+        totals = scores_RW[:, :, None] + log_p.view(rows, beams, vocab)
+        # Twice as many as needed, for at most `beams` of them can be ends.
+        values, flat = totals.view(rows, -1).topk(2 * beams)
+        parents, nexts = flat // vocab, flat % vocab
+        keep_parent = torch.zeros(rows, beams, dtype=torch.int64)
+        keep_token = torch.full((rows, beams), eos)
+        new_tokens: list[list[list[int]]] = []
+        new_scores = torch.full((rows, beams), float("-inf"))
+        for row in range(rows):
+            open_beams: list[list[int]] = []
+            for value, parent, token in zip(
+                values[row].tolist(), parents[row].tolist(), nexts[row].tolist(), strict=True
+            ):
+                if value == float("-inf"):
+                    break
+                history = tokens[row][parent]
+                if token == eos:
+                    done = _Finished(value / place**length_penalty, history)
+                    best[row] = max(filter(None, (best[row], done)))
+                elif len(open_beams) < beams:
+                    slot = len(open_beams)
+                    keep_parent[row, slot], keep_token[row, slot], new_scores[row, slot] = parent, token, value
+                    open_beams.append([*history, token])
+            new_tokens.append(open_beams + [[] for _ in range(beams - len(open_beams))])
+        tokens, scores_RW = new_tokens, new_scores
+        if all(
+            end is not None and top / max_new**length_penalty <= end.score
+            for end, top in zip(best, scores_RW[:, 0].tolist(), strict=True)
+        ):
+            break
+        if place < max_new:
+            decoder.select((torch.arange(rows)[:, None] * beams + keep_parent).flatten())
+            decoder.step(keep_token.flatten())
+    return [end.tokens if end is not None else tokens[row][0] for row, end in enumerate(best)]

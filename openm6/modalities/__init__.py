@@ -1,0 +1,1 @@
+"""How data enters and leaves the stream: text, images, image codes."""

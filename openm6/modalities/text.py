@@ -1,0 +1,69 @@
+"""Text enters and leaves the stream as byte-level BPE tokens; special tokens name tasks, languages and marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+PAD, BOS, EOS, MASK, GAP = "<pad>", "<bos>", "<eos>", "<mask>", "<gap>"
+SPECIAL = (PAD, BOS, EOS, MASK, GAP)  # GAP: start of one infilled span; MASK: where a span was taken out
+TASK_MARKS = ("<caption>", "<ask>", "<draw>", "<write>", "<match>", "<lm>", "<denoise>", "<style>")
+LANGUAGE_MARKS = ("<en>", "<zh>")
+
+# A Chinese character is a word of its own: merges never cross it, so that verse is counted in tokens.
+_CJK = Regex(r"[\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
+    """Byte-level BPE (any text can be encoded) with the special tokens first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_CJK, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL, *TASK_MARKS, *LANGUAGE_MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TextTokenizer(tokenizer)
+
+
+class TextTokenizer:
+    """Text <-> token ids. A special token written in user text is encoded as plain characters, never as the mark."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True
+        self.size = tokenizer.get_vocab_size()
+        self.pad, self.bos, self.eos, self.mask, self.gap = (self.mark(name) for name in SPECIAL)
+        self.encode = lru_cache(maxsize=100_000)(self._encode)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """Raises ValueError when `path` is missing or no tokenizer.json."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        self._tokenizer.save(str(path))
+
+    def mark(self, name: str) -> int:
+        """Id of a special token such as `<caption>`."""
+        token = self._tokenizer.token_to_id(name)
+        if token is None:
+            raise ValueError(f"the tokenizer has no special token {name}")
+        return token
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)

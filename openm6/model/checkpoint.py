@@ -1,0 +1,55 @@
+"""A model as a folder: config.json and model.safetensors (bf16), tokenizer files beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from openm6.model.config import ModelConfig
+from openm6.model.layers import Block
+from openm6.model.m6 import M6
+
+
+def save_model(model: M6, folder: Path) -> None:
+    """Write `config.json` (shape and sharing) and `model.safetensors` (bf16; shared slots are stored once)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model": model.config.model_dump(), "sharing": model.sharing}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    weights = {
+        name: (value.bfloat16() if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    save_file(weights, str(folder / "model.safetensors"))
+
+
+def load_model(folder: Path) -> M6:
+    """Read what `save_model` wrote, as fp32 in eval mode.
+
+    Raises ValueError naming the file that is missing, broken or does not fit the config.
+    """
+    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise ValueError(f"{folder} is not a checkpoint folder: it has no {path.name}")
+    try:
+        content = json.loads(config_path.read_text(encoding="utf-8"))
+        config = ModelConfig.model_validate(content["model"])
+    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        raise ValueError(f"{config_path} is not a config of OpenM6: {error}") from error
+    model = M6(config)
+    model.sharing = [int(slot) for slot in content["sharing"]]
+    model.slots = torch.nn.ModuleList(Block(config) for _ in range(max(model.sharing) + 1))
+    try:
+        model.load_state_dict({name: _widen(value) for name, value in load_file(str(weights_path)).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights_path} is damaged or does not fit {config_path.name}: {error}") from error
+    return model.eval()
+
+
+def _widen(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value

@@ -1,0 +1,25 @@
+"""match: a picture and a text -> how well they fit, the cosine of their two embeddings.
+
+Both are read at the `<match>` mark that closes their source; training pulls pairs together (InfoNCE).
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from openm6.modalities.text import TextTokenizer
+from openm6.tasks.task import Fields, Record, Task, pick_language
+
+IMAGE_SIDE = "[IMAGE:image] -> <match>"
+TEXT_SIDE = "[TEXT:text] -> <match>"
+
+
+def _fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | None:
+    language = pick_language(record, "caption", rng)
+    if language is None or record.get("image") is None:
+        return None
+    text = record[f"caption_{language}"]
+    return {"image": record["image"], "text": text, "key": record.get("concept") or text}
+
+
+MATCH = Task("match", (IMAGE_SIDE, TEXT_SIDE), _fields)

@@ -1,0 +1,46 @@
+"""What a task is: a name, one instruction line a branch, and a function that reads its fields off a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+
+from openm6.modalities.text import TextTokenizer
+from openm6.tasks.layout import Branch, Layout
+
+Record = Mapping[str, object]
+Fields = dict[str, object]
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Adding a task means writing one of these and listing it in `openm6.tasks.TASKS`; the model stays as it is.
+
+    `fields(record, rng, tokenizer)` picks what the instructions name, at random where a record offers a choice
+    (language, wording, spans), or returns None for a record that has nothing for this task.
+    """
+
+    name: str
+    instructions: tuple[str, ...]
+    fields: Callable[[Record, Random, TextTokenizer], Fields | None]
+    needs_codes: bool = False  # the record's image is wanted as codes in the field `codes`
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        return tuple(Layout(instruction) for instruction in self.instructions)
+
+    def branches(self, record: Record, rng: Random, tokenizer: TextTokenizer) -> list[Branch]:
+        """The branches that this record gives, none if it does not serve the task."""
+        fields = self.fields(record, rng, tokenizer)
+        if fields is None:
+            return []
+        return [layout.branch(self.name, fields, tokenizer) for layout in self.layouts]
+
+
+def pick_language(record: Record, stem: str, rng: Random) -> str | None:
+    """A language for which the record has a non-empty `<stem>_<language>`."""
+    offered = [language for language in LANGUAGES if record.get(f"{stem}_{language}")]
+    return rng.choice(offered) if offered else None

@@ -1,0 +1,142 @@
+"""Records -> batches: draw records from the mix, let their tasks lay them out, augment the pictures, pack.
+
+Batch number `s` is a function of the seed, `s` and the records: all of its chance comes from one generator seeded with
+(seed, s), so the position of the sources is the only state that a resumed run needs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from random import Random
+
+import numpy as np
+import torch
+
+from openm6.data import open_source
+from openm6.data.augment import NONE, augment, normalise, over_white, stack_rgba
+from openm6.model import ModelConfig
+from openm6.modalities.cells import to_cells
+from openm6.modalities.codes import ImageTokenizer
+from openm6.modalities.text import TextTokenizer
+from openm6.tasks import TASKS
+from openm6.tasks.collate import Batch, Example, collate, fit
+from openm6.tasks.layout import Branch
+from openm6.train.config import MixConfig
+
+
+class Batches:
+    """Endless batches of a mix; `state_dict` tells where the next one begins."""
+
+    def __init__(
+        self,
+        mix: Sequence[MixConfig],
+        *,
+        model: ModelConfig,
+        row: int,
+        tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer | None,
+        seed: int,
+    ):
+        self.mix, self.model, self.row, self.seed = mix, model, row, seed
+        self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
+        self.sources = [open_source(part.data, seed=seed + i) for i, part in enumerate(mix)]
+        self.iterators = [iter(source) for source in self.sources]
+        self.step = 0
+
+    def state_dict(self) -> dict[str, object]:
+        return {"step": self.step, "sources": [source.state_dict() for source in self.sources]}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self.step = int(state["step"])  # pyright: ignore[reportArgumentType]
+        for source, saved in zip(self.sources, state["sources"], strict=True):  # pyright: ignore[reportArgumentType]
+            source.load_state_dict(saved)
+        self.iterators = [iter(source) for source in self.sources]
+
+    def __next__(self) -> Batch:
+        rng = Random(f"{self.seed}/{self.step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        examples: list[Example] = []
+        pictures: dict[int, torch.Tensor] = {}  # by example
+        for part, iterator in zip(self.mix, self.iterators, strict=True):
+            records = [dict(next(iterator)) for _ in range(part.per_step)]
+            self._add_others(records)
+            if any(TASKS[name].needs_codes for name in part.tasks):
+                self._add_codes(records)
+            seen: list[tuple[int, dict[str, object], bool]] = []
+            for record in records:
+                branches = [branch for name, rate in part.tasks.items() for branch in self._ask(name, rate, record, rng)]
+                with_image = [branch for branch in branches if branch.image is not None]
+                groups = ([with_image] if with_image else []) + [[b] for b in branches if b.image is None]
+                for group in groups:
+                    example = self._fit(group)
+                    if example is None:
+                        continue
+                    if example[0].image is not None:
+                        asks = any(branch.task == "ask" for branch in example)
+                        seen.append((len(examples), record, asks))
+                    examples.append(example)
+            if seen:
+                images = self._pixels(seen, part, generator)
+                pictures.update({index: image for (index, _, _), image in zip(seen, images, strict=True)})
+        batch, image_order = collate(
+            examples,
+            row=self.row,
+            image_tokens=self.model.image_tokens,
+            pad=self.tokenizer.pad,
+        )
+        if image_order:
+            batch.stream.images_NCHW = normalise(torch.stack([pictures[index] for index in image_order]))
+        self.step += 1
+        return batch
+
+    def _ask(self, name: str, rate: float, record: dict[str, object], rng: Random) -> list[Branch]:
+        count = int(rate) + (rng.random() < rate % 1)
+        return [branch for _ in range(count) for branch in TASKS[name].branches(record, rng, self.tokenizer)]
+
+    def _fit(self, group: list[Branch]) -> Example | None:
+        try:
+            return fit(group, row=self.row, image_tokens=self.model.image_tokens)
+        except ValueError as error:
+            warnings.warn(f"left out an example of task {group[0].task}: {error}", stacklevel=2)
+            return None
+
+    def _add_others(self, records: list[dict[str, object]]) -> None:
+        """Give every record the names of another one of the batch, for questions whose answer is no."""
+        for record, other in zip(records, records[1:] + records[:1], strict=True):
+            record["other_en"], record["other_zh"] = other.get("caption_en"), other.get("caption_zh")
+
+    def _add_codes(self, records: list[dict[str, object]]) -> None:
+        assert self.image_tokenizer is not None, "RunConfig has checked it"
+        images = [record["image"] for record in records]
+        assert all(isinstance(image, np.ndarray) for image in images)
+        pixels = over_white(stack_rgba(images, self.model.image_size))  # pyright: ignore[reportArgumentType]
+        cells_NLK = to_cells(self.image_tokenizer.encode(pixels), self.model.codes_per_cell)
+        for record, cells in zip(records, cells_NLK.tolist(), strict=True):
+            record["codes"] = tuple(map(tuple, cells))
+
+    def _pixels(
+        self, seen: list[tuple[int, dict[str, object], bool]], part: MixConfig, generator: torch.Generator
+    ) -> torch.Tensor:
+        images: list[np.ndarray] = [record["image"] for _, record, _ in seen]  # pyright: ignore[reportAssignmentType]
+        rgba = stack_rgba(images, self.model.image_size)
+        if part.augment is None or part.augment == NONE:
+            return over_white(rgba)
+        names = [f"{record.get('caption_en') or ''} {record.get('caption_zh') or ''}" for _, record, _ in seen]
+        keep_colour = torch.tensor([asks for _, _, asks in seen])
+        return augment(rgba, names, part.augment, generator, keep_colour=keep_colour)
+
+
+def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:
+    """All texts of the first epoch of the sources (at most `limit` records each), to train a tokenizer on."""
+    texts: list[str] = []
+    for part in mix:
+        for count, record in enumerate(open_source(part.data, seed=0, epochs=1)):
+            if count >= limit:
+                break
+            for value in record.values():
+                if isinstance(value, str):
+                    texts.append(value)
+                elif isinstance(value, list):
+                    texts.extend(item for item in value if isinstance(item, str))
+    return texts

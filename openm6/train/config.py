@@ -1,0 +1,90 @@
+"""A recipe: everything that decides what a run computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from openm6.data.augment import AugmentConfig
+from openm6.data.config import DataConfig
+from openm6.model import ModelConfig
+from openm6.tasks import TASKS
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MixConfig(_Strict):
+    """One source of data and the tasks that its records serve."""
+
+    data: DataConfig
+    per_step: int = Field(gt=0)  # records a step
+    tasks: dict[str, float]  # expected examples of the task for each record; 1.5 = one or two
+    augment: AugmentConfig | None = None  # None = pictures as they are
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
+        for name, rate in tasks.items():
+            if name not in TASKS:
+                raise ValueError(f"there is no task '{name}'; the tasks are {', '.join(TASKS)}")
+            if rate <= 0:
+                raise ValueError(f"the rate of task '{name}' must be above 0")
+        return tasks
+
+
+class SharingConfig(_Strict):
+    """Pseudo-to-Real: how the run begins and when it delinks (see docs/pseudo-to-real.md)."""
+
+    unit: int | None = None  # layers on one slot; None = all of them
+    delink_at: float = Field(default=0.1, ge=0, le=1)  # share of the steps; 0 = never share, 1 = never delink
+    delink_on_correlation: float | None = None  # also delink when adjacent layers' gradients correlate less
+    check_every: int = Field(default=100, gt=0)  # steps between two looks at that correlation
+    optimizer_state: Literal["copy", "reset", "rescale"] = "copy"
+
+
+class OptimizerConfig(_Strict):
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: on matrices and kernels, Adam on the rest
+    matrix_scale: float = 10.0  # muon: its rate over `lr`
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05  # on matrices only
+    clip: float = 1.0  # global gradient norm
+    warmup: float = Field(default=0.02, ge=0, le=1)  # share of the steps
+    decay: Literal["wsd", "cosine"] = "wsd"
+    decay_share: float = Field(default=0.3, ge=0, le=1)  # wsd: share of the steps that ramp down to 0
+    spike: float = 3.0  # a loss above this multiple of its running mean skips the step
+
+
+class RunConfig(_Strict):
+    """One training run, as `configs/*.yaml` say it."""
+
+    name: str
+    seed: int = 0
+    steps: int = Field(gt=0)
+    row: int = Field(default=128, gt=0)  # positions a row of the stream
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
+    model: ModelConfig
+    tokenizer: Path | None = None  # a tokenizer.json; None = trained on the run's own texts
+    image_tokenizer: Literal["shipped"] | Path | None = None  # folder of an image tokenizer; `draw` needs one
+    mix: list[MixConfig] = Field(min_length=1)
+    held_out: list[MixConfig] = []  # measured every `eval_every` steps, pictures unchanged
+    loss_weights: dict[str, float] = {}  # a task not named counts 1
+    sharing: SharingConfig = SharingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = Field(default=10, gt=0)
+    eval_every: int = Field(default=500, gt=0)
+    eval_steps: int = Field(default=4, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        if any("draw" in mix.tasks for mix in self.mix) and self.image_tokenizer is None:
+            raise ValueError("the task 'draw' needs image_tokenizer: the folder of a trained image tokenizer")
+        unit = self.sharing.unit
+        if unit is not None and self.model.layers % unit:
+            raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")
+        return self

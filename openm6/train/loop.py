@@ -1,0 +1,271 @@
+"""The training loop: Pseudo Giant, delink, Real Giant, resumable at any moment.
+
+    train(load_recipe(Path("configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
+
+Everything that a step computes follows from the checkpoint before it, so a run that was killed and started again
+ends bit for bit like one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
+from openm6.giant.trigger import CorrelationTrigger, FractionTrigger, adjacent_correlations
+from openm6.model import M6
+from openm6.model.checkpoint import save_model
+from openm6.tasks.collate import Batch
+from openm6.train.batches import Batches
+from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
+from openm6.train.config import RunConfig
+from openm6.train.memory import keep_large_blocks, native_bf16, resident_bytes
+from openm6.train.metrics import MetricsWriter
+from openm6.train.objectives.seq2seq import task_losses, total_loss
+from openm6.train.optimizer import build_optimizer
+from openm6.train.recipe import dump_recipe, load_recipe
+from openm6.train.schedule import learning_rate
+from openm6.train.tokenizers import open_tokenizers
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path:
+    """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for `openm6.load`.
+
+    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics line.
+    Raises ValueError for a folder that holds another run, and for data or files that cannot be used.
+    """
+    keep_large_blocks()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    check_same_run(config, run_dir)
+    dump_recipe(config, run_dir / "config.yaml")
+    run = Run(config, run_dir)
+    with MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
+
+        def report(line: dict[str, Any]) -> None:
+            metrics.write(line)
+            if on_progress is not None:
+                on_progress({"time": metrics.elapsed, **line})
+
+        run.to_the_end(report, lambda: metrics.elapsed)
+    return run.export()
+
+
+class Run:
+    """The state of a run: model, optimizer, data position, counters."""
+
+    def __init__(self, config: RunConfig, run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+        self.tokenizer, self.image_tokenizer = open_tokenizers(config, run_dir)
+        checkpoint = latest_checkpoint(run_dir)
+        torch.manual_seed(config.seed)
+        self.model = M6(config.model)
+        saved = read_checkpoint_state(checkpoint) if checkpoint else None
+        delinked = saved["delinked"] if saved else config.sharing.delink_at == 0
+        if not delinked:
+            share(self.model, unit=config.sharing.unit)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.batches = self._batches(config.mix, seed=config.seed)
+        self.correlation = (
+            CorrelationTrigger(rho=config.sharing.delink_on_correlation, every=config.sharing.check_every)
+            if config.sharing.delink_on_correlation is not None
+            else None
+        )
+        self.step, self.tokens, self.skipped = 0, 0, 0
+        self.usual_loss: float | None = None  # running mean that the spike guard compares with
+        self.window = Window()
+        if checkpoint:
+            self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
+
+    def _batches(self, mix: Any, *, seed: int) -> Batches:
+        return Batches(
+            mix,
+            model=self.config.model,
+            row=self.config.row,
+            tokenizer=self.tokenizer,
+            image_tokenizer=self.image_tokenizer,
+            seed=seed,
+        )
+
+    @property
+    def shared(self) -> bool:
+        return max(slot_uses(self.model)) > 1
+
+    @property
+    def stage(self) -> str:
+        return "pseudo" if self.shared else "real"
+
+    def to_the_end(self, report: Progress, clock: Callable[[], float]) -> None:
+        config = self.config
+        if self.step == 0:
+            report(self._held_out())
+        begun, begun_tokens = clock(), self.tokens
+        while self.step < config.steps:
+            batch = next(self.batches)
+            if self.shared and self._time_to_delink(batch):
+                delink(self.model, self.optimizer, state=config.sharing.optimizer_state)
+                report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
+            self._train_step(batch)
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                speed = (self.tokens - begun_tokens) / max(1e-9, clock() - begun)
+                begun, begun_tokens = clock(), self.tokens
+                report(self._line(speed))
+            if self.step % config.eval_every == 0 or self.step == config.steps:
+                report(self._held_out())
+                begun = clock()
+            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                save_checkpoint(
+                    self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
+                )
+                begun = clock()
+
+    def _time_to_delink(self, batch: Batch) -> bool:
+        sharing = self.config.sharing
+        if sharing.delink_at < 1 and FractionTrigger(sharing.delink_at, self.config.steps).check(self.step):
+            return True
+        if self.correlation is None:
+            return False
+        return self.correlation.check(
+            self.step, lambda: adjacent_correlations(self.model, lambda: self._loss(batch)[0])
+        )
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with self._precision():
+            losses = task_losses(self.model, batch)
+        return total_loss(losses, self.config.loss_weights), losses
+
+    def _precision(self) -> torch.autocast:
+        wanted = self.config.precision
+        bf16 = native_bf16() if wanted == "auto" else wanted == "bf16"
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+
+    def _train_step(self, batch: Batch) -> None:
+        settings = self.config.optimizer
+        rate = learning_rate(self.step, self.config.steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, losses = self._loss(batch)
+        value = loss.item()
+        norm = math.nan
+        if not self._is_spike(value):
+            loss.backward()
+            average_shared_gradients(self.model)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip).item()
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.usual_loss = value if self.usual_loss is None else 0.98 * self.usual_loss + 0.02 * value
+            self.window.add(loss=value, grad_norm=norm, **{f"loss_{n}": each.item() for n, each in losses.items()})
+        else:
+            self.skipped += 1
+        self.step += 1
+        self.tokens += batch.tokens
+
+    def _is_spike(self, value: float) -> bool:
+        """A step whose loss is not finite, or far above what is usual, would do harm: it is left out and counted."""
+        usual = self.usual_loss
+        return not math.isfinite(value) or (usual is not None and value > self.config.optimizer.spike * usual)
+
+    def _line(self, tokens_per_s: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "stage": self.stage,
+            **self.window.means(),
+            "lr": learning_rate(self.step - 1, self.config.steps, self.config.optimizer),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "rss_bytes": resident_bytes(),
+            "skipped": self.skipped,
+            "bad_records": sum(source.bad.count for source in self.batches.sources),
+        }
+
+    @torch.no_grad()
+    def _held_out(self) -> dict[str, Any]:
+        """Mean held-out losses, over the same batches every time."""
+        window = Window()
+        if self.config.held_out:
+            batches = self._batches(self.config.held_out, seed=self.config.seed + 1)
+            with _evaluating(self.model):
+                for _ in range(self.config.eval_steps):
+                    _, losses = self._loss(next(batches))
+                    window.add(**{f"val_{name}_loss": loss.item() for name, loss in losses.items()})
+        return {"step": self.step, "tokens": self.tokens, "event": "eval", "stage": self.stage, **window.means()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "delinked": not self.shared,
+            "data": self.batches.state_dict(),
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "usual_loss": self.usual_loss,
+            "window": self.window.sums,
+            "correlation": self.correlation.state_dict() if self.correlation else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        self.usual_loss = state["usual_loss"]
+        self.window.sums = {name: (total, count) for name, (total, count) in state["window"].items()}
+        self.batches.load_state_dict(state["data"])
+        if self.correlation and state["correlation"]:
+            self.correlation.load_state_dict(state["correlation"])
+
+    def export(self) -> Path:
+        """Write the model with its tokenizers as one folder."""
+        folder = self.run_dir / "model"
+        save_model(self.model, folder)
+        self.tokenizer.save(folder / "tokenizer.json")
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.save(folder)
+        return folder
+
+
+class Window:
+    """Means over the steps since the last log line."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, count + 1)
+
+    def means(self) -> dict[str, float]:
+        """The means, and begin anew."""
+        sums, self.sums = self.sums, {}
+        return {name: total / count for name, (total, count) in sums.items()}
+
+
+# What may differ when a run is continued: how long it goes on and what is said on the way.
+_MAY_CHANGE = {"steps", "log_every", "eval_every", "eval_steps", "checkpoint_every", "held_out", "name"}
+
+
+def check_same_run(config: RunConfig, run_dir: Path) -> None:
+    """Raises ValueError when `run_dir` holds a run of another recipe."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    before = load_recipe(path, [], RunConfig)
+    for key in RunConfig.model_fields:
+        if key not in _MAY_CHANGE and getattr(before, key) != getattr(config, key):
+            raise ValueError(
+                f"{run_dir} holds a run whose '{key}' differs from this recipe; choose another folder with --out, "
+                "or delete that one"
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

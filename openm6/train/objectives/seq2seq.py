@@ -1,0 +1,60 @@
+"""The losses of M6's tasks: cross-entropy at predicted positions, InfoNCE for `match`.
+
+Legend: D width, M chosen positions, V text tokens, L cells, K codes a cell, Q codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openm6.model import M6
+from openm6.tasks.collate import Batch
+
+MAX_MATCH_SCALE = 4.6  # log 100, as CLIP
+
+
+def task_losses(model: M6, batch: Batch) -> dict[str, Tensor]:
+    """Mean loss of every task in the batch: nats a token, a code (`draw`) or a pair (`match`)."""
+    hidden = model(batch.stream).flatten(0, 1)
+    losses: dict[str, Tensor] = {}
+    # The heads run only where something is predicted.
+    if len(batch.text_at):
+        logits_MV = model.text_logits(hidden[batch.text_at]).float()
+        nats_M = F.cross_entropy(logits_MV, batch.text_target, reduction="none")
+        losses |= _by_task(batch, batch.text_task, nats_M)
+    if len(batch.cell_at):
+        logits_LKQ = model.code_logits(hidden[batch.cell_at], batch.cell_target).float()
+        nats_LK = F.cross_entropy(logits_LKQ.transpose(1, 2), batch.cell_target, reduction="none")
+        losses |= _by_task(batch, batch.cell_task, nats_LK.mean(1))
+    if len(batch.match_image_at) and len(batch.match_text_at):
+        losses["match"] = _info_nce(
+            model,
+            model.match_embedding(hidden[batch.match_image_at]),
+            model.match_embedding(hidden[batch.match_text_at]),
+            batch.match_image_key[:, None] == batch.match_text_key[None, :],
+        )
+    return losses
+
+
+def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
+    shares = ((name, task_M == index) for index, name in enumerate(batch.tasks))
+    return {name: nats_M[mine].mean() for name, mine in shares if mine.any()}
+
+
+def _info_nce(model: M6, image_MD: Tensor, text_MD: Tensor, same_MM: Tensor) -> Tensor:
+    """Symmetric InfoNCE; pictures of the same thing share the probability of their texts instead of competing."""
+    assert model.match_scale is not None
+    scores = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp() * image_MD @ text_MD.T
+    wanted = same_MM.float()
+    to_text = F.cross_entropy(scores, wanted / wanted.sum(1, keepdim=True).clamp_min(1))
+    to_image = F.cross_entropy(scores.T, (wanted / wanted.sum(0, keepdim=True).clamp_min(1)).T)
+    return (to_text + to_image) / 2
+
+
+def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted sum over tasks; a task without a weight counts once."""
+    return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()

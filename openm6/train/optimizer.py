@@ -1,0 +1,34 @@
+"""One optimizer for a model: fused AdamW, or Muon on the matrices with Adam on the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from openm6.train.config import OptimizerConfig
+from openm6.train.muon import Muon, is_matrix
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all trainable parameters.
+
+    Weight decay falls on matrices and kernels, not on norms, biases, scales and tables that are looked up in.
+    """
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    tables |= {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in ("position", "place")}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in tables]
+    others = [p for p in parameters if p.dim() < 2 or id(p) in tables]
+    if config.kind == "adamw":
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    large = [p for p in matrices if is_matrix(p)]
+    small = [p for p in matrices if not is_matrix(p)]
+    groups = [
+        {"params": large, "matrices": True, "weight_decay": config.weight_decay},
+        {"params": [*small, *others], "matrices": False, "weight_decay": 0.0},
+    ]
+    return Muon(groups, lr=config.lr, betas=config.betas, matrix_scale=config.matrix_scale)

@@ -1,0 +1,44 @@
+"""The two tokenizers of a run: text, opened or trained on the run's own texts, and images, opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openm6.modalities.codes import ImageTokenizer
+from openm6.modalities.text import TextTokenizer, train_tokenizer
+from openm6.tasks.questions import WORDINGS, YES_NO
+from openm6.train.batches import texts_of
+from openm6.train.config import RunConfig
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m6-small"  # comes with the package
+
+
+def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, ImageTokenizer | None]:
+    """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run folder.
+
+    Raises ValueError when one is missing or does not fit the model's vocabulary.
+    """
+    path = config.tokenizer or run_dir / "tokenizer.json"
+    if config.tokenizer is None and not path.is_file():
+        texts = [*texts_of(config.mix), *(w for ws in WORDINGS.values() for w in ws), *sum(YES_NO.values(), ())]
+        train_tokenizer(texts, vocab_size=config.model.vocab_text).save(path)
+    text = TextTokenizer.load(path)
+    if text.size > config.model.vocab_text:
+        raise ValueError(
+            f"{path} has {text.size} tokens and model.vocab_text is {config.model.vocab_text}: raise the latter"
+        )
+    if config.image_tokenizer is None:
+        return text, None
+    folder = SHIPPED if config.image_tokenizer == "shipped" else Path(config.image_tokenizer)
+    image = ImageTokenizer.load(folder).eval()
+    model = config.model
+    if model.codebook and (model.codebook, model.cells * model.codes_per_cell) != (
+        image.config.codebook_size,
+        image.config.codes_per_image,
+    ):
+        raise ValueError(
+            f"{folder} makes {image.config.codes_per_image} codes out of {image.config.codebook_size} for an image; "
+            f"set model.codebook to {image.config.codebook_size} and model.cells to "
+            f"{image.config.codes_per_image // model.codes_per_cell}"
+        )
+    return text, image
