@@ -1,0 +1,77 @@
+"""Muon: orthogonal updates for matrices and kernels, plain Adam for everything else."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from openm6.train.muon import Muon, is_matrix, orthogonalise
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(16, 40), columns=st.integers(16, 40), seed=st.integers(0, 100))
+def test_orthogonalise_flattens_the_singular_values(rows: int, columns: int, seed: int) -> None:
+    m = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    values = torch.linalg.svdvals(orthogonalise(m))
+    strong = torch.linalg.svdvals(m) > 0.02 * m.norm()  # five iterations do not lift what is almost nothing
+    assert values.max() < 1.25
+    assert values[strong].min() > 0.4
+    # The singular vectors stay: between them the result is diagonal.
+    u, _, vh = torch.linalg.svd(m, full_matrices=False)
+    inner = u.mT @ orthogonalise(m) @ vh.mT
+    torch.testing.assert_close(inner, inner.diagonal().diag(), rtol=0, atol=1e-3)
+
+
+def test_which_parameters_are_matrices() -> None:
+    conv, thin, linear = nn.Conv2d(16, 32, 3), nn.Conv2d(4, 32, 1), nn.Linear(16, 16)
+    assert is_matrix(conv.weight) and is_matrix(linear.weight)
+    assert not is_matrix(thin.weight) and not is_matrix(conv.bias)  # pyright: ignore[reportArgumentType]
+
+
+def test_memory_layout_does_not_change_the_update() -> None:
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(16, 24, 3).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        optimizer = Muon(conv.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            conv(torch.ones(1, 16, 4, 4)).square().sum().backward()
+            optimizer.step()
+        results.append(conv.weight.detach().clone().contiguous())
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
+
+
+def test_the_rest_is_adam() -> None:
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    mine = Muon([ours], lr=1e-2, betas=(0.9, 0.98))
+    reference = torch.optim.Adam([theirs], lr=1e-2, betas=(0.9, 0.98))
+    for step in range(5):
+        for parameter, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            (parameter - step).pow(2).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_least_squares_problem_is_solved() -> None:
+    torch.manual_seed(0)
+    target, layer = torch.randn(24, 32) * 0.1, nn.Linear(32, 24)
+    optimizer = Muon(layer.parameters(), lr=5e-3)
+    losses = []
+    for step in range(100):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / 100)
+        x = torch.randn(64, 32)
+        loss = (layer(x) - x @ target.mT).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_parameters_without_gradient_stay() -> None:
+    parameter = nn.Parameter(torch.ones(16, 16))
+    Muon([parameter], lr=1.0).step()
+    assert torch.equal(parameter, torch.ones(16, 16))
