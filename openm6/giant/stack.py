@@ -207,17 +207,17 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _signature(layer: nn.Module) -> dict[str, tuple[object, ...]]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _state(layer).items()}
+def _signature(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[object, ...]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
 
 
 def _is_stack(layers: nn.ModuleList) -> bool:
-    signatures = [_signature(layer) for layer in layers]
+    signatures = [_signature(layer.named_parameters()) for layer in layers]
     return len(layers) > 1 and bool(signatures[0]) and all(each == signatures[0] for each in signatures)
 
 
 def _check_same_shapes(path: str, layers: nn.ModuleList, first: int, layer: int) -> None:
-    want, have = _signature(layers[first]), _signature(layers[layer])
+    want, have = (_signature(_state(layers[each]).items()) for each in (first, layer))
     for name in sorted({*want, *have}):
         if want.get(name) != have.get(name):
             raise ValueError(
