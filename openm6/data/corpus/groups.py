@@ -1,7 +1,8 @@
 """Chinese names of emojibase's groups and subgroups.
 
-emojibase ships Chinese ones too, but they mix scripts, and several are mistranslated: household items are 一家人
-(a family), symbols are 人的符号 (symbols of people). So the project keeps its own, made from the English ones.
+emojibase ships Chinese ones too, but they mix scripts, and several are mistranslated: household items are
+一家人 (a family), symbols are 人的符号 (symbols of people). So the project keeps its own, made from the
+English ones.
 """
 
 GROUPS_ZH = {

@@ -36,7 +36,7 @@ SOURCES = (
 )
 _BREAKS = re.compile("[，。？！；]")
 _TEXT = re.compile("(?:[一-龥]+[，。？！；：、])+")
-_TITLE = re.compile("[一-龥]+(?:[ ·][一-龥]+)*")
+_TITLE = re.compile("[一-龥]+(?: [一-龥]+)*")
 _NAME = re.compile("[一-龥]+")
 
 
@@ -70,7 +70,7 @@ def clean(title: str, author: str, dynasty: str, text: str, *, ci: bool = False)
 
     Rare means outside GB 2312 (6,763 characters); this also drops what the conversion to simplified left.
     """
-    title, author, text = title.replace("・", "·").strip(), author.strip(), text.replace(" ", "").strip()
+    title, author, text = title.strip(), author.strip(), text.replace(" ", "").strip()
     lines = [line for line in _BREAKS.split(text) if line]
     fits = MIN_LINES <= len(lines) <= MAX_LINES and len(title) <= MAX_TITLE and max(map(len, lines)) <= 12
     if (
