@@ -44,10 +44,10 @@ class ImageTokenizerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image_size: PositiveInt = 64
-    grid: PositiveInt = 12  # codes along an axis
-    levels: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = [8, 8, 8, 4, 4]
-    patch: PositiveInt = 6  # canvas pixels along an axis that the first layer folds into channels
-    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [128]  # channels of each grid, fine to coarse
+    grid: PositiveInt = 16  # codes along an axis
+    levels: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = [8, 5, 5, 5]
+    patch: PositiveInt = 4  # canvas pixels along an axis that the first layer folds into channels
+    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [96]  # channels of each grid, fine to coarse
     encoder_blocks: list[NonNegativeInt] = [1]  # residual blocks of each grid
     decoder_blocks: list[NonNegativeInt] = [2]
 
