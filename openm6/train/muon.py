@@ -19,13 +19,24 @@ SMALLEST_SIDE = 16
 
 
 def orthogonalise(m_XY: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2)."""
+    """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2).
+
+    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they are
+    gathered on the small square side, and the long matrix is touched twice instead of ten times.
+    """
     tall = m_XY.shape[0] > m_XY.shape[1]
     x = m_XY.mT if tall else m_XY
     x = x / (x.norm() + 1e-7)
+    gram = x @ x.mT
+    product = None
     for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = A * x + (B * gram + C * gram @ gram) @ x
+        square = gram @ gram
+        p = B * gram + C * square
+        p.diagonal().add_(A)
+        product = p if product is None else p @ product
+        gram = p @ gram @ p
+    assert product is not None
+    x = product @ x
     return x.mT if tall else x
 
 
