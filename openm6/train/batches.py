@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import torch
 
-from openm6.data import open_source
+from openm6.data import Mixture, open_mixture, open_source
 from openm6.data.augment import NONE, augment, normalise, over_white, stack_rgba
 from openm6.model import ModelConfig
 from openm6.modalities.cells import to_cells
@@ -40,26 +40,33 @@ class Batches:
     ):
         self.mix, self.model, self.row, self.seed = mix, model, row, seed
         self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
-        self.sources = [open_source(part.data, seed=seed + i) for i, part in enumerate(mix)]
-        self.iterators = [iter(source) for source in self.sources]
+        self.sources = [[open_source(data, seed=seed + i) for data in part.data] for i, part in enumerate(mix)]
+        self.mixtures = [
+            Mixture(sources, [data.weight for data in part.data], seed=seed)
+            for sources, part in zip(self.sources, mix, strict=True)
+        ]
         self.step = 0
 
     def state_dict(self) -> dict[str, object]:
-        return {"step": self.step, "sources": [source.state_dict() for source in self.sources]}
+        return {"step": self.step, "sources": [mixture.state_dict() for mixture in self.mixtures]}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.step = int(state["step"])  # pyright: ignore[reportArgumentType]
-        for source, saved in zip(self.sources, state["sources"], strict=True):  # pyright: ignore[reportArgumentType]
-            source.load_state_dict(saved)
-        self.iterators = [iter(source) for source in self.sources]
+        for mixture, saved in zip(self.mixtures, state["sources"], strict=True):  # pyright: ignore[reportArgumentType]
+            mixture.load_state_dict(saved)
+
+    @property
+    def bad_records(self) -> int:
+        """How many records were skipped so far because they could not be used."""
+        return sum(source.bad.count for sources in self.sources for source in sources)
 
     def __next__(self) -> Batch:
         rng = Random(f"{self.seed}/{self.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         examples: list[Example] = []
         pictures: dict[int, torch.Tensor] = {}  # by example
-        for part, iterator in zip(self.mix, self.iterators, strict=True):
-            records = [dict(next(iterator)) for _ in range(part.per_step)]
+        for part, mixture in zip(self.mix, self.mixtures, strict=True):
+            records = [dict(next(mixture)) for _ in range(part.per_step)]
             self._add_others(records)
             if any(TASKS[name].needs_codes for name in part.tasks):
                 self._add_codes(records)
@@ -131,7 +138,7 @@ def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:
     """All texts of the first epoch of the sources (at most `limit` records each), to train a tokenizer on."""
     texts: list[str] = []
     for part in mix:
-        for count, record in enumerate(open_source(part.data, seed=0, epochs=1)):
+        for count, record in enumerate(open_mixture(part.data, seed=0, epochs=1)):
             if count >= limit:
                 break
             for value in record.values():

@@ -18,12 +18,17 @@ class _Strict(BaseModel):
 
 
 class MixConfig(_Strict):
-    """One source of data and the tasks that its records serve."""
+    """Data (one source, or a list mixed by `weight`) and the tasks that its records serve."""
 
-    data: DataConfig
+    data: list[DataConfig] = Field(min_length=1)
     per_step: int = Field(gt=0)  # records a step
     tasks: dict[str, float]  # expected examples of the task for each record; 1.5 = one or two
     augment: AugmentConfig | None = None  # None = pictures as they are
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, data: object) -> object:
+        return data if isinstance(data, list) else [data]
 
     @field_validator("tasks")
     @classmethod

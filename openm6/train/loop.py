@@ -183,7 +183,7 @@ class Run:
             "tokens_per_s": round(tokens_per_s, 1),
             "rss_bytes": resident_bytes(),
             "skipped": self.skipped,
-            "bad_records": sum(source.bad.count for source in self.batches.sources),
+            "bad_records": self.batches.bad_records,
         }
 
     @torch.no_grad()
