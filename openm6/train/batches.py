@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from random import Random
 
 import numpy as np
 import torch
 
-from openm6.data import Mixture, open_mixture, open_source
+from openm6.data import Mixture, open_source
 from openm6.data.augment import NONE, augment, normalise, over_white, stack_rgba
 from openm6.model import ModelConfig
 from openm6.modalities.cells import to_cells
@@ -137,10 +138,8 @@ class Batches:
 def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:
     """All texts of the first epoch of the sources (at most `limit` records each), to train a tokenizer on."""
     texts: list[str] = []
-    for part in mix:
-        for count, record in enumerate(open_mixture(part.data, seed=0, epochs=1)):
-            if count >= limit:
-                break
+    for data in (data for part in mix for data in part.data):
+        for record in islice(open_source(data, seed=0, epochs=1), limit):
             for value in record.values():
                 if isinstance(value, str):
                     texts.append(value)
