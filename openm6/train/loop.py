@@ -113,18 +113,19 @@ class Run:
                 delink(self.model, self.optimizer, state=config.sharing.optimizer_state)
                 report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
             self._train_step(batch)
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            last = self.step == config.steps
+            if last or self.step % config.log_every == 0:
                 speed = (self.tokens - begun_tokens) / max(1e-9, clock() - begun)
                 begun, begun_tokens = clock(), self.tokens
                 report(self._line(speed))
-            if self.step % config.eval_every == 0 or self.step == config.steps:
+            paused = clock()  # the reported speed is that of training alone
+            if last or self.step % config.eval_every == 0:
                 report(self._held_out())
-                begun = clock()
-            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+            if last or self.step % config.checkpoint_every == 0:
                 save_checkpoint(
                     self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
                 )
-                begun = clock()
+            begun += clock() - paused
 
     def _time_to_delink(self, batch: Batch) -> bool:
         sharing = self.config.sharing
