@@ -18,7 +18,7 @@ class EmojiCorpus(Indexed):
 
     `images` is uint8 (n, size, size, 4), decoded once; `rows` holds everything else, one dict a picture: id,
     concept, char, family, set, name_en, name_zh, keywords_en, keywords_zh, group_en, ..., colour_en,
-    colour_zh. A record is a row with its `image` (a view, not a copy) and the names again as `caption_en` and
+    colour_zh. A record is a row with its `image` (a read-only view) and the names again as `caption_en` and
     `caption_zh`.
     """
 
@@ -33,6 +33,7 @@ class EmojiCorpus(Indexed):
         for index, data in enumerate(table["image"]):
             image = decode_image(data.as_py())
             self.images[index] = image if size == 64 else to_array(Image.fromarray(image), size=size)
+        self.images.setflags(write=False)  # every record is a view, and a reader may serve several sources
         self.fingerprint = fingerprint(row["id"] for row in self.rows)
 
     def __len__(self) -> int:
