@@ -49,7 +49,7 @@ def attention_bias(
 ) -> Tensor:
     """0 where a query may see a key, -inf elsewhere, (B, 1, T, S); arguments are (example, branch, order).
 
-    A padding position sees itself alone, so that its softmax stays finite.
+    A padding position sees everything, so that its softmax stays finite; nobody sees it.
     """
     example_q, branch_q, order_q = (t[:, :, None] for t in query)
     example_k, branch_k, order_k = (t[:, None, :] for t in key)

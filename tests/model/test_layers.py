@@ -139,7 +139,8 @@ def test_attend_equals_softmax_attention(heads: int, kv_heads: int, dtype: torch
     shapes = [(B, heads, T, C), (B, kv_heads, T, C), (B, kv_heads, T, C)]
     inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
     precise = [t.detach().double().requires_grad_() for t in inputs]
-    y, expected = attend(*inputs, causal_bias(B, T, torch.float32)), plain_attend(*precise, causal_bias(B, T))
+    y = attend(inputs[0], inputs[1], inputs[2], causal_bias(B, T, torch.float32))
+    expected = plain_attend(precise[0], precise[1], precise[2], causal_bias(B, T))
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     dy = torch.randn_like(y)
