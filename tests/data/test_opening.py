@@ -282,12 +282,10 @@ def test_mixtures_follow_their_weights_and_resume(pets, caplog):
 def test_the_guide_is_true(pets, animals, monkeypatch):
     """Every YAML block of the guide is a valid mix, and its Python runs as it stands."""
     guide = (Path(__file__).parents[2] / "docs" / "bring-your-own-data.md").read_text(encoding="utf-8")
-    entries = [
-        entry
-        for block in re.findall(r"```yaml\n(.*?)```", guide, re.S)
-        for entry in yaml.safe_load(block)["mix"]
-    ]
-    assert len([DataConfig(**entry["data"]) for entry in entries]) == 3
+    blocks = re.findall(r"```yaml\n(.*?)```", guide, re.S)
+    entries = [entry["data"] for block in blocks for entry in yaml.safe_load(block)["mix"]]
+    sources = [source for data in entries for source in (data if isinstance(data, list) else [data])]
+    assert len([DataConfig(**source) for source in sources]) == 5
     (pets / "photos").mkdir()
     (pets / "photos" / "products.csv").write_text("file,title\n../cat/1.png,a cat\n")
     monkeypatch.chdir(pets)
