@@ -41,7 +41,10 @@ class Batches:
     ):
         self.mix, self.model, self.row, self.seed = mix, model, row, seed
         self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
-        self.sources = [[open_source(data, seed=seed + i) for data in part.data] for i, part in enumerate(mix)]
+        self.sources = [
+            [open_source(data, seed=seed + 100 * i + j) for j, data in enumerate(part.data)]
+            for i, part in enumerate(mix)
+        ]
         self.mixtures = [
             Mixture(sources, [data.weight for data in part.data], seed=seed)
             for sources, part in zip(self.sources, mix, strict=True)
@@ -140,8 +143,8 @@ def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:
     texts: list[str] = []
     for data in (data for part in mix for data in part.data):
         for record in islice(open_source(data, seed=0, epochs=1), limit):
-            for value in record.values():
-                if isinstance(value, str):
+            for field, value in record.items():
+                if isinstance(value, str) and field != "id":
                     texts.append(value)
                 elif isinstance(value, list):
                     texts.extend(item for item in value if isinstance(item, str))
