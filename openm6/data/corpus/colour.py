@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 COLOURS_EN = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-COLOURS_ZH = dict(
+COLOURS_ZH: dict[str, str] = dict(
     zip(
         COLOURS_EN,
         ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "棕色", "黑色", "白色", "灰色"),
