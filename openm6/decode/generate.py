@@ -1,13 +1,18 @@
 """Choosing tokens: sampling (greedy at temperature 0) and beam search, on a `Decoder`.
 
-Legend: B rows, W beams, V tokens that may be chosen.
+All chance comes in from outside, as numbers in [0, 1) that belong to a row: what a row samples does not
+depend on the rows beside it.
+
+Legend: B rows, W beams, V tokens that may be chosen, T choices, K codes a cell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +21,7 @@ from openm6.decode.decoder import Decoder
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the scores: temperature 0 = the best one; `top_k` 0 and `top_p` 1 = no cut."""
+    """How a token is drawn from the scores: temperature 0 = the best one, `top_k` 0 and `top_p` 1 = all."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -24,27 +29,42 @@ class Sampling:
     guidance: float = 1.0  # classifier-free guidance (2207.12598); the second half of the rows has no words
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        finite = math.isfinite(self.temperature) and math.isfinite(self.guidance)
+        if not finite or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, not "
-                f"{self.temperature}, {self.top_k} and {self.top_p}"
+                "sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1 and a finite guidance, not "
+                f"{self.temperature}, {self.top_k}, {self.top_p} and {self.guidance}"
             )
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """One index for each row, (B)."""
+def chances(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
+    """Numbers in [0, 1) that decide `count` choices of each row, (B, count); a row's follow from its seed.
+
+    Raises ValueError for a seed below 0.
+    """
+    if any(part < 0 for seed in seeds for part in seed):
+        raise ValueError(f"a seed must be 0 or more, not {min(min(seed) for seed in seeds)}")
+    rows = [np.random.default_rng(seed).random(count, dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, chance_B: Tensor) -> Tensor:
+    """One index for each row, (B), by inverting the distribution at `chance_B`."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV / sampling.temperature
+    # The best score becomes 0, so that no temperature can overflow.
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double() / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         least = logits_BV.topk(sampling.top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least, float("-inf"))
     if sampling.top_p < 1:
-        sorted_logits, order = logits_BV.sort(descending=True)
+        sorted_logits, order = logits_BV.sort(descending=True, stable=True)
         p = sorted_logits.softmax(-1)
         outside = p.cumsum(-1) - p >= sampling.top_p  # keeps the token that crosses the border
         logits_BV = logits_BV.masked_fill(outside.scatter(1, order, outside), float("-inf"))
-    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
+    below_BV = logits_BV.softmax(-1).cumsum(-1)
+    # Below the total in double precision, for a chance is at most 1 - 2**-24: never past the last token.
+    return torch.searchsorted(below_BV, chance_B.double()[:, None] * below_BV[:, -1:], right=True)[:, 0]
 
 
 @torch.no_grad()
@@ -52,49 +72,55 @@ def sample_text(
     decoder: Decoder,
     *,
     eos: int,
-    max_new: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    chance_BT: Tensor,
     begin: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Text tokens of every row up to `eos`, which is left out; `begin`: tokens that a row must start with."""
-    rows = len(decoder.hidden_BD)
+    """Text tokens of every row up to `eos`, which is left out, at most T.
+
+    `begin`: tokens that a row starts with; they are part of the output and do not count.
+    """
+    rows, max_new = chance_BT.shape
     begin = begin or [()] * rows
     outputs: list[list[int]] = [[] for _ in range(rows)]
     done = [False] * rows
-    for place in range(max_new):
-        chosen = choose(decoder.model.text_logits(decoder.hidden_BD).float(), sampling, generator)
+    for place in range(max(map(len, begin)) + max_new):
+        fresh = torch.tensor([min(max(place - len(forced), 0), max_new - 1) for forced in begin])
+        chance_B = chance_BT.gather(1, fresh[:, None])[:, 0]
+        chosen = choose(decoder.model.text_logits(decoder.hidden_BD).float(), sampling, chance_B)
         for row, forced in enumerate(begin):
             if place < len(forced):
                 chosen[row] = forced[place]
             done[row] = done[row] or int(chosen[row]) == eos
             if not done[row]:
                 outputs[row].append(int(chosen[row]))
-        if all(done) or place + 1 == max_new:
+                done[row] = place + 1 == len(forced) + max_new
+        if all(done):
             break
         decoder.step(chosen)
     return outputs
 
 
 @torch.no_grad()
-def sample_cells(decoder: Decoder, *, cells: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The drawing of every row, (B, cells, K).
+def sample_cells(decoder: Decoder, *, cells: int, sampling: Sampling, chance_BT: Tensor) -> Tensor:
+    """The drawing of every row, (B, cells, K), for T = cells x K choices.
 
     With `guidance` other than 1 the decoder holds every prompt twice: B rows with words, then B without.
     """
-    guided = sampling.guidance != 1
+    guided, depth = sampling.guidance != 1, decoder.model.config.codes_per_cell
+    rows = len(chance_BT)
+    assert chance_BT.shape[1] == cells * depth and len(decoder.hidden_BD) == rows * (2 if guided else 1)
     drawn: list[Tensor] = []
     for place in range(cells):
-        rows = len(decoder.hidden_BD)
-        cell_BK = torch.empty((rows, 0), dtype=torch.int64)
-        for _ in range(decoder.model.config.codes_per_cell):
+        cell_BK = torch.empty((len(decoder.hidden_BD), 0), dtype=torch.int64)
+        for k in range(depth):
             logits = decoder.model.next_code_logits(decoder.hidden_BD, cell_BK).float()
             if guided:
                 worded, wordless = logits.chunk(2)
                 logits = wordless + sampling.guidance * (worded - wordless)
-            chosen = choose(logits, sampling, generator)
+            chosen = choose(logits, sampling, chance_BT[:, place * depth + k])
             cell_BK = torch.cat((cell_BK, (chosen.repeat(2) if guided else chosen)[:, None]), dim=1)
-        drawn.append(cell_BK[: rows // 2] if guided else cell_BK)
+        drawn.append(cell_BK[:rows])
         if place + 1 < cells:
             decoder.step_cell(cell_BK)
     return torch.stack(drawn, dim=1)
@@ -110,10 +136,11 @@ class _Finished:
 def beam_search(
     decoder: Decoder, *, beams: int, eos: int, max_new: int, length_penalty: float = 0.0
 ) -> list[list[int]]:
-    """The most probable text of every row among `beams` kept ones.
+    """The most probable text of every row among `beams` kept ones; one beam is greedy search.
 
-    Score = log p / length ** `length_penalty`; 0 is the plain probability of the whole text. A row ends when none of
-    its open beams can still beat its best finished one (exact for penalty 0, where scores only fall).
+    Score = log p / length ** `length_penalty`; 0 is the plain probability of the whole text. A row ends when
+    none of its open beams can still beat its best finished one. A text that is open after `max_new` tokens
+    is returned only where none has ended.
     """
     rows = len(decoder.hidden_BD)
     decoder.select(torch.arange(rows).repeat_interleave(beams))
@@ -134,18 +161,20 @@ def beam_search(
         new_scores = torch.full((rows, beams), float("-inf"))
         for row in range(rows):
             open_beams: list[list[int]] = []
-            for value, parent, token in zip(
-                values[row].tolist(), parents[row].tolist(), nexts[row].tolist(), strict=True
+            for rank, (value, parent, token) in enumerate(
+                zip(values[row].tolist(), parents[row].tolist(), nexts[row].tolist(), strict=True)
             ):
                 if value == float("-inf"):
                     break
                 history = tokens[row][parent]
                 if token == eos:
-                    done = _Finished(value / place**length_penalty, history)
-                    best[row] = max(filter(None, (best[row], done)))
+                    if rank < beams:  # an end counts only where it would have been a beam
+                        done = _Finished(value / place**length_penalty, history)
+                        best[row] = max(filter(None, (best[row], done)))
                 elif len(open_beams) < beams:
-                    slot = len(open_beams)
-                    keep_parent[row, slot], keep_token[row, slot], new_scores[row, slot] = parent, token, value
+                    beam = len(open_beams)
+                    keep_parent[row, beam], keep_token[row, beam] = parent, token
+                    new_scores[row, beam] = value
                     open_beams.append([*history, token])
             new_tokens.append(open_beams + [[] for _ in range(beams - len(open_beams))])
         tokens, scores_RW = new_tokens, new_scores

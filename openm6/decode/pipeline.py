@@ -1,9 +1,12 @@
-"""`openm6.load()`: a trained M6 with its tokenizers, one method a task.
+"""A trained M6 with its tokenizers: one method a task.
+
+What `openm6.load()` returns:
 
     m6 = openm6.load()
     m6.caption("photo.png")                      # "red apple"
     m6.caption(["a.png", "b.png"], lang="zh")    # a list in, a list out
     m6.ask("photo.png", "what colour is it?")
+    m6.ask("photo.png", ["what is it?", "这是什么？"])
     m6.draw("red apple").save("apple.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -22,24 +25,25 @@ from PIL import Image
 from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
-from openm6.data.images import read_image, to_array
 from openm6.decode.decoder import Decoder, prompt_stream
-from openm6.decode.generate import Sampling, beam_search, sample_cells, sample_text
-from openm6.model.checkpoint import load_model
-from openm6.model.stream import attention_bias
+from openm6.decode.generate import Sampling, beam_search, chances, sample_cells, sample_text
+from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
 from openm6.modalities.cells import to_raster
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
+from openm6.model.checkpoint import load_model
+from openm6.model.stream import attention_bias
 from openm6.tasks import TASKS
 from openm6.tasks.collate import collate
 from openm6.tasks.draw import ANY_STYLE
 from openm6.tasks.layout import Branch
 from openm6.tasks.write import ANY_FORM, title_line
 
-Picture = str | Path | Image.Image | np.ndarray
-Item = TypeVar("Item")
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
+SCORES = 2**24  # attention scores of a head at a time: fewer rows where prompts are long
 MAX_TEXT = 40  # tokens of a caption or an answer
+MAX_POEM = 160
+MAX_PROMPT = 2048  # tokens that a user may give, or ask for
 
 
 def shipped_checkpoint() -> Path:
@@ -48,58 +52,90 @@ def shipped_checkpoint() -> Path:
 
 
 class Pipeline:
-    """A model ready to use. Every method takes one input or a list, and gives one output or a list."""
+    """A model ready to use. Every method takes one input or a list, and gives one output or a list.
+
+    Lists of any length are read first (16 KB a picture of 64 x 64), then computed in batches of bounded
+    memory. What an input gives does not depend on the rest of its list, rounding aside: the i-th samples with
+    the seed `seed + i`. All methods raise ValueError for an empty list, an empty text, and a picture that
+    cannot be read, which they name.
+    """
 
     def __init__(self, folder: str | Path | None = None):
-        """`folder`: a checkpoint folder or a run folder; None = the shipped model. ValueError if it is neither."""
+        """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
         path = shipped_checkpoint() if folder is None else Path(folder)
-        if (path / "model").is_dir() and not (path / "config.json").is_file():
-            path = path / "model"
+        if not path.is_dir():
+            raise ValueError(f"there is no checkpoint folder {path}")
+        if not (path / "config.json").is_file():
+            if (path / "model").is_dir():
+                path = path / "model"
+            elif (path / "config.yaml").is_file():
+                raise ValueError(f"the run in {path} has no model yet: its training has to end first")
         self.folder = path
         self.model = load_model(path)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
-        self.image_tokenizer = (
-            ImageTokenizer.load(path).eval() if (path / "image_tokenizer.json").is_file() else None
-        )
+        has_codes = (path / "image_tokenizer.json").is_file()
+        self.image_tokenizer = ImageTokenizer.load(path) if has_codes else None
 
-    # -- one method a task ---------------------------------------------------------------------------------------
+    # -- one method a task ---------------------------------------------------------------------------------
 
     @overload
     def caption(self, images: Picture, *, lang: str = "en", beams: int = 4) -> str: ...
     @overload
     def caption(self, images: Sequence[Picture], *, lang: str = "en", beams: int = 4) -> list[str]: ...
-    def caption(self, images: Picture | Sequence[Picture], *, lang: str = "en", beams: int = 4) -> str | list[str]:
+    def caption(
+        self, images: Picture | Sequence[Picture], *, lang: str = "en", beams: int = 4
+    ) -> str | list[str]:
         """What each picture shows, in English (`en`) or Chinese (`zh`)."""
         if lang not in ("en", "zh"):
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
-        pictures = _as_list(images)
-        prompts = [self._prompt("caption", image=self._read(picture), lang=lang) for picture in pictures]
-        return _like(images, self._beam(prompts, beams))
+        prompts = [self._prompt("caption", image=picture, lang=lang) for picture in self._pictures(images)]
+        return like(self._beam(prompts, beams), images)
 
     @overload
     def ask(self, images: Picture, questions: str, *, beams: int = 1) -> str: ...
     @overload
-    def ask(self, images: Sequence[Picture], questions: Sequence[str], *, beams: int = 1) -> list[str]: ...
+    def ask(self, images: Sequence[Picture], questions: str, *, beams: int = 1) -> list[str]: ...
+    @overload
+    def ask(self, images: Picture | Sequence[Picture], questions: Texts, *, beams: int = 1) -> list[str]: ...
     def ask(
         self, images: Picture | Sequence[Picture], questions: str | Sequence[str], *, beams: int = 1
     ) -> str | list[str]:
-        """The answer to each question about each picture; one question may go to many pictures."""
-        pictures = _as_list(images)
-        asked = [questions] * len(pictures) if isinstance(questions, str) else list(questions)
+        """The answer to each question about its picture; one question may go to many pictures, or back."""
+        pictures, asked = self._pictures(images), read_texts(questions, "a question")
+        if not is_list(questions):
+            asked *= len(pictures)
+        elif not is_list(images):
+            pictures *= len(asked)
         if len(asked) != len(pictures):
-            raise ValueError(f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each")
+            raise ValueError(
+                f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each"
+            )
         prompts = [
-            self._prompt("ask", image=self._read(picture), question=_text(question, "a question"))
+            self._prompt("ask", image=picture, question=question)
             for picture, question in zip(pictures, asked, strict=True)
         ]
-        return _like(images, self._beam(prompts, beams))
+        return like(self._beam(prompts, beams), images, questions)
 
     @overload
-    def draw(self, texts: str, *, candidates: int = ..., seed: int = ..., style: str | None = ...,
-             sampling: Sampling = ...) -> Image.Image: ...
+    def draw(
+        self,
+        texts: str,
+        *,
+        candidates: int = ...,
+        seed: int = ...,
+        style: str | None = ...,
+        sampling: Sampling = ...,
+    ) -> Image.Image: ...
     @overload
-    def draw(self, texts: Sequence[str], *, candidates: int = ..., seed: int = ..., style: str | None = ...,
-             sampling: Sampling = ...) -> list[Image.Image]: ...
+    def draw(
+        self,
+        texts: Texts,
+        *,
+        candidates: int = ...,
+        seed: int = ...,
+        style: str | None = ...,
+        sampling: Sampling = ...,
+    ) -> list[Image.Image]: ...
     def draw(
         self,
         texts: str | Sequence[str],
@@ -110,45 +146,78 @@ class Pipeline:
         sampling: Sampling = Sampling(temperature=1.0, top_p=0.95, guidance=2.0),  # noqa: B008 (immutable)
     ) -> Image.Image | list[Image.Image]:
         """A picture for each text: the best of `candidates` samples by `match`."""
+        listed, style = read_texts(texts, "a text to draw"), style or ANY_STYLE
         if self.image_tokenizer is None or not self.model.config.cells:
-            raise ValueError(f"the checkpoint {self.folder} does not draw: it was trained without an image tokenizer")
+            raise ValueError(f"the checkpoint {self.folder} does not draw: it has no image tokenizer")
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, not {candidates}")
-        generator = torch.Generator().manual_seed(seed)
-        drawings = []
-        for text in _as_list(texts):
-            text = _text(text, "a text to draw")
-            pixels = self._draw_candidates(text, candidates, style or ANY_STYLE, sampling, generator)
-            best = int(self._match_pixels(pixels, text).argmax()) if candidates > 1 else 0
-            drawings.append(_to_image(pixels[best]))
-        return _like(texts, drawings)
+        if candidates > 1 and not self.model.config.match_dim:
+            raise ValueError(
+                f"the checkpoint {self.folder} does not match, so it cannot rank: set candidates to 1"
+            )
+        drawings: list[Image.Image] = []
+        texts_at_a_time = max(1, BATCH // candidates)
+        for start in range(0, len(listed), texts_at_a_time):
+            group = listed[start : start + texts_at_a_time]
+            seeds = [(seed + start + i, c) for i in range(len(group)) for c in range(candidates)]
+            prompts = [
+                self._prompt("draw", text=text, style=style) for text in group for _ in range(candidates)
+            ]
+            wordless = self._prompt("draw", text="", style=style)
+            pixels = self._draw_rows(prompts, wordless, seeds, sampling)
+            for text, mine in zip(group, pixels.split(candidates), strict=True):
+                best = int(self._match_pixels(mine, text).argmax()) if candidates > 1 else 0
+                drawings.append(_to_image(mine[best]))
+        return like(drawings, texts)
 
     @overload
-    def write(self, titles: str, *, author: str | None = ..., form: str | None = ..., seed: int = ...,
-              sampling: Sampling = ...) -> str: ...
+    def write(
+        self,
+        titles: str,
+        *,
+        author: str | None = ...,
+        form: str | None = ...,
+        seed: int = ...,
+        sampling: Sampling = ...,
+    ) -> str: ...
     @overload
-    def write(self, titles: Sequence[str], *, author: str | None = ..., form: str | None | Sequence[str] = ...,
-              seed: int = ..., sampling: Sampling = ...) -> list[str]: ...
+    def write(
+        self,
+        titles: Texts,
+        *,
+        author: str | None = ...,
+        form: str | Sequence[str] | None = ...,
+        seed: int = ...,
+        sampling: Sampling = ...,
+    ) -> list[str]: ...
     def write(
         self,
         titles: str | Sequence[str],
         *,
         author: str | None = None,
-        form: str | None | Sequence[str] = None,
+        form: str | Sequence[str] | None = None,
         seed: int = 0,
         sampling: Sampling = Sampling(temperature=0.8, top_p=0.9),  # noqa: B008 (immutable)
     ) -> str | list[str]:
-        """A poem for each title, in a form such as 五绝, 七绝, 五律, 七律 (None = any), in an author's manner."""
-        listed = [_text(title, "a title") for title in _as_list(titles)]
-        forms = [form] * len(listed) if form is None or isinstance(form, str) else list(form)
+        """A poem for each title, in a form such as 五绝, 七律 or 词 (None = any), in an author's manner."""
+        listed = read_texts(titles, "a title")
+        forms = list(form) if is_list(form) else [form] * len(listed)
         if len(forms) != len(listed):
-            raise ValueError(f"write got {len(listed)} titles and {len(forms)} forms; give one for each, or one")
+            raise ValueError(f"write got {len(listed)} titles and {len(forms)} forms; give one for each")
         prompts = [
             self._prompt("write", title=title_line(title, author), form=each or ANY_FORM)
             for title, each in zip(listed, forms, strict=True)
         ]
-        return _like(titles, self._sample(prompts, 160, sampling, seed))
+        return like(self._sample(prompts, MAX_POEM, sampling, seed), titles)
 
+    @overload
+    def continue_text(
+        self, beginnings: str, *, max_tokens: int = ..., seed: int = ..., sampling: Sampling = ...
+    ) -> str: ...
+    @overload
+    def continue_text(
+        self, beginnings: Texts, *, max_tokens: int = ..., seed: int = ..., sampling: Sampling = ...
+    ) -> list[str]: ...
     def continue_text(
         self,
         beginnings: str | Sequence[str],
@@ -157,53 +226,52 @@ class Pipeline:
         seed: int = 0,
         sampling: Sampling = Sampling(temperature=0.8, top_p=0.9),  # noqa: B008 (immutable)
     ) -> str | list[str]:
-        """Each beginning, continued freely (the beginning is part of the output)."""
-        listed = [_text(text, "a beginning") for text in _as_list(beginnings)]
-        begin = [self.tokenizer.encode(text) for text in listed]
-        prompts = [self._prompt("lm") for _ in listed]
-        return _like(beginnings, self._sample(prompts, max_tokens, sampling, seed, begin=begin))
+        """Each beginning, continued freely by at most `max_tokens` (the beginning is part of the output)."""
+        if not 1 <= max_tokens <= MAX_PROMPT:
+            raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
+        begin = [self._short(self.tokenizer.encode(text)) for text in read_texts(beginnings, "a beginning")]
+        prompts = [self._prompt("lm") for _ in begin]
+        return like(self._sample(prompts, max_tokens, sampling, seed, begin=begin), beginnings)
 
     def match(self, images: Picture | Sequence[Picture], texts: str | Sequence[str]) -> np.ndarray:
         """Cosine of every picture with every text, (pictures, texts); higher fits better."""
         return self.embed_images(images) @ self.embed_texts(texts).T
 
-    # -- what the tasks are made of ------------------------------------------------------------------------------
+    # -- what the tasks are made of ------------------------------------------------------------------------
 
     def embed_images(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """Unit match embeddings of pictures, (n, match_dim)."""
-        pictures = [self._read(picture) for picture in _as_list(images)]
-        return self._embed([self._prompt("match", image=picture) for picture in pictures]).numpy()
+        return self._embed([self._prompt("match", image=picture) for picture in self._pictures(images)])
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit match embeddings of texts, (n, match_dim)."""
-        return self._embed([self._prompt("match", 1, text=_text(text, "a text")) for text in _as_list(texts)]).numpy()
+        return self._embed([self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")])
 
     @torch.no_grad()
     def reconstruct(self, images: Picture | Sequence[Picture]) -> Image.Image | list[Image.Image]:
         """Pictures after a round trip through the image codes: the most that `draw` could reach."""
         if self.image_tokenizer is None:
             raise ValueError(f"the checkpoint {self.folder} has no image tokenizer")
-        back = []
-        for chunk in _chunks([self._read(picture) for picture in _as_list(images)], BATCH):
-            pixels = over_white(stack_rgba(chunk, self.model.config.image_size))
-            back.extend(_to_image(each) for each in self.image_tokenizer.decode(self.image_tokenizer.encode(pixels)))
-        return _like(images, back)
+        back: list[Image.Image] = []
+        pictures = self._pictures(images)
+        for start in range(0, len(pictures), BATCH):
+            pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
+            codes = self.image_tokenizer.encode(pixels)
+            back += [_to_image(each) for each in self.image_tokenizer.decode(codes)]
+        return like(back, images)
 
     @torch.no_grad()
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
         """(total nats, characters) of the records' texts given their titles, the end of the text included."""
         branches = [
-            TASKS["write"].layouts[0].branch(
-                "write", {"title": record["title"], "form": ANY_FORM, "text": record["text"]}, self.tokenizer
-            )
+            self._prompt("write", title=record["title"], form=ANY_FORM, text=record["text"])
             for record in records
         ]
         config, nats = self.model.config, 0.0
-        for chunk in _chunks(branches, BATCH):
-            row = max(len(branch.source) + len(branch.target) for branch in chunk)
+        for chunk in _of_like_length(branches, 4096):
             batch, _ = collate(
                 [[branch] for branch in chunk],
-                row=row,
+                row=max(len(branch.source) + len(branch.target) for branch in chunk),
                 image_tokens=config.image_tokens,
                 pad=self.tokenizer.pad,
             )
@@ -211,25 +279,38 @@ class Pipeline:
             nats += F.cross_entropy(logits.float(), batch.text_target, reduction="sum").item()
         return nats, sum(len(str(record["text"])) for record in records)
 
-    def _read(self, picture: Picture) -> np.ndarray:
-        size = self.model.config.image_size
-        if isinstance(picture, (str, Path)):
-            return read_image(picture, size=size)
-        return to_array(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, size=size)
+    def _pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
+        return read_pictures(images, self.model.config.image_size)
 
     def _prompt(self, task: str, layout: int = 0, **fields: object) -> Branch:
-        return TASKS[task].layouts[layout].branch(task, fields, self.tokenizer)
+        prompt = TASKS[task].layouts[layout].branch(task, fields, self.tokenizer)
+        self._short(prompt.source)
+        return prompt
+
+    def _short(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if len(tokens) > MAX_PROMPT:
+            raise ValueError(f"a text of {len(tokens)} tokens is too long: at most {MAX_PROMPT} are read")
+        return tokens
 
     def _pixels(self, prompts: Sequence[Branch]) -> Tensor | None:
         images = [prompt.image for prompt in prompts if prompt.image is not None]
         return normalise(over_white(stack_rgba(images, self.model.config.image_size))) if images else None
 
+    def _slices(self, prompts: Sequence[Branch], new: int, *, rows: int = BATCH) -> Iterator[slice]:
+        """Parts of the prompts to run together: at most `rows`, fewer where they would fill the memory."""
+        longest = self.model.config.image_tokens + max(len(prompt.source) for prompt in prompts) + new
+        size = max(1, min(rows, SCORES // longest**2))
+        return (slice(start, start + size) for start in range(0, len(prompts), size))
+
     @torch.no_grad()
     def _beam(self, prompts: list[Branch], beams: int) -> list[str]:
-        outputs = []
-        for chunk in _chunks(prompts, max(1, BATCH // beams)):
+        if not 1 <= beams <= BATCH:
+            raise ValueError(f"beams must lie between 1 and {BATCH}, not {beams}")
+        outputs: list[list[int]] = []
+        for part in self._slices(prompts, MAX_TEXT, rows=BATCH // beams):
+            chunk = prompts[part]
             decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=MAX_TEXT)
-            outputs.extend(beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=MAX_TEXT))
+            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=MAX_TEXT)
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
     @torch.no_grad()
@@ -239,41 +320,46 @@ class Pipeline:
         max_new: int,
         sampling: Sampling,
         seed: int,
-        begin: list[tuple[int, ...]] | None = None,
+        begin: Sequence[tuple[int, ...]] | None = None,
     ) -> list[str]:
-        generator, outputs = torch.Generator().manual_seed(seed), []
-        begins = begin or [()] * len(prompts)
-        for chunk, starts in zip(_chunks(prompts, BATCH), _chunks(begins, BATCH), strict=True):
-            limit = max_new + max(len(start) for start in starts)
-            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=limit)
+        if sampling.guidance != 1:
+            raise ValueError("guidance is for drawings; a text is sampled with guidance 1")
+        begin = begin or [()] * len(prompts)
+        seeds = [(seed + i,) for i in range(len(prompts))]
+        outputs: list[list[int]] = []
+        for part in self._slices(prompts, max_new + max(map(len, begin))):
+            capacity = max_new + max(map(len, begin[part]))
+            decoder = Decoder(self.model, prompts[part], self._pixels(prompts[part]), max_new=capacity)
+            chance_BT = chances(seeds[part], max_new)
             outputs += sample_text(
-                decoder, eos=self.tokenizer.eos, max_new=limit, sampling=sampling, generator=generator, begin=starts
+                decoder, eos=self.tokenizer.eos, sampling=sampling, chance_BT=chance_BT, begin=begin[part]
             )
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
     @torch.no_grad()
-    def _draw_candidates(
-        self, text: str, candidates: int, style: str, sampling: Sampling, generator: torch.Generator
+    def _draw_rows(
+        self, prompts: list[Branch], wordless: Branch, seeds: list[tuple[int, int]], sampling: Sampling
     ) -> Tensor:
+        """A drawing a prompt and seed, (n, 3, S, S) in [0, 1]; guidance steers away from `wordless`."""
         assert self.image_tokenizer is not None
-        prompt, wordless = self._prompt("draw", text=text, style=style), self._prompt("draw", text="", style=style)
-        pixels = []
-        for count in (len(chunk) for chunk in _chunks(list(range(candidates)), BATCH)):
-            prompts = [prompt] * count + ([wordless] * count if sampling.guidance != 1 else [])
-            length = self.model.config.cells
-            decoder = Decoder(self.model, prompts, None, max_new=length)
-            cells_NLK = sample_cells(decoder, cells=length, sampling=sampling, generator=generator)
+        config, pixels = self.model.config, []
+        for part in self._slices(prompts, config.cells):
+            chunk = prompts[part]
+            doubled = chunk + ([wordless] * len(chunk) if sampling.guidance != 1 else [])
+            decoder = Decoder(self.model, doubled, None, max_new=config.cells)
+            chance_BT = chances(seeds[part], config.cells * config.codes_per_cell)
+            cells_NLK = sample_cells(decoder, cells=config.cells, sampling=sampling, chance_BT=chance_BT)
             pixels.append(self.image_tokenizer.decode(to_raster(cells_NLK)))
         return torch.cat(pixels)
 
-    def _match_pixels(self, pixels_NCSS: Tensor, text: str) -> Tensor:
-        pictures = [self._prompt("match", image=np.asarray(_to_image(each))) for each in pixels_NCSS]
-        return self._embed(pictures) @ self._embed([self._prompt("match", 1, text=text)])[0]
+    def _match_pixels(self, pixels_NCSS: Tensor, text: str) -> np.ndarray:
+        return self.match([_to_image(each) for each in pixels_NCSS], text)[:, 0]
 
     @torch.no_grad()
-    def _embed(self, prompts: Sequence[Branch]) -> Tensor:
+    def _embed(self, prompts: Sequence[Branch]) -> np.ndarray:
         embeddings = []
-        for chunk in _chunks(prompts, 4 * BATCH):
+        for part in self._slices(prompts, 0):
+            chunk = prompts[part]
             stream, length_B = prompt_stream(
                 chunk, self._pixels(chunk), image_tokens=self.model.config.image_tokens
             )
@@ -282,38 +368,19 @@ class Pipeline:
                 self.model.embed_stream(stream), stream.positions_BT, attention_bias(who, who)
             )
             embeddings.append(self.model.match_embedding(hidden[torch.arange(len(chunk)), length_B - 1]))
-        return torch.cat(embeddings)
+        return torch.cat(embeddings).numpy()
 
 
-def load(path: str | Path | None = None) -> Pipeline:
-    """Open a checkpoint folder or a run folder; None opens the model that is shipped with the package.
-
-    Raises ValueError with one sentence when the folder is not one or a file in it is damaged.
-    """
-    return Pipeline(path)
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} must be text that says something, not {value!r}")
-    return value
-
-
-def _as_list(value: object) -> list[Any]:
-    """A list of what was given; an array of one picture or a single text is one item."""
-    if isinstance(value, np.ndarray) and value.ndim == 4:
-        return list(value)
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _like(given: object, outputs: list[Item]) -> Any:
-    several = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.ndim == 4)
-    return outputs if several else outputs[0]
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list[Branch]]:
+    """All branches, those of like length together, in chunks of at most `positions`, padding included."""
+    chunk: list[Branch] = []
+    for branch in sorted(branches, key=lambda b: len(b.source) + len(b.target)):
+        if chunk and (len(chunk) + 1) * (len(branch.source) + len(branch.target)) > positions:
+            yield chunk
+            chunk = []
+        chunk.append(branch)
+    if chunk:
+        yield chunk
 
 
 def _to_image(pixels_CSS: Tensor) -> Image.Image:

@@ -1,0 +1,76 @@
+"""What users hand in: one item or a list, pictures in several guises, texts; checked and named when wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+import numpy as np
+from PIL import Image
+
+from openm6.data.images import read_image, to_array
+
+Picture = str | Path | Image.Image | np.ndarray
+Texts = list[str] | tuple[str, ...]  # not Sequence[str], which a str is too
+
+
+def is_list(given: object) -> TypeGuard[Sequence[Any]]:
+    """Several items: a list, a tuple, a stack of pictures (n, H, W, C), or an array of texts."""
+    if isinstance(given, np.ndarray):
+        return given.ndim == 4 or given.dtype.kind in "UO"
+    return isinstance(given, (list, tuple))
+
+
+def like(outputs: list[Any], *given: object) -> Any:
+    """A list if any of the inputs was one, else the one output."""
+    return outputs if any(map(is_list, given)) else outputs[0]
+
+
+def read_pictures(given: Picture | Sequence[Picture], size: int) -> list[np.ndarray]:
+    """Every picture as uint8 (size, size, 3 | 4). Raises ValueError naming the one that cannot be read."""
+    pictures = list(given) if is_list(given) else [given]
+    if not pictures:
+        raise ValueError("the list of pictures is empty")
+    return [_read(cast(Picture, picture), size, i) for i, picture in enumerate(pictures, start=1)]
+
+
+def _read(picture: Picture, size: int, number: int) -> np.ndarray:
+    if isinstance(picture, (str, Path)):
+        return read_image(picture, size=size)  # its errors name the file
+    if isinstance(picture, np.ndarray):
+        shape = picture.shape
+        grey, colour = len(shape) == 2, len(shape) == 3 and shape[2] in (3, 4)
+        if picture.dtype != np.uint8 or not (grey or colour) or 0 in shape:
+            raise ValueError(
+                f"picture {number} is an array of {picture.dtype} {shape}; give uint8 of shape (H, W), "
+                "(H, W, 3) or (H, W, 4)"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(
+            f"picture {number} is of type {type(picture).__name__}; give a path, a PIL image or an array"
+        )
+    try:
+        return to_array(picture, size=size)  # PIL reads the file of an image only now
+    except Exception as error:  # damaged files make its plugins raise nearly every type there is
+        name = getattr(picture, "filename", "") or f"picture {number}"
+        raise ValueError(f"{name}: truncated or damaged image ({error or type(error).__name__})") from error
+
+
+def read_texts(given: str | Sequence[str], what: str) -> list[str]:
+    """Every text. Raises ValueError naming `what` if there is none, or one is empty or no text."""
+    texts = list(given) if is_list(given) else [given]
+    if not texts:
+        raise ValueError(f"the list that should hold {what} for each output is empty")
+    return [_check_text(text, what) for text in texts]
+
+
+def _check_text(text: object, what: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} must be text that says something, not {text!r}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be Unicode text, but {text!r} has a lone surrogate") from None
+    return str(text)
