@@ -38,8 +38,7 @@ _TEMPORARY = ".tmp-"
 _FIT = "use the configuration that it was saved with."
 
 
-# ------------------------------------------------------------------------------------- what is in the three
-# files
+# -------------------- what is in the three files
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -127,8 +126,7 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# writing
+# -------------------- writing
 
 
 def _sync(path: Path) -> None:
@@ -242,8 +240,7 @@ def save_checkpoint(
     return final
 
 
-# ---------------------------------------------------------------------------------------------------------
-# reading
+# -------------------- reading
 
 
 def _read_state(path: Path) -> dict[str, Any]:

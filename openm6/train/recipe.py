@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 Config = TypeVar("Config", bound=BaseModel)
 
-# ------------------------------------------------------------------------------------------------- YAML
+# -------------------- YAML
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,7 +110,7 @@ def _read_layers(path: Path, via: tuple[Path, ...] = ()) -> list[tuple[str, dict
     return [*below, (str(path), content)]
 
 
-# -------------------------------------------------------------------------------------------- overrides
+# -------------------- overrides
 
 
 def _override(data: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -137,7 +137,7 @@ def _override(data: dict[str, Any], key: str, value: Any, where: str) -> None:
         node = node[index]
 
 
-# ----------------------------------------------------------------------------------------- error messages
+# -------------------- error messages
 
 
 def _show(value: Any) -> str:
@@ -266,7 +266,7 @@ def _sentence(error: ValidationError, schema: type[BaseModel], data: Any) -> tup
     return parts, f"{key!r}: {message}." if key else f"{message}."
 
 
-# --------------------------------------------------------------------------------------------- the functions
+# -------------------- the functions
 
 
 def load_recipe(path: Path, overrides: Sequence[str], schema: type[Config]) -> Config:
