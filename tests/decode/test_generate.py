@@ -108,7 +108,7 @@ def test_what_a_row_says_does_not_depend_on_the_rows_beside_it():
     assert sample(PROMPTS, [7, 8, 9]) != sample(PROMPTS, [70, 80, 90])
 
 
-# -- choosing -------------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------------
 
 
 def evenly(n: int) -> Tensor:
@@ -202,7 +202,7 @@ def test_a_negative_seed_is_refused():
         chances([(2, 0), (-3, 0)], 4)
 
 
-# -- texts ----------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------------
 
 
 def test_texts_follow_the_model_and_end_at_eos():
@@ -240,7 +240,7 @@ def test_a_text_begins_as_it_must_and_goes_on_for_as_long_as_it_may():
     assert max(len(text) - len(start) for text, start in zip(texts, begin, strict=True)) == 5
 
 
-# -- drawings -------------------------------------------------------------------------------------------------
+# -- drawings --------------------------------------------------------------------------------------------
 
 
 def drawing_prompts() -> Iterator[Branch]:
@@ -259,7 +259,7 @@ def test_guidance_of_one_is_no_guidance_and_more_moves_away_from_the_wordless():
     chance_BT = chances([(i,) for i in range(3)], 16)
     plain = draw(model, prompts, Sampling(), chance_BT)
     assert plain.shape == (3, 4, 4)
-    assert 0 <= plain.min() and plain.max() < model.config.codebook
+    assert plain.min() >= 0 and plain.max() < model.config.codebook
     # one part in 10^12 more than 1 runs the guided path
     assert torch.equal(draw(model, [*prompts, *wordless], Sampling(guidance=1 + 1e-12), chance_BT), plain)
     assert not torch.equal(draw(model, [*prompts, *wordless], Sampling(guidance=3), chance_BT), plain)
