@@ -125,7 +125,7 @@ def _draw_all(svgs: Iterator[str]) -> Iterator[tuple[np.ndarray, bytes]]:
 
 def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
     table = pa.Table.from_pylist(rows, schema=schema)
-    # Pictures are compressed already; a dictionary of them would only cost time. (The type stub knows no lists.)
+    # Pictures are compressed already; a dictionary of them would only cost time. (The type stub omits lists.)
     words: Any = [name for name in schema.names if name not in ("id", "text", "image")]
     pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=words)
 
