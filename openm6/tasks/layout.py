@@ -23,7 +23,7 @@ import numpy as np
 
 from openm6.modalities.text import TextTokenizer
 
-_ATOM = re.compile(r"\[(IMAGE|TEXT|CODES):(\w+)\]|<(\{?\w+\}?)>")
+_ATOM = re.compile(r"\[(IMAGE|TEXT|CODES):(\w+)\]|<(\w+|\{\w+\})>")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,13 @@ class Layout:
         self.source, self.target = _parse(left, instruction), _parse(right, instruction)
         if any(atom.kind == "IMAGE" for atom in (*self.source[1:], *self.target)):
             raise ValueError(f"the instruction '{instruction}' may name an [IMAGE:...] only as its first item")
-        if [atom.kind for atom in self.target] not in (["TEXT"], ["CODES"], ["MARK"]):
+        if any(atom.kind == "CODES" for atom in self.source):
+            raise ValueError(f"the instruction '{instruction}' may name [CODES:...] only as its target")
+        kinds = [atom.kind for atom in self.target]
+        if kinds not in (["TEXT"], ["CODES"]) and self.target != [Atom("MARK", "match")]:
             raise ValueError(f"the target of '{instruction}' must be one [TEXT:...], one [CODES:...] or <match>")
+        if kinds != ["MARK"] and all(atom.kind == "IMAGE" for atom in self.source):
+            raise ValueError(f"'{instruction}' has nothing to read before its target; begin it with a <mark>")
 
     @property
     def sees(self) -> bool:
