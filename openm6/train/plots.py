@@ -59,13 +59,15 @@ def _thin(points: Points) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _smoothed(y: np.ndarray, half: int) -> np.ndarray:
-    """Running mean over 2 `half` + 1 values; fewer at the start, where curves are steep; one-sided at the
-    end."""
+def _smoothed(y: np.ndarray, half: int, *, from_first: bool = False) -> np.ndarray:
+    """Running mean over 2 `half` + 1 values, one-sided at the ends.
+
+    `from_first` makes it narrower at the start, so that a steep curve begins where it began.
+    """
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))
     first = np.maximum(at - half, 0)
-    last = np.minimum(at + np.minimum(half, at), len(y) - 1)
+    last = np.minimum(at + (np.minimum(half, at) if from_first else half), len(y) - 1)
     return (total[last + 1] - total[first]) / (last + 1 - first)
 
 
@@ -88,7 +90,10 @@ def _plot(axes: Any, curve: Curve, delink: float | None) -> None:
         # Each stage by itself: smoothing across the delink would hide a jump there.
         cut = int(np.searchsorted(x, delink, side="right")) if delink is not None else 0
         half = max(1, len(y) // 80)
-        y = np.concatenate([_smoothed(y[:cut], half), _smoothed(y[cut:], half)])
+        before, after = y[:cut], y[cut:]
+        y = np.concatenate(
+            [_smoothed(before, half, from_first=True), _smoothed(after, half, from_first=cut == 0)]
+        )
     axes.plot(x, y, color=curve.colour, linewidth=1.8, **marker)
 
 
@@ -135,12 +140,12 @@ def draw(chart: Chart, *, width: int, height: int) -> str:
         figure = Figure(figsize=(width / 72, height / 72))
         FigureCanvasSVG(figure)
         # Fixed margins, in pixels: the charts of a page line up.
-        left, right, top, bottom = 58, 10, 20, 40
+        left, right, top, bottom = 62, 10, 20, 40
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
         axes = figure.add_axes(box)
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
-        axes.yaxis.set_label_coords(-(left - 14) / (width - left - right), 0.5)
+        axes.yaxis.set_label_coords(-(left - 8) / (width - left - right), 0.5)
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -96,21 +96,30 @@ def _trained_tasks(records: Records) -> list[str]:
     return [key.removeprefix("loss_") for key in keys]
 
 
-def _held_out_table(records: Records, delink: int | None) -> dict[str, Any] | None:
-    """Held-out losses at the start, the last before and the first after the delink, and at the end."""
-    rows = []
-    with_delink = delink is not None
+def _held_out_table(records: Records) -> dict[str, Any] | None:
+    """Held-out losses at the start, the last before and the first after the delink, at the end, and the
+    best."""
+    delink = next((i for i, record in enumerate(records) if record.get("event") == "delink"), None)
+    rows: list[dict[str, Any]] = []
+    steps: dict[str, set[int | None]] = {}
     for task in _held_out_tasks(records):
-        points = _points(records, f"val_{task}_loss")
+        key = f"val_{task}_loss"
+        points = _points(records, key)
         if not points:
             continue
-        values: list[float | None] = [points[0][1]]
+        shown: dict[str, tuple[float, float] | None] = {"start": points[0]}
         if delink is not None:
-            values.append(next((y for x, y in reversed(points) if x <= delink), None))
-            values.append(next((y for x, y in points if x > delink), None))
-        values += [points[-1][1], min(y for _, y in points)]
-        rows.append({"task": task, "losses": ["–" if v is None else f"{v:.3f}" for v in values]})
-    columns = ["start", *(["before delink", "after delink"] if with_delink else []), "end", "best"]
+            before, after = _points(records[:delink], key), _points(records[delink:], key)
+            shown |= {
+                "before delink": before[-1] if before else None,
+                "after delink": after[0] if after else None,
+            }
+        shown |= {"end": points[-1], "best": min(points, key=lambda point: point[1])}
+        rows.append({"task": task, "losses": [f"{at[1]:.3f}" if at else "–" for at in shown.values()]})
+        for column, at in shown.items():
+            steps.setdefault(column, set()).add(at and int(at[0]))
+    # The step stands under a column's name where it is the same for all tasks.
+    columns = [{"name": name, "step": at.pop() if len(at) == 1 else None} for name, at in steps.items()]
     return {"columns": columns, "rows": rows} if rows else None
 
 
@@ -349,7 +358,7 @@ def write_report(run_dir: Path) -> Path:
         "summary": _summary(records, delink, facts),
         "tiles": list(_tiles(records)),
         "delink": delink,
-        "held_out": _held_out_table(records, delink),
+        "held_out": _held_out_table(records),
         "tasks": _sample_tasks(samples, _Pictures(run_dir / "samples")),
         "sample_step": next((f"{s['step']:,}" for s in samples if isinstance(s.get("step"), int)), None),
         "machine": [

@@ -32,6 +32,9 @@ p { margin: 0 0 12px; max-width: 75ch; }
 .tiles dd small { font-size: 0.8rem; font-weight: normal; color: var(--faint); display: block;
   line-height: 1.3; }
 .tiles .warn dd { color: var(--warn); }
+nav { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 0.95rem; }
+nav a { color: var(--train); text-decoration: none; padding: 4px 0; }
+nav a:hover, nav a:focus { text-decoration: underline; }
 figure { margin: 0; }
 figcaption { font-weight: 600; font-size: 0.92rem; margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; }
@@ -53,6 +56,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--faint); font-weight: 600; font-size: 0.85rem; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: normal; }
+thead small { display: block; font-weight: normal; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .facts th { text-align: left; color: var(--faint); font-weight: normal; vertical-align: top; width: 11em; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr));
@@ -89,7 +93,8 @@ pre { overflow-x: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, C
   .wide { display: none; }
   .narrow { display: block; }
   .facts th { width: 8em; }
-  th, td { padding: 6px 7px; }
+  .scroll table { font-size: 0.86rem; }
+  th, td { padding: 6px 5px; }
 }
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """
@@ -107,12 +112,15 @@ PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 <p class="lead">{{ summary }}</p>
 
+<nav><a href="#losses">Losses</a>{% if tasks %}<a href="#samples">Samples</a>{% endif %}
+{% if run_charts %}<a href="#run">The run</a>{% endif %}<a href="#machine">Machine</a>
+{% if config %}<a href="#config">Config</a>{% endif %}</nav>
 <dl class="tiles">
 {% for tile in tiles %}<div class="card{{ ' warn' if tile.warn }}"><dt>{{ tile.name }}</dt>
 <dd>{{ tile.value }}{% if tile.detail %}<small>{{ tile.detail }}</small>{% endif %}</dd></div>
 {% endfor %}</dl>
 
-<h2>Losses</h2>
+<h2 id="losses">Losses</h2>
 <div class="key">
 <span><i style="color:var(--train)"></i>training</span>
 {% if held_out %}<span><i style="color:var(--held)"></i>held out</span>{% endif %}
@@ -132,19 +140,14 @@ PAGE = """<!doctype html>
 {% if held_out %}<h3>Held-out loss <small>nats; lower is better</small></h3>
 <div class="card scroll"><table>
 <thead><tr><th scope="col">task</th>
-{% for column in held_out.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+{% for column in held_out.columns %}<th scope="col">{{ column.name }}
+{% if column.step is not none %}<small>step {{ column.step }}</small>{% endif %}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in held_out.rows %}<tr><th scope="row">{{ row.task }}</th>
 {% for value in row.losses %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endif %}
 
-{% if run_charts %}<h2>The run</h2>
-<div class="charts">
-{% for chart in run_charts %}<figure class="card"><figcaption>{{ chart.title }}</figcaption>
-{{ chart.svg }}</figure>
-{% endfor %}</div>{% endif %}
-
-{% if tasks %}<h2>Samples</h2>
+{% if tasks %}<h2 id="samples">Samples</h2>
 {% if sample_step %}<p class="note">On held-out records, at step {{ sample_step }}.</p>{% endif %}
 {% for task in tasks %}<h3>{{ task.name }} <small>{{ task.about }}</small></h3>
 <div class="samples{{ ' drawings' if task.kind == 'drawn' }}">
@@ -164,12 +167,18 @@ PAGE = """<!doctype html>
 {% if task.left_out %}<p class="note">{{ task.left_out }} more in samples/samples.json.</p>{% endif %}
 {% endfor %}{% endif %}
 
-<h2>Machine</h2>
+{% if run_charts %}<h2 id="run">The run</h2>
+<div class="charts">
+{% for chart in run_charts %}<figure class="card"><figcaption>{{ chart.title }}</figcaption>
+{{ chart.svg }}</figure>
+{% endfor %}</div>{% endif %}
+
+<h2 id="machine">Machine</h2>
 <div class="card"><table class="facts"><tbody>
 {% for name, value in machine %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</tbody></table></div>
 
-{% if config %}<h2>Config</h2>
+{% if config %}<h2 id="config">Config</h2>
 <details class="card"><summary>config.yaml, everything that decides what this run computed</summary>
 <pre>{{ config }}</pre></details>{% endif %}
 </main>

@@ -15,13 +15,14 @@ def test_long_curves_are_thinned_and_keep_their_mean_and_end():
     assert np.array_equal(np.stack(_thin(short), axis=1), short)
 
 
-def test_smoothing_keeps_constants_and_first_values():
+def test_smoothing_is_a_running_mean_with_honest_ends():
     assert np.allclose(_smoothed(np.full(50, 3.0), 4), 3.0)
-    y = np.arange(50.0)
+    y = np.arange(50.0) ** 2
     smooth = _smoothed(y, 4)
-    assert smooth[0] == y[0]
-    assert np.allclose(smooth[4:-4], y[4:-4])
+    assert np.allclose(smooth[4:-4], np.convolve(y, np.ones(9) / 9, mode="valid"))
+    assert np.isclose(smooth[0], y[:5].mean())
     assert np.isclose(smooth[-1], y[-5:].mean())
+    assert _smoothed(y, 4, from_first=True)[0] == y[0]
     assert len(_smoothed(np.array([]), 4)) == 0
 
 

@@ -39,7 +39,10 @@ def fake_run(run_dir, *, config=f"name: '{NASTY}'\n", samples=None, end=100):
                 {"step": step, "time": step * 2.0, "event": "eval", "val_caption_loss": 3.5 - step / 40}
             )
         if step == 40:
+            # Measured on both sides of the delink, at the same step.
+            lines.append({"step": 40, "time": 80.2, "event": "eval", "val_caption_loss": 2.5})
             lines.append({"step": 40, "time": 80.5, "event": "delink", "stage": "real"})
+            lines.append({"step": 40, "time": 80.8, "event": "eval", "val_caption_loss": 2.4})
     run_dir.mkdir(exist_ok=True)
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     (run_dir / "config.yaml").write_text(config, encoding="utf-8")
@@ -159,7 +162,8 @@ def test_figures_of_the_page(tmp_path, no_charts):
     words = re.sub(r"\s+", " ", text)
     assert "100 steps, 100,000 tokens in 3 min on" in words
     assert "Pseudo Giant for 40 steps (40 %), then delinked into the Real Giant." in words
-    assert "task start before delink after delink end best caption 3.500 3.500 2.250 1.000 1.000" in words
+    columns = "task start step 0 before delink step 40 after delink step 40 end step 100 best step 100"
+    assert f"{columns} caption 3.500 2.500 2.400 1.000 1.000" in words
     assert "peak memory 1.00 GiB" in words
     assert "skipped steps 2 by step 60" in words
     assert "bad records 0 left out" in words
