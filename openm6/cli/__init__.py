@@ -1,0 +1,47 @@
+"""The command line: one module a verb, listed here in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from openm6.cli import ask, caption, data, draw, export, match, quickstart, train, write
+from openm6.cli.errors import cleanly
+
+app = typer.Typer(
+    name="openm6",
+    help="One transformer that captions, answers, draws, writes and matches, trained Pseudo-to-Real.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (quickstart, caption, ask, draw, write, match, train, data, export):
+    app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1])))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from openm6 import __version__
+
+        print(f"openm6 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of `openm6` and `python -m openm6`."""
+    for stream in (sys.stdout, sys.stderr):
+        # Half of what is said here is Chinese, whatever the locale; file names come out byte for byte.
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
+    app()

@@ -1,0 +1,59 @@
+"""What several verbs ask of their arguments, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+
+def split_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(picture files, words) of one list: `openm6 ask a.png b.png "what is it?"`.
+
+    What exists as a file, or is named like a picture, is a picture. Raises ValueError when there is no
+    picture, and for a folder.
+    """
+    from openm6.data.images import IMAGE_SUFFIXES
+
+    for each in arguments:
+        if os.path.isdir(each):
+            raise ValueError(
+                f"{each} is a folder; name the pictures in it, such as {os.path.join(each, '*.png')}"
+            )
+    # os.path.isfile, unlike Path.is_file, takes a question longer than a file name may be.
+    pictures = [
+        each for each in arguments if os.path.isfile(each) or Path(each).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not pictures:
+        raise ValueError(f"there is no picture file among {', '.join(map(repr, arguments))}")
+    return pictures, [each for each in arguments if each not in pictures]
+
+
+def check_known(value: str | None, what: Literal["style", "form"], model: str | None) -> None:
+    """Raises ValueError for a style or form that the shipped model has never met.
+
+    Other models may have been trained on others, so there anything goes.
+    """
+    if value is None or model is not None:
+        return
+    from openm6.data.corpus import load_emoji, load_poems
+
+    column = load_emoji()["set"] if what == "style" else load_poems()["form"]
+    known = [*dict.fromkeys(column.to_pylist())]
+    if value not in known:
+        near = get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
+        raise ValueError(f"there is no {what} '{value}'{hint}")
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`; raises ValueError when no file can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"cannot write {path}: permission denied")

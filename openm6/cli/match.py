@@ -1,0 +1,35 @@
+"""openm6 match: how well do texts fit pictures?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from openm6.cli.arguments import split_pictures
+from openm6.cli.output import Json, Model, show
+
+
+def match(
+    arguments: Annotated[list[str], typer.Argument(help="Picture files, and texts to score, in quotes.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Score how well texts fit pictures: cosines, the best first.
+
+    openm6 match a.png "red apple" "dog face"
+    """
+    images, texts = split_pictures(arguments)
+    if not texts:
+        raise ValueError("match needs at least one text, in quotes, beside the pictures")
+    import openm6
+
+    scores = openm6.load(model).match(images, texts)
+    for image, row in zip(images, scores, strict=True):
+        ranked = sorted(zip(map(float, row), texts, strict=True), reverse=True)
+        lines = [f"{score:6.3f}  {text}" for score, text in ranked]
+        show(
+            {"input": image, "output": [{"text": text, "score": round(score, 4)} for score, text in ranked]},
+            as_json=as_json,
+            line="\n".join(lines if len(images) == 1 else [image, *(f"  {each}" for each in lines)]),
+        )

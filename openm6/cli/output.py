@@ -1,0 +1,32 @@
+"""How verbs say what they found: a line a result for people, an object a line for programs (`--json`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Checkpoint or run folder; default: the shipped model.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")]
+Seed = Annotated[int, typer.Option(help="Chance; the same seed gives the same output.")]
+
+
+def show(result: Mapping[str, object], *, as_json: bool, line: str) -> None:
+    """Print `result` (with at least `input` and `output`) as JSON, or `line`."""
+    print(to_json(result) if as_json else line, flush=True)
+
+
+def to_json(result: Mapping[str, object]) -> str:
+    """One line of JSON that is valid UTF-8, even with a file name in it that is not."""
+    assert "input" in result and "output" in result
+    line = json.dumps(result, ensure_ascii=False)
+    return line if line.encode(errors="replace").decode() == line else json.dumps(result)
+
+
+def with_name(name: str, text: str, several: bool) -> str:
+    """`text`, after the input's name where there are several inputs."""
+    return f"{name}: {text}" if several else text

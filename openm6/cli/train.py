@@ -1,0 +1,139 @@
+"""openm6 train: run a recipe, watch it, get a model and a report."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from openm6.cli.output import Json, show
+
+if TYPE_CHECKING:
+    from openm6.train.config import RunConfig
+    from openm6.train.image_tokenizer import ImageTokenizerRunConfig
+
+RECIPES = Path(__file__).parent.parent.parent / "configs"
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted settings: optimizer.lr=1e-3 steps=500")]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of one in configs/.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe; the same command goes on with a run that was stopped.
+
+    openm6 train m6-small optimizer.lr=5e-4 steps=500
+    """
+    path = find_recipe(recipe)
+    if makes_image_tokenizer(path):
+        from openm6.train.image_tokenizer import ImageTokenizerRunConfig
+        from openm6.train.recipe import load_recipe
+
+        config = load_recipe(path, overrides or [], ImageTokenizerRunConfig)
+        folder = out or Path("runs") / config.name
+        quality = run_image_tokenizer(config, folder, quiet=as_json)
+        show(
+            {"input": recipe, "output": str(folder), "psnr": quality, "steps": config.steps},
+            as_json=as_json,
+            line=f"image tokenizer: {folder}"
+            + (f" ({quality:.1f} dB on unseen pictures)" if quality else ""),
+        )
+        return
+    from openm6.train.config import RunConfig
+    from openm6.train.recipe import load_recipe
+
+    config = load_recipe(path, overrides or [], RunConfig)
+    folder = out or Path("runs") / config.name
+    report, _ = train_and_report(config, folder, quiet=as_json)
+    show(summary(recipe, config, folder, report), as_json=as_json, line=f"report: {report}")
+
+
+def find_recipe(name: str) -> Path:
+    """The YAML file of that path, or of that name in configs/. Raises ValueError when there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {each.stem: each for each in sorted(RECIPES.glob("*.yaml"))}
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    near = get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"configs/ has {', '.join(shipped) or 'none'}"
+    raise ValueError(f"there is no recipe '{name}', neither as a file nor in configs/; {hint}")
+
+
+def makes_image_tokenizer(path: Path) -> bool:
+    """Whether the recipe is one of an image tokenizer: those have a batch of pictures, no mix of tasks."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        return False  # `load_recipe` says what is wrong with it
+    return isinstance(content, dict) and "batch" in content and "mix" not in content
+
+
+def train_and_report(
+    config: RunConfig, run_dir: Path, *, quiet: bool = False
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Train with a live display (on standard error if `quiet`), let the model show what it learned.
+
+    Returns the path of the report, and the samples in it.
+    """
+    import openm6
+    from openm6.cli.progress import TrainingDisplay
+    from openm6.decode.samples import write_samples
+    from openm6.train.loop import train as run
+    from openm6.train.report import write_report
+
+    console = Console(stderr=quiet, highlight=False)
+    with TrainingDisplay(config, console=console) as display:
+        folder = run(config, run_dir, on_progress=display.update)
+    with console.status("letting it show what it learned"):
+        samples = write_samples(openm6.load(folder), config, run_dir / "samples")
+        return write_report(run_dir), samples
+
+
+def run_image_tokenizer(
+    config: ImageTokenizerRunConfig, run_dir: Path, *, quiet: bool = False
+) -> float | None:
+    """Train an image tokenizer on the embedded pictures; returns its PSNR on unseen renditions, in dB."""
+    import numpy as np
+
+    from openm6.cli.progress import TrainingDisplay
+    from openm6.data.augment import over_white, stack_rgba
+    from openm6.data.embedded import EmojiCorpus
+    from openm6.train.image_tokenizer import train_image_tokenizer
+    from openm6.train.metrics import read_metrics
+
+    def pictures(split: str) -> np.ndarray:
+        rgba, size = EmojiCorpus(split, image_size=config.model.image_size).images, config.model.image_size
+        white = (over_white(stack_rgba(list(rgba[i : i + 512]), size)) for i in range(0, len(rgba), 512))
+        return np.concatenate([(part * 255).round().byte().permute(0, 2, 3, 1).numpy() for part in white])
+
+    with TrainingDisplay(config, console=Console(stderr=quiet, highlight=False)) as display:
+        train_image_tokenizer(
+            pictures("train"), config, run_dir, held_out_NHWC=pictures("val"), on_progress=display.update
+        )
+    return next(
+        (line["psnr"] for line in reversed(read_metrics(run_dir)) if line.get("psnr") is not None), None
+    )
+
+
+def summary(recipe: str, config: RunConfig, run_dir: Path, report: Path) -> dict[str, Any]:
+    """The result of a run for programs: the report, the model and the last held-out losses."""
+    from openm6.train.metrics import read_metrics
+
+    lines = read_metrics(run_dir)
+    held_out = next((line for line in reversed(lines) if line.get("event") == "eval"), {})
+    return {
+        "input": recipe,
+        "output": str(report),
+        "model": str(run_dir / "model"),
+        "steps": config.steps,
+        "seconds": lines[-1]["time"],
+        "held_out": {k[4:-5]: v for k, v in held_out.items() if k.startswith("val_") and k.endswith("_loss")},
+    }

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from openm6.cli.train import RECIPES
+from openm6.train.config import RunConfig
+from openm6.train.recipe import load_recipe
+
+
+@pytest.fixture
+def tiny(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openm6.cli.train.RECIPES", recipe.parent)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_it_trains_and_shows_every_task_and_the_report(cli: Any, model: Path) -> None:
+    result = cli("quickstart", "-o", model)
+    assert result.exit_code == 0, result.output
+    assert f"report: {model / 'report.html'}\n" in result.stdout
+    shown = result.stdout.split("never saw:")[1].split("report:")[0].splitlines()
+    assert {line.split()[0] for line in shown if line[:1].isalpha()} == {"caption", "ask", "draw", "write"}
+    assert max(map(cell_len, shown)) <= 80
+    assert "色方块" in result.stdout and " square" in result.stdout
+
+
+@pytest.mark.usefixtures("tiny")
+def test_with_json_every_sample_is_an_object(cli: Any, model: Path) -> None:
+    *samples, summary = cli.objects("quickstart", "-o", model)
+    assert {each["task"] for each in samples} == {"caption", "ask", "match", "draw", "write"}
+    assert all("input" in each and "output" in each for each in samples)
+    drawings = [Path(each["output"]) for each in samples if each["task"] == "draw"]
+    assert drawings and all(path.is_file() for path in drawings)
+    assert summary["output"] == str(model / "report.html")
+
+
+def test_the_recipe_trains_pseudo_to_real_on_every_task() -> None:
+    config = load_recipe(RECIPES / "quickstart.yaml", [], RunConfig)
+    trained = {task for part in config.mix for task in part.tasks}
+    assert trained >= {
+        "caption",
+        "ask",
+        "match",
+        "draw",
+        "write",
+    }
+    assert 0.05 <= config.sharing.delink_at <= 0.15
+    delink = config.sharing.delink_at * config.steps
+    assert 0 < config.eval_every <= delink  # so that held-out losses show in both stages
