@@ -80,7 +80,12 @@ def tells_colour(name: str) -> bool:
 
 
 def augment(
-    rgba_NCSS: Tensor, names: Sequence[str], config: AugmentConfig, generator: torch.Generator, *, keep_colour: Tensor
+    rgba_NCSS: Tensor,
+    names: Sequence[str],
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    keep_colour: Tensor,
 ) -> Tensor:
     """Randomly changed pictures, (N, 4, S, S) -> (N, 3, S, S) in [0, 1].
 
@@ -118,17 +123,22 @@ def augment(
     rgb = (grey + (rgb - grey) * saturation - 0.5) * contrast + 0.5 + brightness
     rgb = _turn_hue(rgb, uniform(-1, 1) * config.hue * (~fixed_colour).float()).clamp(0, 1)
 
-    paper = torch.where(chosen(config.background)[:, None, None, None], uniform(0, 1, 3, 1, 1), torch.ones(n, 3, 1, 1))
+    paper = torch.where(
+        chosen(config.background)[:, None, None, None], uniform(0, 1, 3, 1, 1), torch.ones(n, 3, 1, 1)
+    )
     picture = rgb * alpha + paper * (1 - alpha)
     return _erase(picture, chosen(config.erase), uniform(0, 1, 4), paper)
 
 
-def _warp(x: Tensor, *, angle: Tensor, log_scale: Tensor, log_stretch: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """One affine resampling; colours are premultiplied by alpha so that edges do not pick up hidden colours."""
+def _warp(
+    x: Tensor, *, angle: Tensor, log_scale: Tensor, log_stretch: Tensor, shift: Tensor, mirror: Tensor
+) -> Tensor:
+    """One affine resampling; premultiplied by alpha, so that edges do not pick up hidden colours."""
     width, height = torch.exp(-log_scale + log_stretch), torch.exp(-log_scale - log_stretch)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(
-        (cos * width * mirror, -sin * height, shift[:, 0], sin * width * mirror, cos * height, shift[:, 1]), dim=1
+        (cos * width * mirror, -sin * height, shift[:, 0], sin * width * mirror, cos * height, shift[:, 1]),
+        dim=1,
     ).view(-1, 2, 3)
     premultiplied = torch.cat((x[:, :3] * x[:, 3:], x[:, 3:]), dim=1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
@@ -137,7 +147,7 @@ def _warp(x: Tensor, *, angle: Tensor, log_scale: Tensor, log_stretch: Tensor, s
 
 
 def _outline(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """Black lines where brightness changes, white elsewhere: what a line drawing of the same thing looks like."""
+    """Black lines where brightness changes, white elsewhere: a line drawing of the same thing."""
     flat = (rgb * alpha + (1 - alpha)).mean(1, keepdim=True)
     padded = F.pad(flat, (1, 1, 1, 1), mode="replicate")
     dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
@@ -151,7 +161,9 @@ def _turn_hue(rgb: Tensor, turn: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     matrix = (
-        cos[:, None, None] * torch.eye(3) + sin[:, None, None] * cross + (1 - cos)[:, None, None] * torch.ones(3, 3) / 3
+        cos[:, None, None] * torch.eye(3)
+        + sin[:, None, None] * cross
+        + (1 - cos)[:, None, None] * torch.ones(3, 3) / 3
     )
     return torch.einsum("nij,njhw->nihw", matrix, rgb)
 

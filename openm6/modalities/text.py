@@ -1,4 +1,4 @@
-"""Text enters and leaves the stream as byte-level BPE tokens; special tokens name tasks, languages and marks."""
+"""Text enters and leaves the stream as byte-level BPE tokens; special tokens name tasks and languages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
 
 
 class TextTokenizer:
-    """Text <-> token ids. A special token written in user text is encoded as plain characters, never as the mark."""
+    """Text <-> token ids. A special token written in user text becomes plain characters, never the mark."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

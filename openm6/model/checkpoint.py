@@ -16,7 +16,7 @@ from openm6.model.m6 import M6
 
 
 def save_model(model: M6, folder: Path) -> None:
-    """Write `config.json` (shape and sharing) and `model.safetensors` (bf16; shared slots are stored once)."""
+    """Write `config.json` (shape and sharing) and `model.safetensors` (bf16; a shared slot once)."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model": model.config.model_dump(), "sharing": model.sharing}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -12,8 +12,8 @@ from openm6.modalities.resnet import ResNetConfig
 class ModelConfig(BaseModel):
     """Sizes of the stack, its vocabulary and its image entrance.
 
-    The stream's vocabulary is `vocab_text` text tokens (special ones included) followed by the image codes: the
-    k-th code `c` of a cell is token `vocab_text + k * codebook + c`.
+    The stream's vocabulary is `vocab_text` text tokens (special ones included) followed by the image codes:
+    the k-th code `c` of a cell is token `vocab_text + k * codebook + c`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,7 +1,9 @@
-"""How codes enter and leave the stream: one position carries a cell of K codes, which are read off one by one.
+"""How codes enter and leave the stream: one position carries a cell of K codes, which are read off one by
+one.
 
-The stack runs once a cell; inside a cell a small network predicts each code from the stack's hidden state and the codes
-before it (the depth transformer of RQ-VAE, 2203.01941, with one layer and sums in place of attention).
+The stack runs once a cell; inside a cell a small network predicts each code from the stack's hidden state and
+the codes before it (the depth transformer of RQ-VAE, 2203.01941, with one layer and sums in place of
+attention).
 
 Legend: N cells, K codes a cell, Q codebook size, D width.
 """
@@ -19,7 +21,8 @@ from openm6.model.layers import RMSNorm
 class Drawing(nn.Module):
     """Cell position, cell -> stream feature, hidden state -> scores of the cell's codes.
 
-    The codes' embeddings belong to the stream's vocabulary: the k-th code `c` of a cell is row `k * codebook + c`.
+    The codes' embeddings belong to the stream's vocabulary: the k-th code `c` of a cell is row `k * codebook
+    + c`.
     """
 
     def __init__(self, config: ModelConfig):

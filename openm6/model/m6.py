@@ -1,6 +1,7 @@
 """M6: embeddings -> a stack of slots -> heads. It knows nothing of tiers, ranks or tasks.
 
-Legend: B rows, T positions, D width, N images, P tokens an image, V text tokens, Q codebook, K codes a cell, M chosen positions.
+Legend: B rows, T positions, D width, N images, P tokens an image, V text tokens, Q codebook, K codes a cell,
+M chosen positions.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openm6.modalities.resnet import ResNet
 from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
 from openm6.model.stream import Stream, attention_bias
-from openm6.modalities.resnet import ResNet
 
 
 class ImageEntrance(nn.Module):
-    """Image -> P stream features: a ResNet's last feature map, projected, with a learned position for every cell."""
+    """Image -> P stream features: a ResNet's last map, projected, with a learned position for each cell."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -31,7 +32,9 @@ class ImageEntrance(nn.Module):
         """(N, 3, S, S) -> (N, P, D)."""
         map_NCHW = self.backbone(images_NCHW)
         cells_NPC = map_NCHW.flatten(2).transpose(1, 2)
-        assert cells_NPC.shape[1] == self.tokens, "image_tokens must equal the cells of the backbone's last map"
+        assert cells_NPC.shape[1] == self.tokens, (
+            "image_tokens must equal the cells of the backbone's last map"
+        )
         return self.project(cells_NPC) + self.position
 
 
@@ -53,7 +56,8 @@ class M6(nn.Module):
         self.image = ImageEntrance(config) if config.image is not None else None
         self.drawing = Drawing(config) if config.cells else None
         self.match = nn.Linear(config.width, config.match_dim, bias=False) if config.match_dim else None
-        self.match_scale = nn.Parameter(torch.tensor(2.7)) if config.match_dim else None  # log of 1 / temperature
+        # Log of 1 / temperature.
+        self.match_scale = nn.Parameter(torch.tensor(2.7)) if config.match_dim else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -91,7 +95,8 @@ class M6(nn.Module):
             if stream.cell_at is not None and len(stream.cell_at):
                 assert stream.cells_LK is not None
                 flat = flat.index_copy(0, stream.cell_at, self.embed_cells(stream.cells_LK))
-            x_BTD = flat.index_add(0, stream.next_cell_at, self.drawing.position(stream.next_cell)).view(B, T, D)
+            position = self.drawing.position(stream.next_cell)
+            x_BTD = flat.index_add(0, stream.next_cell_at, position).view(B, T, D)
         return x_BTD
 
     def embed_cells(self, cells_LK: Tensor) -> Tensor:
@@ -109,8 +114,9 @@ class M6(nn.Module):
         return self.norm(x_BTD)
 
     def text_logits(self, hidden_MD: Tensor) -> Tensor:
-        """Scores of the text tokens, (..., V). A target is known to be text by its layout, so codes never compete."""
-        return F.linear(hidden_MD, self.embed.weight[: self.config.vocab_text] if self.head is None else self.head.weight)
+        """Scores of the text tokens, (..., V): the layout says that a target is text, no code competes."""
+        tied = self.embed.weight[: self.config.vocab_text]
+        return F.linear(hidden_MD, tied if self.head is None else self.head.weight)
 
     def code_logits(self, hidden_MD: Tensor, cells_MK: Tensor) -> Tensor:
         """Scores of every code of the cells, each given those before it, (M, K, Q)."""

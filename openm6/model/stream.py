@@ -24,7 +24,9 @@ class Stream:
     """Input of `M6.forward`. `*_at` are flat indices into the B x T positions."""
 
     tokens_BT: Tensor  # int64
-    positions_BT: Tensor  # int64, rotary positions: counted within an example, every branch from the same start
+    positions_BT: (
+        Tensor  # int64, rotary positions: counted within an example, every branch from the same start
+    )
     example_BT: Tensor  # int32
     branch_BT: Tensor  # int32
     order_BT: Tensor  # int32
@@ -44,9 +46,7 @@ def causal_stream(tokens_BT: Tensor) -> Stream:
     return Stream(tokens_BT, positions_BT, example_BT=same_BT, branch_BT=same_BT, order_BT=order_BT)
 
 
-def attention_bias(
-    query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
+def attention_bias(query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """0 where a query may see a key, -inf elsewhere, (B, 1, T, S); arguments are (example, branch, order).
 
     A padding position sees everything, so that its softmax stays finite; nobody sees it.

@@ -22,7 +22,7 @@ Example = Sequence[Branch]  # branches of one example read the same image, or th
 
 @dataclass
 class Batch:
-    """A stream and what it should predict. `*_at` are flat indices into R x T; tasks are named by `tasks[i]`."""
+    """A stream and what it should predict. `*_at` are flat indices into R x T; `tasks[i]` names a task."""
 
     stream: Stream
     tasks: list[str]
@@ -44,13 +44,14 @@ class Batch:
 
 
 def length_of(example: Example, image_tokens: int) -> int:
-    """Positions an example takes: its image once, every branch's source, and its target but the last token."""
+    """Positions an example takes: its image once, each branch's source, its target but the last token."""
     branches = sum(len(b.source) + max(0, len(b.target) - 1) for b in example)
     return branches + (image_tokens if example[0].image is not None else 0)
 
 
 def fit(example: Example, *, row: int, image_tokens: int) -> Example:
-    """Drop branches that do not fit a row, and cut the target's tail of the first one where it alone is too long.
+    """Drop branches that do not fit a row, and cut the target's tail of the first one where it alone is too
+    long.
 
     Raises ValueError when even its source does not fit.
     """
@@ -60,7 +61,9 @@ def fit(example: Example, *, row: int, image_tokens: int) -> Example:
         need = len(branch.source) + max(0, len(branch.target) - 1)
         if need > room and not kept:
             if len(branch.source) >= room:
-                raise ValueError(f"a source of {len(branch.source)} tokens does not fit a row of {row} positions")
+                raise ValueError(
+                    f"a source of {len(branch.source)} tokens does not fit a row of {row} positions"
+                )
             branch = replace(branch, target=branch.target[: room - len(branch.source) + 1])
             need = len(branch.source) + max(0, len(branch.target) - 1)
         if need <= room:
@@ -69,13 +72,11 @@ def fit(example: Example, *, row: int, image_tokens: int) -> Example:
     return kept
 
 
-def collate(
-    examples: Sequence[Example], *, row: int, image_tokens: int, pad: int
-) -> tuple[Batch, list[int]]:
+def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: int) -> tuple[Batch, list[int]]:
     """Pack examples into rows of `row` positions.
 
-    Returns the batch (its `images_NCHW` still empty) and, in the order in which the model will read them, the index
-    of the example whose image each is.
+    Returns the batch (its `images_NCHW` still empty) and, in the order in which the model will read them, the
+    index of the example whose image each is.
     """
     rows = pack([length_of(example, image_tokens) for example in examples], row)
     shape = (len(rows), row)
@@ -101,7 +102,9 @@ def collate(
                 t, start = t + image_tokens, image_tokens
             for b, branch in enumerate(branches, start=1):
                 task = task_names.setdefault(branch.task, len(task_names))
-                assert branch.source, "a branch needs a source, if only a mark, to predict its first token from"
+                assert branch.source, (
+                    "a branch needs a source, if only a mark, to predict its first token from"
+                )
                 n_source, length = len(branch.source), len(branch.source) + max(0, len(branch.target) - 1)
                 span = slice(t, t + length)
                 tokens[r, t : t + n_source] = branch.source

@@ -8,7 +8,9 @@ from openm6.modalities.text import TextTokenizer
 from openm6.tasks.task import Fields, Record, Task, pick_language
 
 ANY_STYLE = "any"
-DROP_TEXT = 0.1  # share of examples without words: what classifier-free guidance (2207.12598) steers away from
+DROP_TEXT = (
+    0.1  # share of examples without words: what classifier-free guidance (2207.12598) steers away from
+)
 DROP_STYLE = 0.5
 
 

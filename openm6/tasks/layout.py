@@ -28,7 +28,7 @@ _ATOM = re.compile(r"\[(IMAGE|TEXT|CODES):(\w+)\]|<(\w+|\{\w+\})>")
 
 @dataclass(frozen=True)
 class Atom:
-    kind: Literal["IMAGE", "TEXT", "CODES", "MARK", "MARK_FIELD"]
+    kind: str  # IMAGE, TEXT, CODES, MARK or MARK_FIELD
     name: str
 
 
@@ -49,16 +49,22 @@ class Layout:
 
     def __init__(self, instruction: str):
         if instruction.count("->") != 1:
-            raise ValueError(f"the instruction '{instruction}' needs exactly one '->' between source and target")
+            raise ValueError(
+                f"the instruction '{instruction}' needs exactly one '->' between source and target"
+            )
         left, right = instruction.split("->")
         self.source, self.target = _parse(left, instruction), _parse(right, instruction)
         if any(atom.kind == "IMAGE" for atom in (*self.source[1:], *self.target)):
-            raise ValueError(f"the instruction '{instruction}' may name an [IMAGE:...] only as its first item")
+            raise ValueError(
+                f"the instruction '{instruction}' may name an [IMAGE:...] only as its first item"
+            )
         if any(atom.kind == "CODES" for atom in self.source):
             raise ValueError(f"the instruction '{instruction}' may name [CODES:...] only as its target")
         kinds = [atom.kind for atom in self.target]
         if kinds not in (["TEXT"], ["CODES"]) and self.target != [Atom("MARK", "match")]:
-            raise ValueError(f"the target of '{instruction}' must be one [TEXT:...], one [CODES:...] or <match>")
+            raise ValueError(
+                f"the target of '{instruction}' must be one [TEXT:...], one [CODES:...] or <match>"
+            )
         if kinds != ["MARK"] and all(atom.kind == "IMAGE" for atom in self.source):
             raise ValueError(f"'{instruction}' has nothing to read before its target; begin it with a <mark>")
 
@@ -67,7 +73,7 @@ class Layout:
         return bool(self.source) and self.source[0].kind == "IMAGE"
 
     def branch(self, task: str, fields: Mapping[str, object], tokenizer: TextTokenizer) -> Branch:
-        """Lay one example out; `fields` holds what the instruction names (the target's may be absent to ask)."""
+        """Lay one example out; `fields` holds what the instruction names, the target only if it is known."""
         image = fields[self.source[0].name] if self.sees else None
         assert image is None or isinstance(image, np.ndarray)
         source: list[int] = []

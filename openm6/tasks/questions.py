@@ -34,8 +34,8 @@ class Question:
 def questions(record: Record, rng: Random, *, other_name: str | None = None) -> list[Question]:
     """Every question the record can answer, one of each kind and language, wordings at random.
 
-    `other_name`: the name of something else, which `is_it_a` asks about half of the time (answer: no); without it,
-    is_it_a is left out. It is read from `record["other_<language>"]` when not given.
+    `other_name`: the name of something else, which `is_it_a` asks about half of the time (answer: no);
+    without it, is_it_a is left out. It is read from `record["other_<language>"]` when not given.
     """
     asked = []
     for kind in KINDS:

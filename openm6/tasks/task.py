@@ -1,4 +1,4 @@
-"""What a task is: a name, one instruction line a branch, and a function that reads its fields off a record."""
+"""What a task is: a name, an instruction line a branch, a function that reads its fields off a record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ LANGUAGES = ("en", "zh")
 
 @dataclass(frozen=True)
 class Task:
-    """Adding a task means writing one of these and listing it in `openm6.tasks.TASKS`; the model stays as it is.
+    """Adding a task means writing one of these and listing it in `openm6.tasks.TASKS`; the model stays as it
+    is.
 
-    `fields(record, rng, tokenizer)` picks what the instructions name, at random where a record offers a choice
-    (language, wording, spans), or returns None for a record that has nothing for this task.
+    `fields(record, rng, tokenizer)` picks what the instructions name, at random where a record offers a
+    choice (language, wording, spans), or returns None for a record that has nothing for this task.
     """
 
     name: str

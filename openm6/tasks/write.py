@@ -1,4 +1,4 @@
-"""write: a title (with author and form, or any) -> a poem; lm: free text, which continues what a user begins."""
+"""write: a title (with author and form, or any) -> a poem; lm: free text, to continue what a user begins."""
 
 from __future__ import annotations
 

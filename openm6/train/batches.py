@@ -1,7 +1,7 @@
 """Records -> batches: draw records from the mix, let their tasks lay them out, augment the pictures, pack.
 
-Batch number `s` is a function of the seed, `s` and the records: all of its chance comes from one generator seeded with
-(seed, s), so the position of the sources is the only state that a resumed run needs.
+Batch number `s` is a function of the seed, `s` and the records: all of its chance comes from one generator
+seeded with (seed, s), so the position of the sources is the only state that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from openm6.data import Mixture, open_source
 from openm6.data.augment import NONE, augment, normalise, over_white, stack_rgba
-from openm6.model import ModelConfig
 from openm6.modalities.cells import to_cells
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
+from openm6.model import ModelConfig
 from openm6.tasks import TASKS
 from openm6.tasks.collate import Batch, Example, collate, fit
 from openm6.tasks.layout import Branch
@@ -76,7 +76,11 @@ class Batches:
                 self._add_codes(records)
             seen: list[tuple[int, dict[str, object], bool]] = []
             for record in records:
-                branches = [branch for name, rate in part.tasks.items() for branch in self._ask(name, rate, record, rng)]
+                branches = [
+                    branch
+                    for name, rate in part.tasks.items()
+                    for branch in self._ask(name, rate, record, rng)
+                ]
                 with_image = [branch for branch in branches if branch.image is not None]
                 groups = ([with_image] if with_image else []) + [[b] for b in branches if b.image is None]
                 for group in groups:
@@ -133,7 +137,9 @@ class Batches:
         rgba = stack_rgba(images, self.model.image_size)
         if part.augment is None or part.augment == NONE:
             return over_white(rgba)
-        names = [f"{record.get('caption_en') or ''} {record.get('caption_zh') or ''}" for _, record, _ in seen]
+        names = [
+            f"{record.get('caption_en') or ''} {record.get('caption_zh') or ''}" for _, record, _ in seen
+        ]
         keep_colour = torch.tensor([asks for _, _, asks in seen])
         return augment(rgba, names, part.augment, generator, keep_colour=keep_colour)
 

@@ -2,8 +2,8 @@
 
     train(load_recipe(Path("configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
 
-Everything that a step computes follows from the checkpoint before it, so a run that was killed and started again
-ends bit for bit like one that was not.
+Everything that a step computes follows from the checkpoint before it, so a run that was killed and started
+again ends bit for bit like one that was not.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path:
-    """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for `openm6.load`.
+    """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for
+    `openm6.load`.
 
-    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics line.
+    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics
+    line.
     Raises ValueError for a folder that holds another run, and for data or files that cannot be used.
     """
     keep_large_blocks()
@@ -163,14 +165,16 @@ class Run:
         if math.isfinite(norm):
             self.optimizer.step()
             self.usual_loss = value if self.usual_loss is None else 0.98 * self.usual_loss + 0.02 * value
-            self.window.add(loss=value, grad_norm=norm, **{f"loss_{n}": each.item() for n, each in losses.items()})
+            self.window.add(
+                loss=value, grad_norm=norm, **{f"loss_{n}": each.item() for n, each in losses.items()}
+            )
         else:
             self.skipped += 1
         self.step += 1
         self.tokens += batch.tokens
 
     def _is_spike(self, value: float) -> bool:
-        """A step whose loss is not finite, or far above what is usual, would do harm: it is left out and counted."""
+        """Whether the step would do harm: a loss that is not finite, or far above the usual one."""
         usual = self.usual_loss
         return not math.isfinite(value) or (usual is not None and value > self.config.optimizer.spike * usual)
 
@@ -197,7 +201,13 @@ class Run:
                 for _ in range(self.config.eval_steps):
                     _, losses = self._loss(next(batches))
                     window.add(**{f"val_{name}_loss": loss.item() for name, loss in losses.items()})
-        return {"step": self.step, "tokens": self.tokens, "event": "eval", "stage": self.stage, **window.means()}
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "event": "eval",
+            "stage": self.stage,
+            **window.means(),
+        }
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -258,8 +268,8 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
     for key in RunConfig.model_fields:
         if key not in _MAY_CHANGE and getattr(before, key) != getattr(config, key):
             raise ValueError(
-                f"{run_dir} holds a run whose '{key}' differs from this recipe; choose another folder with --out, "
-                "or delete that one"
+                f"{run_dir} holds a run whose '{key}' differs from this recipe; choose another folder "
+                "with --out, or delete that one"
             )
 
 

@@ -21,8 +21,8 @@ SMALLEST_SIDE = 16
 def orthogonalise(m_XY: Tensor) -> Tensor:
     """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2).
 
-    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they are
-    gathered on the small square side, and the long matrix is touched twice instead of ten times.
+    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they
+    are gathered on the small square side, and the long matrix is touched twice instead of ten times.
     """
     tall = m_XY.shape[0] > m_XY.shape[1]
     x = m_XY.mT if tall else m_XY
@@ -44,7 +44,8 @@ class Muon(torch.optim.Optimizer):
     """Muon on matrices and convolution kernels, Adam on everything else.
 
     Args:
-        parameters: parameters, whose shape decides which rule each gets, or groups with `matrices` True or False.
+        parameters: parameters, whose shape decides which rule each gets, or groups with `matrices` True or
+            False.
         lr: of Adam, and of Muon times `matrix_scale`: one schedule drives both.
         matrix_scale: Muon's rate over Adam's; Muon's updates have a norm that does not depend on the loss.
         momentum: of Muon (Nesterov).

@@ -15,7 +15,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     Weight decay falls on matrices and kernels, not on norms, biases, scales and tables that are looked up in.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    tables |= {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in ("position", "place")}
+    tables |= {
+        id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in ("position", "place")
+    }
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in tables]
     others = [p for p in parameters if p.dim() < 2 or id(p) in tables]

@@ -14,18 +14,23 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m6-small"  # comes wit
 
 
 def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, ImageTokenizer | None]:
-    """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run folder.
+    """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run
+    folder.
 
     Raises ValueError when one is missing or does not fit the model's vocabulary.
     """
     path = config.tokenizer or run_dir / "tokenizer.json"
     if config.tokenizer is None and not path.is_file():
-        texts = [*texts_of(config.mix), *(w for ws in WORDINGS.values() for w in ws), *sum(YES_NO.values(), ())]
+        texts = [
+            *texts_of(config.mix),
+            *(w for ws in WORDINGS.values() for w in ws),
+            *sum(YES_NO.values(), ()),
+        ]
         train_tokenizer(texts, vocab_size=config.model.vocab_text).save(path)
     text = TextTokenizer.load(path)
     if text.size > config.model.vocab_text:
         raise ValueError(
-            f"{path} has {text.size} tokens and model.vocab_text is {config.model.vocab_text}: raise the latter"
+            f"{path} has {text.size} tokens, but model.vocab_text is {config.model.vocab_text}: raise that"
         )
     if config.image_tokenizer is None:
         return text, None
@@ -37,8 +42,8 @@ def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, Im
         image.config.codes_per_image,
     ):
         raise ValueError(
-            f"{folder} makes {image.config.codes_per_image} codes out of {image.config.codebook_size} for an image; "
-            f"set model.codebook to {image.config.codebook_size} and model.cells to "
+            f"{folder} makes {image.config.codes_per_image} codes out of {image.config.codebook_size} for an "
+            f"image; set model.codebook to {image.config.codebook_size} and model.cells to "
             f"{image.config.codes_per_image // model.codes_per_cell}"
         )
     return text, image

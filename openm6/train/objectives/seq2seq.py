@@ -46,7 +46,7 @@ def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
 
 
 def _info_nce(model: M6, image_MD: Tensor, text_MD: Tensor, same_MM: Tensor) -> Tensor:
-    """Symmetric InfoNCE; pictures of the same thing share the probability of their texts instead of competing."""
+    """Symmetric InfoNCE; pictures of the same thing share the probability of their texts."""
     assert model.match_scale is not None
     scores = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp() * image_MD @ text_MD.T
     wanted = same_MM.float()
