@@ -145,7 +145,7 @@ def draw(chart: Chart, *, width: int, height: int) -> str:
         axes = figure.add_axes(box)
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
-        axes.yaxis.set_label_coords(-(left - 8) / (width - left - right), 0.5)
+        axes.yaxis.set_label_coords(-(left - 14) / (width - left - right), 0.5)
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -125,7 +125,7 @@ PAGE = """<!doctype html>
 <span><i style="color:var(--train)"></i>training</span>
 {% if held_out %}<span><i style="color:var(--held)"></i>held out</span>{% endif %}
 {% if delink is not none %}<span><i class="area"></i>Pseudo Giant: layers share slots</span>
-<span><i class="dash"></i>delink, at step {{ delink }}</span>{% endif %}
+<span><i class="dash"></i>delink, at step {{ "{:,}".format(delink) }}</span>{% endif %}
 </div>
 {% if loss_wide %}<figure class="card"><figcaption>All tasks</figcaption>
 <div class="wide">{{ loss_wide }}</div><div class="narrow">{{ loss_narrow }}</div></figure>{% endif %}
@@ -141,7 +141,7 @@ PAGE = """<!doctype html>
 <div class="card scroll"><table>
 <thead><tr><th scope="col">task</th>
 {% for column in held_out.columns %}<th scope="col">{{ column.name }}
-{% if column.step is not none %}<small>step {{ column.step }}</small>{% endif %}</th>{% endfor %}</tr></thead>
+{% if column.step is not none %}<small>step {{ "{:,}".format(column.step) }}</small>{% endif %}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in held_out.rows %}<tr><th scope="row">{{ row.task }}</th>
 {% for value in row.losses %}<td>{{ value }}</td>{% endfor %}</tr>
