@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import ParamSpec
 
@@ -26,23 +28,29 @@ def cleanly(verb: Callable[P, None]) -> Callable[P, None]:
             verb(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:  # `openm6 ... | head`: nobody listens any more
-            # Python flushes once more at exit, which would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(BROKEN_PIPE) from None
         except ValueError as error:
             _say(str(error))
             raise typer.Exit(USAGE) from None
         except OSError as error:
-            if error.filename is None and error.errno is None:
+            if error.strerror is None:  # not from the operating system
                 raise
-            about = f"{error.filename}: " if error.filename is not None else ""
-            _say(f"{about}{error.strerror}")
+            if error.filename is None:
+                _drop_output()  # it may be what is full
+            _say(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             _say("stopped; a training run goes on from its last checkpoint by the same command")
             raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+def _drop_output() -> None:
+    """Python flushes standard output once more at exit; where that has failed, it would fail again."""
+    with suppress(io.UnsupportedOperation):  # where standard output is no file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(sentence: str) -> None:

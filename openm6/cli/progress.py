@@ -36,6 +36,7 @@ class TrainingDisplay:
             TimeRemainingColumn(),
             console=self.console,
             expand=True,
+            speed_estimate_period=300,  # seconds; updates may be half a minute apart
         )
         self.task = self.bar.add_task("preparing", total=config.steps)
         self.note = Text("reading the data", style="dim")
@@ -58,6 +59,8 @@ class TrainingDisplay:
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Show one metrics line."""
+        if line.get("stage"):
+            self.bar.update(self.task, description=STAGES[line["stage"]])
         line = {"time": self.bar.tasks[0].elapsed, **line}
         if line.get("event") == "eval":
             self._held_out(line)
@@ -71,7 +74,7 @@ class TrainingDisplay:
         self.bar.update(self.task, completed=line["step"])
 
     def _train(self, line: Mapping[str, Any]) -> None:
-        stage = STAGES.get(str(line.get("stage")), "training")
+        stage = STAGES.get(line.get("stage", ""), "training")
         told = [f"loss {line['loss']:.3f}"]
         if line.get("tokens_per_s"):
             told.append(f"{line['tokens_per_s']:,.0f} tokens/s")
@@ -98,6 +101,8 @@ class TrainingDisplay:
             self.tasks = [task for task in TASKS if task in losses]
             self._say(header(self.tasks, self.console.width), style="bold")
         self._say(row(line, losses, self.tasks, self.console.width))
+        if line["step"] == 0:
+            self.note = Text("first steps", style="dim")
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
