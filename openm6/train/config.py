@@ -73,6 +73,7 @@ class RunConfig(_Strict):
     row: int = Field(default=128, gt=0)  # positions a row of the stream
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
     model: ModelConfig
+    init: Literal["shipped"] | Path | None = None  # folder of a trained model to begin from
     tokenizer: Path | None = None  # a tokenizer.json; None = trained on the run's own texts
     image_tokenizer: Literal["shipped"] | Path | None = None  # folder of an image tokenizer; `draw` needs one
     mix: list[MixConfig] = Field(min_length=1)
@@ -89,6 +90,8 @@ class RunConfig(_Strict):
     def _fits(self) -> RunConfig:
         if any("draw" in mix.tasks for mix in self.mix) and self.image_tokenizer is None:
             raise ValueError("the task 'draw' needs image_tokenizer: the folder of a trained image tokenizer")
+        if self.init is not None and self.sharing.delink_at > 0:
+            raise ValueError("init: a trained model's layers differ and cannot share; set sharing.delink_at to 0")
         unit = self.sharing.unit
         if unit is not None and self.model.layers % unit:
             raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")

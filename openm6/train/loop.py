@@ -20,18 +20,18 @@ from torch import nn
 from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
 from openm6.giant.trigger import CorrelationTrigger, FractionTrigger, adjacent_correlations
 from openm6.model import M6
-from openm6.model.checkpoint import save_model
+from openm6.model.checkpoint import load_model, save_model
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import RunConfig
 from openm6.train.memory import keep_large_blocks, native_bf16, resident_bytes
-from openm6.train.metrics import MetricsWriter
+from openm6.train.metrics import MetricsWriter, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
 from openm6.train.optimizer import build_optimizer
 from openm6.train.recipe import dump_recipe, load_recipe
 from openm6.train.schedule import learning_rate
-from openm6.train.tokenizers import open_tokenizers
+from openm6.train.tokenizers import model_folder, open_tokenizers
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -50,9 +50,12 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     dump_recipe(config, run_dir / "config.yaml")
     run = Run(config, run_dir)
     with MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
+        # A delink right after the last checkpoint is told already, and now happens again.
+        told = run.shared and any(line.get("event") == "delink" for line in read_metrics(run_dir))
 
         def report(line: dict[str, Any]) -> None:
-            metrics.write(line)
+            if not (told and line.get("event") == "delink"):
+                metrics.write(line)
             if on_progress is not None:
                 on_progress({"time": metrics.elapsed, **line})
 
@@ -73,6 +76,8 @@ class Run:
         delinked = saved["delinked"] if saved else config.sharing.delink_at == 0
         if not delinked:
             share(self.model, unit=config.sharing.unit)
+        if config.init is not None and checkpoint is None:
+            self._begin_from(model_folder(config.init))
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.batches = self._batches(config.mix, seed=config.seed)
         self.correlation = (
@@ -85,6 +90,13 @@ class Run:
         self.window = Window()
         if checkpoint:
             self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
+
+    def _begin_from(self, folder: Path) -> None:
+        """Take the weights of a trained model of the same shape."""
+        trained = load_model(folder)
+        if trained.config != self.config.model or max(slot_uses(trained)) > 1:
+            raise ValueError(f"init: the model in {folder} has another shape than this recipe's `model`")
+        self.model.load_state_dict(trained.state_dict())
 
     def _batches(self, mix: Any, *, seed: int) -> Batches:
         return Batches(
@@ -112,8 +124,10 @@ class Run:
         while self.step < config.steps:
             batch = next(self.batches)
             if self.shared and self._time_to_delink(batch):
+                report(self._held_out())  # on both sides of the delink: it must change nothing
                 delink(self.model, self.optimizer, state=config.sharing.optimizer_state)
                 report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
+                report(self._held_out())
             self._train_step(batch)
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from openm6.modalities.codes import ImageTokenizer
@@ -13,6 +14,11 @@ from openm6.train.config import RunConfig
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m6-small"  # comes with the package
 
 
+def model_folder(name: str | Path) -> Path:
+    """The folder that a recipe names: a path, or `shipped`."""
+    return SHIPPED if name == "shipped" else Path(name)
+
+
 def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, ImageTokenizer | None]:
     """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run
     folder.
@@ -20,13 +26,17 @@ def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, Im
     Raises ValueError when one is missing or does not fit the model's vocabulary.
     """
     path = config.tokenizer or run_dir / "tokenizer.json"
-    if config.tokenizer is None and not path.is_file():
+    if config.init is not None:
+        path = model_folder(config.init) / "tokenizer.json"
+    elif config.tokenizer is None and not path.is_file():
         texts = [
             *texts_of(config.mix),
             *(w for ws in WORDINGS.values() for w in ws),
             *sum(YES_NO.values(), ()),
         ]
-        train_tokenizer(texts, vocab_size=config.model.vocab_text).save(path)
+        fresh = path.with_name(f".{path.name}.tmp")
+        train_tokenizer(texts, vocab_size=config.model.vocab_text).save(fresh)
+        os.replace(fresh, path)  # a run killed while it writes finds no half of a tokenizer
     text = TextTokenizer.load(path)
     if text.size > config.model.vocab_text:
         raise ValueError(
@@ -34,7 +44,7 @@ def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, Im
         )
     if config.image_tokenizer is None:
         return text, None
-    folder = SHIPPED if config.image_tokenizer == "shipped" else Path(config.image_tokenizer)
+    folder = model_folder(config.image_tokenizer)
     image = ImageTokenizer.load(folder).eval()
     model = config.model
     if model.codebook and (model.codebook, model.cells * model.codes_per_cell) != (
