@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -56,6 +56,7 @@ def data(
     column: Annotated[
         list[str] | None, typer.Option(help="FIELD=COLUMN, such as caption_en=title; once for each field.")
     ] = None,
+    kind: Annotated[str, typer.Option(help="csv, parquet, ..., where the path does not tell.")] = "auto",
     split: Annotated[str | None, typer.Option(help="A split of the data, such as train.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Read at most so many records of a source.")
@@ -69,7 +70,7 @@ def data(
     columns = dict(_pair(each) for each in column or [])
     too_bad = []
     for name in sources:
-        for label, config in configs_of(name, columns, split):
+        for label, config in configs_of(name, columns, kind, split):
             found = survey(label, config, limit)
             show(result(found), as_json=as_json, line="\n".join(lines(found)))
             if found.bad > config.max_bad_fraction * (found.records + found.bad):
@@ -80,18 +81,23 @@ def data(
         )
 
 
-def configs_of(name: str, columns: dict[str, str], split: str | None) -> list[tuple[str, DataConfig]]:
+def configs_of(
+    name: str, columns: dict[str, str], kind: str, split: str | None
+) -> list[tuple[str, DataConfig]]:
     """(label, config) of every source that an argument means. Raises ValueError when it means none."""
     from openm6.data import DataConfig
+    from openm6.data.config import Kind
 
+    if kind not in get_args(Kind):
+        raise ValueError(f"--kind must be one of {', '.join(get_args(Kind))}, not '{kind}'")
     if not name.strip():
         raise ValueError("name a file, a folder, a corpus or a recipe; one of the arguments is empty")
     if name in CORPORA:
-        kind: Any = name
-        return [(f"{name} {split or 'train'}", DataConfig(kind=kind, split=split))]
+        return [(f"{name} {split or 'train'}", DataConfig.model_validate({"kind": name, "split": split}))]
     is_recipe = name.endswith((".yaml", ".yml")) or (RECIPES / f"{name}.yaml").is_file()
     if not is_recipe or Path(name).is_dir():
-        return [(f"{name} {split or ''}".strip(), DataConfig(path=name, columns=columns, split=split))]
+        given = {"path": name, "columns": columns, "kind": kind, "split": split}
+        return [(f"{name} {split or ''}".strip(), DataConfig.model_validate(given))]
     if columns or split:
         raise ValueError(f"{name} is a recipe and says itself which columns and splits to read")
     from openm6.train.config import RunConfig

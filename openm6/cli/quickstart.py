@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.color import Color
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +17,10 @@ from openm6.cli.output import Json, to_json
 from openm6.cli.train import Overrides, find_recipe, summary, train_and_report
 from openm6.cli.write import couplets
 
-SHOWN = {"caption": 6, "ask": 4, "draw": 2, "write": 1}  # samples to print of each task
+PICTURES, DRAWINGS = 3, 3  # shown in the terminal; the report has more
+COLUMNS = 24  # of a drawing in the terminal
+
+Sample = dict[str, Any]
 
 
 def quickstart(
@@ -38,43 +43,82 @@ def quickstart(
         print(to_json(summary("quickstart", config, out, report)))
         return
     console = Console(highlight=False)
-    console.print(
-        f"\nAfter {config.steps:,} steps, on pictures and titles that it never saw:\n", style="bold"
-    )
-    console.print(table(samples, out))
-    print(f"\nreport: {report}\n")
+    console.print(f"\nAfter {config.steps:,} steps, on pictures and titles it never saw:\n", style="bold")
+    console.print(seen(samples), "", made(samples, out), "", sep="\n")
+    if console.color_system in ("256", "truecolor"):
+        console.print(gallery(samples, out), "", sep="\n")
+    print(f"report: {report}\n")
     print("The shipped model is larger and was trained longer. Try:")
     print("  .venv/bin/openm6 draw 'red apple' -o apple.png")
     print(f"  .venv/bin/openm6 caption {out / 'samples' / 'input-0.png'}")
 
 
-def table(samples: Sequence[dict[str, Any]], run_dir: Path) -> Table:
-    """A few samples of each task: what was given, what came out, what is true."""
-    grid = Table(box=None, show_header=True, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("", "given", "it says", "truth"):
-        grid.add_column(column, overflow="fold", style="bold" if not column else "")
-    for task, sample in _chosen(samples):
-        given = sample["input"] or Path(sample["input_image"]).name
-        if task == "write":
-            for i, line in enumerate(couplets(sample["output"])):
-                grid.add_row("" if i else task, Text("" if i else given), Text(line), "")
-            continue
-        truth = sample["reference"] if task in ("caption", "ask") else ""
-        if task == "ask":
-            given = f"{Path(sample['input_image']).name} {given}"
-        grid.add_row(task, Text(given), Text(_output(sample, run_dir)), Text(truth or ""))
+def seen(samples: Sequence[Sample]) -> Table:
+    """A few pictures, and for each what the model said to every question about it, beside the truth."""
+    grid = _grid("picture", "asked", "it says", "truth")
+    about = [sample for sample in samples if sample["task"] in ("caption", "ask")]
+    for picture in list(dict.fromkeys(sample["input_image"] for sample in about))[:PICTURES]:
+        mine = [sample for sample in about if sample["input_image"] == picture]
+        for i, sample in enumerate(mine):
+            asked = sample["input"] or f"caption, {sample['lang']}"
+            row = ("" if i else picture, asked, sample["output"], sample["reference"])
+            grid.add_row(*map(Text, row))
     return grid
 
 
-def _chosen(samples: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Some of each task, taken at equal distances so that both languages show."""
-    for task, count in SHOWN.items():
-        of_task = [sample for sample in samples if sample["task"] == task]
-        for sample in of_task[:: max(1, -(-len(of_task) // count))]:
-            yield task, sample
+def made(samples: Sequence[Sample], run_dir: Path) -> Table:
+    """A few drawings (where they are saved) and a poem."""
+    grid = _grid("task", "given", "it made")
+    for i, sample in enumerate(_drawings(samples)):
+        grid.add_row("" if i else "draw", Text(sample["input"]), Text(_output(sample, run_dir)))
+    poems = [sample for sample in samples if sample["task"] == "write"]
+    if poems:
+        poem = min(poems, key=lambda sample: len(sample["reference"] or ""))
+        for i, line in enumerate(couplets(poem["output"])):
+            grid.add_row("" if i else "write", Text("" if i else poem["input"]), Text(line))
+    return grid
 
 
-def _output(sample: dict[str, Any], run_dir: Path) -> str:
+def gallery(samples: Sequence[Sample], run_dir: Path) -> Table:
+    """The drawings themselves, side by side."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_row(*(blocks(run_dir / "samples" / each["output_image"]) for each in _drawings(samples)))
+    grid.add_row(*(Text(sample["input"], style="dim") for sample in _drawings(samples)))
+    return grid
+
+
+def blocks(path: Path) -> Text:
+    """A picture as coloured half blocks, `COLUMNS` wide: the upper pixel is ink, the lower one paper."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        pixels = opened.convert("RGB").resize((COLUMNS, COLUMNS), Image.Resampling.LANCZOS)
+    text = Text(no_wrap=True)
+    for y in range(0, COLUMNS, 2):
+        for x in range(COLUMNS):
+            upper, lower = (Color.from_rgb(*_rgb(pixels.getpixel((x, y + dy)))) for dy in (0, 1))
+            text.append("▀", Style(color=upper, bgcolor=lower))
+        text.append("\n")
+    text.right_crop(1)
+    return text
+
+
+def _rgb(value: Any) -> tuple[int, int, int]:
+    return value
+
+
+def _drawings(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample["task"] == "draw"][:DRAWINGS]
+
+
+def _grid(*columns: str) -> Table:
+    grid = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    return grid
+
+
+def _output(sample: Sample, run_dir: Path) -> str:
     """What a sample shows: its text, or the path of its picture."""
     picture = sample["output_image"]
     return str(run_dir / "samples" / picture) if picture else sample["output"]

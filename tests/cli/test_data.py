@@ -30,6 +30,14 @@ def test_columns_are_mapped_and_reading_can_stop_early(cli: Any, data_folder: Pa
     assert found["output"]["first"][1]["caption_en"] == "what colour is it?"
 
 
+def test_the_kind_can_be_said(cli: Any, data_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "poems.txt"
+    file.write_bytes((data_folder / "poems.jsonl").read_bytes())
+    assert cli("data", file).exit_code == 2
+    [found] = cli.objects("data", file, "--kind", "jsonl")
+    assert found["output"]["records"] == 4
+
+
 def test_a_recipe_means_all_of_its_data_once(cli: Any, recipe: Path, data_folder: Path) -> None:
     found = cli.objects("data", recipe)
     assert [(each["input"], each["output"]["records"]) for each in found] == [
@@ -67,6 +75,7 @@ def test_bad_records_are_named_and_too_many_are_an_error(cli: Any, data_folder: 
         ([""], "one of the arguments is empty"),
         (["DATA/pictures.csv", "--column", "caption_en"], "must be FIELD=COLUMN"),
         (["DATA/pictures.csv", "--column", "caption_en=captoin_en"], "did you mean 'caption_en'"),
+        (["DATA/pictures.csv", "--kind", "xml"], "--kind must be one of auto, "),
         (["corpus-emoji", "--split", "test"], "unknown split 'test'"),
         (["m6-small", "--split", "val"], "is a recipe"),
     ],

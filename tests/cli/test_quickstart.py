@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.cells import cell_len
+from rich.color import Color
+from rich.style import Style
 
+from openm6.cli.quickstart import blocks
 from openm6.cli.train import RECIPES
 from openm6.train.config import RunConfig
 from openm6.train.recipe import load_recipe
@@ -22,8 +26,10 @@ def test_it_trains_and_shows_every_task_and_the_report(cli: Any, model: Path) ->
     assert result.exit_code == 0, result.output
     assert f"report: {model / 'report.html'}\n" in result.stdout
     shown = result.stdout.split("never saw:")[1].split("report:")[0].splitlines()
-    assert {line.split()[0] for line in shown if line[:1].isalpha()} == {"caption", "ask", "draw", "write"}
     assert max(map(cell_len, shown)) <= 80
+    first = [line.split()[0] for line in shown if line[:1].isalpha()]
+    assert first == ["picture", "input-0.png", "input-1.png", "input-2.png", "task", "draw", "write"]
+    assert "caption, en" in result.stdout and "caption, zh" in result.stdout
     assert "色方块" in result.stdout and " square" in result.stdout
 
 
@@ -35,6 +41,18 @@ def test_with_json_every_sample_is_an_object(cli: Any, model: Path) -> None:
     drawings = [Path(each["output"]) for each in samples if each["task"] == "draw"]
     assert drawings and all(path.is_file() for path in drawings)
     assert summary["output"] == str(model / "report.html")
+
+
+def test_a_picture_in_the_terminal_has_its_colours(tmp_path: Path) -> None:
+    image = Image.new("RGB", (96, 96), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 48, 96, 96))
+    image.save(tmp_path / "flag.png")
+    lines = blocks(tmp_path / "flag.png").split("\n")
+    assert [len(line) for line in lines] == [24] * 12
+    top, bottom = (lines[i].spans[0].style for i in (0, -1))
+    assert isinstance(top, Style) and isinstance(bottom, Style)
+    assert (top.color, top.bgcolor) == (Color.from_rgb(255, 0, 0),) * 2
+    assert (bottom.color, bottom.bgcolor) == (Color.from_rgb(0, 0, 255),) * 2
 
 
 def test_the_recipe_trains_pseudo_to_real_on_every_task() -> None:
