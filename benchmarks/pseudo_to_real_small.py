@@ -24,6 +24,7 @@ Finished runs are kept in `--runs`: started again, the script only does what is 
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -343,9 +344,11 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_a_process
     if options.plot:
         plot(results, options.plot)
     if options.page:
-        options.page.write_text(
-            fill(options.page.read_text(encoding="utf-8"), make_table(line)), encoding="utf-8"
-        )
+        text = make_table(line)
+        if options.plot:
+            text += f"\n\n![Held-out loss over tokens]({os.path.relpath(options.plot, options.page.parent)})"
+        page = fill(options.page.read_text(encoding="utf-8"), text)
+        options.page.write_text(page, encoding="utf-8")
     emit(line, options.out)
     return line
 

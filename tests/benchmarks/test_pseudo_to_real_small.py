@@ -67,7 +67,7 @@ def test_every_seed_runs_every_arm_at_the_rate_that_tuning_chose(runs: Path, tmp
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| **held-out loss** | **5.125** | **5.375** | **5.625** |" in text
-    assert "1 MiB, then 4 MiB" in text
+    assert "1 MiB, then 4 MiB" in text and "](plot.svg)" in text
     svg = (tmp_path / "plot.svg").read_text()
     assert all(label in svg for label in p2r.LABELS.values())
 
