@@ -16,6 +16,8 @@ from openm6.modalities.codes import ImageTokenizer, ImageTokenizerConfig
 from openm6.modalities.resnet import ResNetConfig
 from openm6.modalities.text import TextTokenizer, train_tokenizer
 from openm6.model import M6, ModelConfig
+from openm6.train.config import RunConfig
+from openm6.train.loop import train
 
 SIDE = 32
 THINGS = [
@@ -122,3 +124,37 @@ def poem_data(folder: Path) -> DataConfig:
     lines = [json.dumps(poem, ensure_ascii=False) for poem in poems()]
     (folder / "poems.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return DataConfig(kind="jsonl", path=str(folder / "poems.jsonl"))
+
+
+def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run of every task in twelve steps, delinked in the middle; its data and image tokenizer go to `folder`."""
+    image_tokenizer().save(folder / "image_tokenizer")
+    seen, told = picture_data(folder).model_dump(), poem_data(folder).model_dump()
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "steps": 12,
+        "row": 96,
+        "precision": "fp32",
+        "model": CONFIG,
+        "image_tokenizer": str(folder / "image_tokenizer"),
+        "mix": [
+            {"data": seen, "per_step": 4, "tasks": {"caption": 1.0, "ask": 0.5, "match": 1.0}, "augment": {}},
+            {"data": seen, "per_step": 2, "tasks": {"draw": 1.0}},
+            {"data": told, "per_step": 2, "tasks": {"write": 1.0, "lm": 0.5, "text_denoise": 0.5}},
+        ],
+        "held_out": [{"data": seen, "per_step": 4, "tasks": {"caption": 1.0, "draw": 0.5}}],
+        "sharing": {"delink_at": 0.5},
+        "optimizer": {"lr": 3e-3},
+        "log_every": 2,
+        "eval_every": 3,
+        "eval_steps": 1,
+        "checkpoint_every": 3,
+        **changes,
+    }
+
+
+def run(content: dict[str, Any], run_dir: Path) -> None:
+    """Train in a process of its own; the one that starts it may kill it."""
+    torch.set_num_threads(1)
+    train(RunConfig.model_validate(content), run_dir)

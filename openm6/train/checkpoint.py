@@ -361,6 +361,10 @@ def _restore_optimizer(
                 if isinstance(value, Tensor):
                     # A copy: the tensor that was read is a view of the mapped file.
                     value = value.to(parameter.device if on_device or key != "step" else "cpu", copy=True)
+                    if value.shape == parameter.shape:
+                        # In the parameter's memory layout (a convolution's may be channels-last): fused
+                        # kernels walk both as flat memory.
+                        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 optimizer.state[parameter][key] = value
 
 

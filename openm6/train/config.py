@@ -88,11 +88,11 @@ class RunConfig(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
-        if any("draw" in mix.tasks for mix in self.mix) and self.image_tokenizer is None:
+        if any("draw" in mix.tasks for mix in (*self.mix, *self.held_out)) and self.image_tokenizer is None:
             raise ValueError("the task 'draw' needs image_tokenizer: the folder of a trained image tokenizer")
         if self.init is not None and self.sharing.delink_at > 0:
             raise ValueError("init: the layers of a trained model cannot share; set sharing.delink_at to 0")
         unit = self.sharing.unit
-        if unit is not None and self.model.layers % unit:
+        if unit is not None and (unit < 1 or self.model.layers % unit):
             raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")
         return self

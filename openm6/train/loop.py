@@ -50,17 +50,24 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     dump_recipe(config, run_dir / "config.yaml")
     run = Run(config, run_dir)
     with MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
-        # A delink right after the last checkpoint is told already, and now happens again.
-        told = run.shared and any(line.get("event") == "delink" for line in read_metrics(run_dir))
+        # A delink right after the last checkpoint happens again when the run goes on, and is told once.
+        told = {_what(line) for line in read_metrics(run_dir)}
 
         def report(line: dict[str, Any]) -> None:
-            if not (told and line.get("event") == "delink"):
-                metrics.write(line)
+            if _what(line) in told:
+                return
+            told.add(_what(line))
+            metrics.write(line)
             if on_progress is not None:
                 on_progress({"time": metrics.elapsed, **line})
 
         run.to_the_end(report, lambda: metrics.elapsed)
     return run.export()
+
+
+def _what(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What a metrics line tells of: never two lines of a run alike."""
+    return line["step"], line.get("event"), line["stage"]
 
 
 class Run:

@@ -28,9 +28,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         ]
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     large = [p for p in matrices if is_matrix(p)]
-    small = [p for p in matrices if not is_matrix(p)]
+    ids = {id(p) for p in large}
+    rest = [p for p in parameters if id(p) not in ids]  # in the model's order, which a delink keeps
     groups = [
         {"params": large, "matrices": True, "weight_decay": config.weight_decay},
-        {"params": [*small, *others], "matrices": False, "weight_decay": 0.0},
+        {"params": rest, "matrices": False, "weight_decay": 0.0},
     ]
     return Muon(groups, lr=config.lr, betas=config.betas, matrix_scale=config.matrix_scale)

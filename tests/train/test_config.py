@@ -1,0 +1,76 @@
+"""Recipes say what they mean or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from openm6.train.config import RunConfig
+from openm6.train.recipe import dump_recipe, load_recipe
+from tests import tiny
+
+DATA = {"kind": "jsonl", "path": "x.jsonl"}
+
+
+def part(**tasks: float) -> list[dict[str, Any]]:
+    return [{"data": DATA, "per_step": 2, "tasks": tasks}]
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "steps": 10, "model": tiny.CONFIG, "mix": part(caption=1.0), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mix": [{"data": DATA, "per_step": 2, "tasks": {"sing": 1.0}}]},
+            "no task 'sing'; the tasks are caption",
+        ),
+        (
+            {"mix": [{"data": DATA, "per_step": 2, "tasks": {"ask": 0.0}}]},
+            "rate of task 'ask' must be above 0",
+        ),
+        ({"mix": [{"data": DATA, "per_step": 0, "tasks": {"ask": 1.0}}]}, "greater than 0"),
+        ({"mix": []}, "at least 1"),
+        ({"mix": [{"data": [], "per_step": 1, "tasks": {"ask": 1.0}}]}, "at least 1"),
+        ({"mix": [{"data": DATA, "per_step": 2, "tasks": {"draw": 1.0}}]}, "'draw' needs image_tokenizer"),
+        (
+            {"held_out": [{"data": DATA, "per_step": 2, "tasks": {"draw": 1.0}}]},
+            "'draw' needs image_tokenizer",
+        ),
+        ({"sharing": {"unit": 2}}, r"sharing.unit \(2\) must divide model.layers \(3\)"),
+        ({"sharing": {"unit": 0}}, "unit"),
+        ({"sharing": {"delink_at": 1.5}}, "less than or equal to 1"),
+        ({"steps": 0}, "greater than 0"),
+        ({"optimizer": {"decay": "linear"}}, "wsd"),
+        ({"optimizer": {"learning_rate": 1.0}}, "learning_rate"),
+        ({"colour": 1}, "colour"),
+        ({"model": {**tiny.CONFIG, "heads": 3}}, "multiple of kv_heads"),
+        ({"model": {**tiny.CONFIG, "cells": 0}}, "codebook and cells go together"),
+    ],
+)
+def test_a_senseless_recipe_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(content(**changes))
+
+
+def test_one_source_may_stand_without_a_list():
+    assert len(RunConfig.model_validate(content()).mix[0].data) == 1
+    two = [{"data": [DATA, {**DATA, "weight": 2.0}], "per_step": 2, "tasks": {"lm": 1.0}}]
+    assert [data.weight for data in RunConfig.model_validate(content(mix=two)).mix[0].data] == [1.0, 2.0]
+
+
+def test_a_recipe_comes_back_from_its_file_as_it_was(tmp_path: Path):
+    config = RunConfig.model_validate(tiny.recipe(tmp_path))
+    dump_recipe(config, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml", [], RunConfig) == config
+
+
+@pytest.mark.parametrize("name", ["m6-small", "quickstart"])
+def test_the_recipes_of_the_house_are_valid(name: str):
+    config = load_recipe(Path(__file__).parents[2] / "configs" / f"{name}.yaml", [], RunConfig)
+    assert config.name == name
