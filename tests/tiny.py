@@ -127,7 +127,7 @@ def poem_data(folder: Path) -> DataConfig:
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run of every task in twelve steps, delinked in the middle; its data and image tokenizer go to `folder`."""
+    """A run of every task in twelve steps, delinked in the middle; its files go to `folder`."""
     image_tokenizer().save(folder / "image_tokenizer")
     seen, told = picture_data(folder).model_dump(), poem_data(folder).model_dump()
     return {

@@ -52,10 +52,15 @@ NONE = AugmentConfig(
 
 
 def stack_rgba(images: Sequence[np.ndarray], size: int) -> Tensor:
-    """uint8 (H, W, 3 | 4) arrays of equal `size` -> float (N, 4, S, S) in [0, 1]."""
+    """uint8 (S, S, 3 | 4) arrays -> float (N, 4, S, S) in [0, 1]; ValueError for one of another size."""
     rgba = np.empty((len(images), size, size, 4), dtype=np.uint8)
     rgba[..., 3] = 255
     for i, image in enumerate(images):
+        if image.shape[:2] != (size, size):
+            raise ValueError(
+                f"the model reads pictures of {size} x {size} and got one of {image.shape[1]} x "
+                f"{image.shape[0]}: set the data's image_size to the model's"
+            )
         rgba[i, ..., : image.shape[-1]] = image
     return torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
 

@@ -247,6 +247,10 @@ class Pipeline:
         """Unit match embeddings of texts, (n, match_dim)."""
         return self._embed([self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")])
 
+    @overload
+    def reconstruct(self, images: Picture) -> Image.Image: ...
+    @overload
+    def reconstruct(self, images: Sequence[Picture]) -> list[Image.Image]: ...
     @torch.no_grad()
     def reconstruct(self, images: Picture | Sequence[Picture]) -> Image.Image | list[Image.Image]:
         """Pictures after a round trip through the image codes: the most that `draw` could reach."""

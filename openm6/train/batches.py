@@ -94,6 +94,12 @@ class Batches:
             if seen:
                 images = self._pixels(seen, part, generator)
                 pictures.update({index: image for (index, _, _), image in zip(seen, images, strict=True)})
+        if not examples:
+            tasks = ", ".join({name: None for part in self.mix for name in part.tasks})
+            raise ValueError(
+                f"no record of step {self.step} has what its tasks ({tasks}) read: check the data's columns, "
+                "or raise per_step or the rates"
+            )
         batch, image_order = collate(
             examples,
             row=self.row,

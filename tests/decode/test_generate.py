@@ -121,7 +121,9 @@ def shares(logits: Tensor, sampling: Sampling, n: int = 2000) -> Tensor:
     return torch.bincount(chosen, minlength=len(logits)) / n
 
 
-LOGITS = st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=8).map(torch.tensor)
+LOGITS = st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True).map(
+    lambda n: torch.tensor(n) / 10
+)
 
 
 @given(LOGITS, st.floats(0.2, 3))

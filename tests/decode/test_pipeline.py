@@ -47,13 +47,13 @@ def test_one_input_gives_one_output_and_a_list_a_list(pipeline: Pipeline):
 
 def test_batches_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     """One input at a time, all at once, and in batches of bounded size give the same."""
-    texts = ["frog", "a hat that is black", "鲸", "x" * 60, "star"]
+    texts = ["frog", "鲸", "x" * 60]
 
     def everything() -> list[Any]:
-        drawings = pipeline.draw(texts, candidates=3, seed=5)
+        drawings = pipeline.draw(texts, candidates=2, seed=5)
         return [
             pipeline.caption(PICTURES),
-            pipeline.ask(PICTURES[:5], texts, beams=2),
+            pipeline.ask(PICTURES[:3], texts, beams=2),
             pipeline.write(texts, seed=3),
             pipeline.continue_text(texts, max_tokens=9),
             [array(image).tobytes() for image in drawings],
@@ -68,7 +68,7 @@ def test_batches_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
         assert everything() == together
         np.testing.assert_allclose(pipeline.match(PICTURES, texts), scores, atol=1e-5)
     assert [pipeline.write(text, seed=3 + i) for i, text in enumerate(texts)] == together[2]
-    drawn = [pipeline.draw(text, candidates=3, seed=5 + i) for i, text in enumerate(texts)]
+    drawn = [pipeline.draw(text, candidates=2, seed=5 + i) for i, text in enumerate(texts)]
     assert [array(image).tobytes() for image in drawn] == together[4]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -170,7 +170,7 @@ def any_examples(draw: st.DrawFn) -> list[list[Branch]]:
         image = np.zeros((tiny.SIDE, tiny.SIDE, 3), np.uint8) if draw(st.booleans()) else None
         example = []
         for _ in range(draw(st.integers(1, 3)) if image is not None else 1):
-            kind = draw(st.sampled_from(["text", "codes", "match"]))
+            kind: Literal["text", "codes", "match"] = draw(st.sampled_from(["text", "codes", "match"]))
             target = () if kind == "match" else draw(TOKENS if kind == "text" else CELLS)
             task = {"text": "caption", "codes": "draw", "match": "match"}[kind]
             example.append(Branch(task, image, draw(TOKENS), target, kind, key=f"k{e}"))
