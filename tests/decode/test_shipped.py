@@ -1,0 +1,49 @@
+"""The shipped model on pictures and titles it has never seen: far above chance in every task.
+
+The figures that the README states come from `benchmarks/quality.py`; this only tells when something broke.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+import openm6
+from openm6.data.corpus import decode_image, load_emoji, load_poems
+
+pytestmark = pytest.mark.slow
+N = 100
+
+
+def share(found: list[str], wanted: list[str]) -> float:
+    return float(np.mean([a.casefold() == b.casefold() for a, b in zip(found, wanted, strict=True)]))
+
+
+def test_the_shipped_model_does_every_task():
+    m6 = openm6.load()
+    rows = Random(0).sample(load_emoji("val").to_pylist(), N)
+    pictures = [decode_image(row["image"]) for row in rows]
+    for lang in ("en", "zh"):
+        names = [row[f"name_{lang}"] for row in rows]
+        assert share(m6.caption(pictures, lang=lang), names) > 0.12  # of about 1,900 names
+    colours = m6.ask(pictures, "what is the main colour?")
+    assert share(colours, [row["colour_en"] for row in rows]) > 0.5
+    groups = m6.ask(pictures, "它属于哪一类？")
+    assert share(groups, [row["group_zh"] for row in rows]) > 0.5
+
+    scores = m6.match(pictures, [row["name_en"] for row in rows])
+    assert (scores.argmax(1) == np.arange(N)).mean() > 0.3
+
+    texts = ["red apple", "blue circle", "cat face"]
+    drawn = m6.draw(texts, candidates=8)
+    assert (m6.match(drawn, texts).argmax(1) == np.arange(3)).all()
+    red = np.asarray(drawn[0]).reshape(-1, 3).astype(int)
+    assert ((red[:, 0] - red[:, 1:].max(1)) > 50).mean() > 0.1  # a good part of the apple is red
+
+    titles = load_poems("val")["title"].to_pylist()[:20]
+    poems = m6.write(titles, form="五绝")
+    lines = [[len(line) for line in poem.replace("。", "，").split("，") if line] for poem in poems]
+    assert np.mean([line == [5] * 4 for line in lines]) > 0.8
+    assert m6.continue_text("床前明月光，").startswith("床前明月光，")
