@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -39,10 +38,11 @@ def load_model(folder: Path) -> M6:
     try:
         content = json.loads(config_path.read_text(encoding="utf-8"))
         config = ModelConfig.model_validate(content["model"])
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        sharing = [int(slot) for slot in content["sharing"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config_path} is not a config of OpenM6: {error}") from error
     model = M6(config)
-    model.sharing = [int(slot) for slot in content["sharing"]]
+    model.sharing = sharing
     model.slots = torch.nn.ModuleList(Block(config) for _ in range(max(model.sharing) + 1))
     try:
         model.load_state_dict({name: _widen(value) for name, value in load_file(str(weights_path)).items()})
