@@ -37,13 +37,14 @@ def load_model(folder: Path) -> M6:
             raise ValueError(f"{folder} is not a checkpoint folder: it has no {path.name}")
     try:
         content = json.loads(config_path.read_text(encoding="utf-8"))
-        config = ModelConfig.model_validate(content["model"])
-        sharing = [int(slot) for slot in content["sharing"]]
-    except (ValueError, KeyError, TypeError) as error:
+        config, sharing = ModelConfig.model_validate(content["model"]), list(map(int, content["sharing"]))
+        if len(sharing) != config.layers or set(sharing) != set(range(max(sharing) + 1)):
+            raise ValueError(f"its sharing {sharing} does not give each of {config.layers} layers a slot")
+    except (ValueError, KeyError, TypeError) as error:  # JSON's and pydantic's errors are ValueErrors
         raise ValueError(f"{config_path} is not a config of OpenM6: {error}") from error
     model = M6(config)
     model.sharing = sharing
-    model.slots = torch.nn.ModuleList(Block(config) for _ in range(max(model.sharing) + 1))
+    model.slots = torch.nn.ModuleList(Block(config) for _ in range(max(sharing) + 1))
     try:
         model.load_state_dict({name: _widen(value) for name, value in load_file(str(weights_path)).items()})
     except (SafetensorError, RuntimeError) as error:
