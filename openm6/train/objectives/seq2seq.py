@@ -28,8 +28,8 @@ def task_losses(model: M6, batch: Batch) -> dict[str, Tensor]:
         losses |= _by_task(batch, batch.text_task, nats_M)
     if len(batch.cell_at):
         logits_LKQ = model.code_logits(hidden[batch.cell_at], batch.cell_target).float()
-        nats_LK = F.cross_entropy(logits_LKQ.transpose(1, 2), batch.cell_target, reduction="none")
-        losses |= _by_task(batch, batch.cell_task, nats_LK.mean(1))
+        nats = F.cross_entropy(logits_LKQ.flatten(0, 1), batch.cell_target.flatten(), reduction="none")
+        losses |= _by_task(batch, batch.cell_task, nats.view(batch.cell_target.shape).mean(1))
     if len(batch.match_image_at) and len(batch.match_text_at):
         losses["match"] = _info_nce(
             model,
