@@ -95,11 +95,16 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def describe(machine: object) -> str:
     """A machine in one line, whether the benchmark gave a sentence or an object."""
-    return (
-        ", ".join(f"{key} {value}" for key, value in machine.items())
-        if isinstance(machine, dict)
-        else str(machine)
-    )
+    if not isinstance(machine, dict):
+        return str(machine)
+    known = {
+        "processor": "{}",
+        "cores": "{} cores",
+        "threads": "{} threads used",
+        "native_bf16": "native bf16: {}",
+        "torch": "PyTorch {}",
+    }
+    return ", ".join(form.format(machine[key]) for key, form in known.items() if key in machine)
 
 
 def make_table(results: dict[str, dict[str, Any]]) -> str:

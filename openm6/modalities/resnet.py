@@ -62,8 +62,8 @@ class ConvNorm(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, *, kernel: int, stride: int = 1):
         super().__init__()
-        # A strided 1x1 reads every stride-th pixel: taking those first is the same, and avoids a memory error of
-        # the CPU's backward kernel (PyTorch 2.13, channels last, 1x1 stride 2, few channels, odd batches).
+        # A strided 1x1 reads every stride-th pixel: taking those first is the same, and avoids a memory error
+        # of the CPU's backward kernel (PyTorch 2.13, channels last, 1x1 stride 2, few channels, odd batches).
         self.skip = stride if kernel == 1 else 1
         stride = 1 if kernel == 1 else stride
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)

@@ -141,7 +141,8 @@ PAGE = """<!doctype html>
 <div class="card scroll"><table>
 <thead><tr><th scope="col">task</th>
 {% for column in held_out.columns %}<th scope="col">{{ column.name }}
-{% if column.step is not none %}<small>step {{ "{:,}".format(column.step) }}</small>{% endif %}</th>{% endfor %}
+{% if column.step is not none %}<small>step {{ "{:,}".format(column.step) }}</small>{% endif %}</th>
+{% endfor %}
 </tr></thead>
 <tbody>
 {% for row in held_out.rows %}<tr><th scope="row">{{ row.task }}</th>

@@ -36,7 +36,7 @@ def test_the_table_is_filled_between_the_markers(root: Path) -> None:
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"above\n{START}\n| what |") and text.endswith(f"{END}\nbelow\n")
     assert "| 0.51 |" in text and "| 1.40x |" in text and "`python benchmarks/step.py`" in text
-    assert "Measured on: cores 2." in text
+    assert "Measured on: 2 cores." in text
 
 
 def test_check_changes_nothing_and_notices_a_stale_table(
