@@ -338,7 +338,9 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_a_process
         "seeds": options.seeds,
         "steps": steps,
         "lr_tuned": chosen.is_file(),
-        "command": "python benchmarks/pseudo_to_real_small.py" + (" --tune" if chosen.is_file() else ""),
+        "command": "python benchmarks/pseudo_to_real_small.py"
+        + (f" --steps {steps}" if steps != recipe.steps else "")
+        + (" --tune" if chosen.is_file() else ""),
         "machine": machine(),
     }
     if options.plot:
