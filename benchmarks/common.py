@@ -1,9 +1,10 @@
 """What every benchmark shares: one JSON line as output, time, and an order that a hash decides."""
 
+import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def rounded(value: Any, digits: int = 4) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(inner, digits) for inner in value]
     return value
+
+
+def out_option(description: str | None, argv: Sequence[str] | None) -> Path | None:
+    """The command line of a benchmark whose one option is `--out FILE`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    return parser.parse_args(argv).out
 
 
 def emit(figures: Mapping[str, Any], out: Path | None = None) -> None:

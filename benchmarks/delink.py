@@ -14,7 +14,6 @@ and delinked whole; a second copy is delinked at once.
     mean_gradient_max_abs        the largest gradient there, to compare that with
 """
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Stopwatch, emit, machine
+from benchmarks.common import Stopwatch, emit, machine, out_option
 from openm6.giant import average_shared_gradients, delink, share
 from openm6.modalities.resnet import ResNetConfig
 from openm6.model import M6, ModelConfig, Stream
@@ -243,12 +242,8 @@ def run(*, layers: int = 6, seed: int = 0) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    args = parser.parse_args(argv)
-    emit(run(), args.out)
+    out = out_option(__doc__, argv)
+    emit(run(), out)
 
 
 if __name__ == "__main__":

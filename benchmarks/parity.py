@@ -11,7 +11,6 @@ logits_max_abs         the largest logit of all these models, to compare the dif
 resnet_max_abs_diff    largest difference of a feature map between `transformers`' ResNet and the backbone
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Stopwatch, emit, machine
+from benchmarks.common import Stopwatch, emit, machine, out_option
 from benchmarks.parity_resnet import resnet_max_abs_diff
 from openm6.model import M6, ModelConfig
 from openm6.model.hf import export_hf, load_hf
@@ -123,12 +122,8 @@ def run(*, seed: int = 0) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    args = parser.parse_args(argv)
-    emit(run(), args.out)
+    out = out_option(__doc__, argv)
+    emit(run(), out)
 
 
 if __name__ == "__main__":
