@@ -1,0 +1,92 @@
+"""What tiers hold: parts. A part is what moves as one: the body of a slot, or one expert of it.
+
+A slot without experts is one part. A part's bytes are sections, one behind the other:
+
+    weights     what the forward pass reads
+    state       what only the optimizer reads: fp32 master weights, moments
+    gradients   only where a step needs them twice (global clipping)
+
+Sections begin at multiples of `PAGE`, so that each can be read and written with direct I/O by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PAGE = 4096  # bytes: what direct I/O asks of addresses, offsets and lengths
+LINE = 64  # bytes: tensors begin at cache lines, which is also more than any kernel's alignment
+
+Section = Literal["weights", "state", "gradients"]
+SECTIONS: tuple[Section, ...] = ("weights", "state", "gradients")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor's name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """Where every tensor of a part lies: the same for every part of equal tensors, now and on the disk."""
+
+    weights: tuple[TensorSpec, ...]
+    state: tuple[TensorSpec, ...] = ()
+    gradients: tuple[TensorSpec, ...] = ()
+
+    def specs(self, section: Section) -> tuple[TensorSpec, ...]:
+        return getattr(self, section)
+
+    def section_bytes(self, section: Section) -> int:
+        """Size of a section, a multiple of PAGE."""
+        return _round_up(sum(_round_up(spec.nbytes, LINE) for spec in self.specs(section)), PAGE)
+
+    def section_offset(self, section: Section) -> int:
+        """Where a section begins in the part's bytes."""
+        return sum(self.section_bytes(each) for each in SECTIONS[: SECTIONS.index(section)])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole part."""
+        return sum(self.section_bytes(section) for section in SECTIONS)
+
+    @property
+    def numel(self) -> int:
+        """Weights of the part."""
+        return sum(spec.numel for spec in self.weights)
+
+    def views(self, section: Section, buffer: Tensor) -> dict[str, Tensor]:
+        """The tensors of a section, as views of a uint8 `buffer` of `section_bytes(section)`."""
+        return views(self.specs(section), buffer)
+
+
+def views(specs: Sequence[TensorSpec], buffer: Tensor) -> dict[str, Tensor]:
+    """Tensors laid out one behind the other in a uint8 buffer, by name."""
+    assert buffer.dtype == torch.uint8 and buffer.dim() == 1
+    named, start = {}, 0
+    for spec in specs:
+        named[spec.name] = buffer[start : start + spec.nbytes].view(spec.dtype).view(spec.shape)
+        start += _round_up(spec.nbytes, LINE)
+    assert start <= len(buffer)
+    return named
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
