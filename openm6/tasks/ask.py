@@ -17,12 +17,22 @@ def _fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | N
     if record.get("image") is None:
         return None
     if record.get("question") and record.get("answer"):
-        return {"image": record["image"], "question": record["question"], "answer": record["answer"]}
+        return {
+            "image": record["image"],
+            "question": record["question"],
+            "answer": record["answer"],
+            "keeps_colour": True,  # nobody knows what it asks about
+        }
     offered = questions(record, rng)
     if not offered:
         return None
     chosen = rng.choice(offered)
-    return {"image": record["image"], "question": chosen.question, "answer": chosen.answer}
+    return {
+        "image": record["image"],
+        "question": chosen.question,
+        "answer": chosen.answer,
+        "keeps_colour": chosen.kind == "colour",
+    }
 
 
 ASK = Task("ask", ("[IMAGE:image] <ask> [TEXT:question] -> [TEXT:answer]",), _fields)

@@ -42,6 +42,7 @@ class Branch:
     target: tuple[int, ...] | tuple[tuple[int, ...], ...]  # text tokens with <eos>, or the cells of a drawing
     target_kind: Literal["text", "codes", "match"]
     key: str = ""  # match: branches of equal key belong together
+    keeps_colour: bool = False  # what it asks would be wrong of the same picture in other colours
 
 
 class Layout:
@@ -76,6 +77,7 @@ class Layout:
         """Lay one example out; `fields` holds what the instruction names, the target only if it is known."""
         image = fields[self.source[0].name] if self.sees else None
         assert image is None or isinstance(image, np.ndarray)
+        keeps_colour = bool(fields.get("keeps_colour"))
         source: list[int] = []
         for atom in self.source[1 if self.sees else 0 :]:
             source.extend(_tokens(atom, fields, tokenizer))
@@ -88,7 +90,7 @@ class Layout:
             assert value is None or isinstance(value, tuple)
             return Branch(task, image, tuple(source), value or (), "codes")
         target = () if value is None else (*_text(value, tokenizer), tokenizer.eos)
-        return Branch(task, image, tuple(source), target, "text")
+        return Branch(task, image, tuple(source), target, "text", keeps_colour=keeps_colour)
 
 
 def _parse(side: str, instruction: str) -> list[Atom]:

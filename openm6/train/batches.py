@@ -88,8 +88,8 @@ class Batches:
                     if example is None:
                         continue
                     if example[0].image is not None:
-                        asks = any(branch.task == "ask" for branch in example)
-                        seen.append((len(examples), record, asks))
+                        keeps_colour = any(branch.keeps_colour for branch in example)
+                        seen.append((len(examples), record, keeps_colour))
                     examples.append(example)
             if seen:
                 images = self._pixels(seen, part, generator)
@@ -146,7 +146,7 @@ class Batches:
         names = [
             f"{record.get('caption_en') or ''} {record.get('caption_zh') or ''}" for _, record, _ in seen
         ]
-        keep_colour = torch.tensor([asks for _, _, asks in seen])
+        keep_colour = torch.tensor([keeps for _, _, keeps in seen])
         return augment(rgba, names, part.augment, generator, keep_colour=keep_colour)
 
 

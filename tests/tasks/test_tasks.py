@@ -181,3 +181,18 @@ def test_a_language_is_picked_only_where_there_is_text():
     assert {pick_language({"caption_zh": "蛙"}, "caption", Random(s)) for s in range(9)} == {"zh"}
     both = {"caption_zh": "蛙", "caption_en": "frog"}
     assert {pick_language(both, "caption", Random(s)) for s in range(9)} == {"zh", "en"}
+
+
+def test_only_what_may_ask_about_colours_keeps_them():
+    """A picture may be recoloured under a question of its group, not of its colour nor of who knows what."""
+    made = {field: value for field, value in WHOLE.items() if field not in ("question", "answer")}
+    colours = {WHOLE["colour_en"], WHOLE["colour_zh"]}
+    seen = set()
+    for seed in range(40):
+        [branch] = branches("ask", made, seed=seed)
+        answer = tiny.text_tokenizer().decode(list(branch.target)).removesuffix("<eos>")
+        assert branch.keeps_colour == (answer in colours)
+        seen.add(branch.keeps_colour)
+    assert seen == {True, False}
+    assert all(branch.keeps_colour for branch in branches("ask", WHOLE))
+    assert not any(branch.keeps_colour for branch in branches("caption", WHOLE) + branches("match", WHOLE))
