@@ -4,9 +4,39 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from openm6.modalities.resnet import ResNetConfig
+
+
+class ExpertsConfig(BaseModel):
+    """A mixture of experts in every layer (see `openm6.model.experts`); each expert has the model's `ffn`.
+
+    Without `capacity` no token is ever dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    experts: int = Field(gt=0)  # of a layer
+    prototypes: int = Field(default=1, gt=0)  # groups of experts, each with its own top-1 router
+    top_k: int = Field(default=1, gt=0)  # plain top-k instead: one router over all, the k likeliest experts
+    capacity: float | None = Field(default=None, gt=0)  # an expert's places over its even share
+    balance_loss: float = Field(default=0.0, ge=0)  # weight of Switch's load-balance loss
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExpertsConfig:
+        if self.experts % self.prototypes:
+            raise ValueError(f"experts ({self.experts}) must be a multiple of prototypes ({self.prototypes})")
+        if self.top_k > 1 and self.prototypes > 1:
+            raise ValueError("top_k and prototypes exclude each other: a prototype routes top-1")
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
+        return self
+
+    @property
+    def active(self) -> int:
+        """Experts that a token goes to."""
+        return self.prototypes * self.top_k
 
 
 class ModelConfig(BaseModel):
@@ -30,6 +60,7 @@ class ModelConfig(BaseModel):
     head_dim: int = 32
     ffn: int = 768
     ffn_kind: Literal["swiglu", "gelu"] = "swiglu"  # gelu: two matrices, as M6-10T's experts
+    experts: ExpertsConfig | None = None  # None = one FFN a layer
     qk_norm: bool = True
     qkv_bias: bool = False
     rope_theta: float = 10_000.0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from openm6.model.config import ModelConfig
+from openm6.model.experts import Experts
 
 
 class KeyValueCache(Protocol):
@@ -163,7 +164,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.ffn = FeedForward(config)
+        self.ffn = FeedForward(config) if config.experts is None else Experts(config)
 
     def forward(
         self,
@@ -174,5 +175,17 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, bias_B1TS, cache, layer)
+        x_BTD = self.attend(x_BTD, rope, bias_B1TS, cache=cache, layer=layer)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+    def attend(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias_B1TS: Tensor,
+        *,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """The first half: x + attention(norm(x)), what the experts of a mixture layer then read."""
+        return x_BTD + self.attention(self.attention_norm(x_BTD), rope, bias_B1TS, cache, layer)

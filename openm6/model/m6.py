@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from openm6.modalities.resnet import ResNet
 from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
+from openm6.model.experts import Experts
 from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
 from openm6.model.stream import Stream, attention_bias
 
@@ -72,7 +73,8 @@ class M6(nn.Module):
         for slot in self.slots:
             assert isinstance(slot, Block)
             slot.attention.out.weight.data.mul_(depth_scale)
-            slot.ffn.down.weight.data.mul_(depth_scale)
+            down = slot.ffn.down if isinstance(slot.ffn, Experts) else slot.ffn.down.weight
+            down.data.mul_(depth_scale)
 
     def forward(self, stream: Stream) -> Tensor:
         """Hidden states after the last norm, (B, T, D)."""
