@@ -110,9 +110,14 @@ def export_hf(model: M6, folder: str | Path) -> None:
     that several layers share is written once for each. The family is Qwen3, or without QK-norm Qwen2 (with
     biases) or Llama (without).
 
-    Raises ValueError for the two-matrix GELU FFN, which none of the families has.
+    Raises ValueError for experts and for the two-matrix GELU FFN, which none of the families has.
     """
     config, folder = model.config, Path(folder)
+    if config.experts is not None:
+        raise ValueError(
+            "export_hf: no Hugging Face family here has this mixture of experts; keep the checkpoint folder, "
+            "which openm6.load opens"
+        )
     if config.ffn_kind != "swiglu":
         raise ValueError(
             "export_hf: no Hugging Face family here has a GELU FFN of two matrices; use ffn_kind swiglu"

@@ -43,6 +43,8 @@ def orthogonalise(m_XY: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon on matrices and convolution kernels, Adam on everything else.
 
+    A parameter of three dimensions is a stack of experts, (E, in, out): every expert's matrix by itself.
+
     Args:
         parameters: parameters, whose shape decides which rule each gets, or groups with `matrices` True or
             False.
@@ -92,6 +94,12 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
         update = grad + group["momentum"] * momentum
+        parameter.mul_(1 - group["lr"] * group["matrix_scale"] * group["weight_decay"])
+        if update.ndim == 3:  # experts, each an (in, out) matrix of its own
+            scale = max(1.0, update.shape[2] / update.shape[1]) ** 0.5
+            for expert, matrix in zip(parameter, update, strict=True):
+                expert.add_(orthogonalise(matrix), alpha=-group["lr"] * group["matrix_scale"] * scale)
+            return
         # Channels last, so that for that memory layout the reshape is a view.
         order = (0, *range(2, update.ndim), 1)
         moved = update.permute(order)
@@ -99,7 +107,6 @@ class Muon(torch.optim.Optimizer):
         scale = max(1.0, m_OI.shape[0] / m_OI.shape[1]) ** 0.5
         back = torch.argsort(torch.tensor(order)).tolist()
         change = orthogonalise(m_OI).view(moved.shape).permute(back)
-        parameter.mul_(1 - group["lr"] * group["matrix_scale"] * group["weight_decay"])
         parameter.add_(change, alpha=-group["lr"] * group["matrix_scale"] * scale)
 
     def _adam(self, parameter: Tensor, grad: Tensor, group: dict) -> None:
@@ -120,4 +127,5 @@ class Muon(torch.optim.Optimizer):
 
 def is_matrix(parameter: Tensor) -> bool:
     """Whether Muon's rule fits: at least two dimensions, both matrix sides of some size."""
-    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= SMALLEST_SIDE
+    sides = parameter.shape[1:] if parameter.ndim == 3 else parameter.shape[:2]
+    return parameter.ndim >= 2 and min(sides) >= SMALLEST_SIDE

@@ -28,6 +28,25 @@ def test_which_parameters_are_matrices() -> None:
     assert not is_matrix(thin.weight) and not is_matrix(conv.bias)  # pyright: ignore[reportArgumentType]
 
 
+def test_every_expert_is_a_matrix_of_its_own() -> None:
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(5, 16, 40))  # (E, in, out)
+    alone = [nn.Parameter(matrix.T.clone()) for matrix in stack.detach()]  # a Linear's (out, in)
+    assert is_matrix(stack) and not is_matrix(nn.Parameter(torch.zeros(20, 16, 8)))
+    together, apart = Muon([stack], lr=1e-2, weight_decay=0.01), Muon(alone, lr=1e-2, weight_decay=0.01)
+    before = stack.detach().clone()
+    for _ in range(2):
+        stack.grad = torch.randn_like(stack)
+        stack.grad[3] = 0  # an expert that no token chose
+        for parameter, grad in zip(alone, stack.grad, strict=True):
+            parameter.grad = grad.T
+        together.step()
+        apart.step()
+    torch.testing.assert_close(stack, torch.stack([p.T for p in alone]), rtol=0, atol=1e-5)
+    moved = torch.linalg.matrix_norm(stack.detach() - before)
+    assert moved[3] < 0.1 * moved[[0, 1, 2, 4]].min()  # weight decay alone
+
+
 def test_memory_layout_does_not_change_the_update() -> None:
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
