@@ -52,16 +52,30 @@ class SharingConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    kind: Literal["adamw", "muon"] = "adamw"  # muon: on matrices and kernels, Adam on the rest
-    matrix_scale: float = 10.0  # muon: its rate over `lr`
+    kind: Literal["adamw", "muon", "adafactor"] = "adamw"  # adafactor: streamed runs only
+    matrix_scale: float = 10.0  # muon: its rate on matrices over `lr`
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05  # on matrices only
-    clip: float = 1.0  # global gradient norm
+    clip: float = 1.0  # global gradient norm; of each part by itself in a streamed run
     warmup: float = Field(default=0.02, ge=0, le=1)  # share of the steps
     decay: Literal["wsd", "cosine"] = "wsd"
     decay_share: float = Field(default=0.3, ge=0, le=1)  # wsd: share of the steps that ramp down to 0
     spike: float = 3.0  # a loss above this multiple of its running mean skips the step
+
+
+class MemoryConfig(_Strict):
+    """A streamed run: the process keeps to a budget, and what does not fit in it lives on disk (see
+    docs/streaming.md)."""
+
+    host: str  # most memory that the process may hold resident: "12GiB"
+    disk: Path | None = None  # what does not fit goes to a folder in this one; None = in the run folder
+    durability: Literal["step", "none"] = "step"  # none: half the space on disk, and a killed run is lost
+    micro_batches: int = Field(default=1, gt=0)  # batches a step; weights are read twice a step all the same
+    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: half the traffic
+    activations: Literal["host", "disk"] = "host"  # where the slots' inputs wait for the backward pass
+    export: bool = True  # write the model at the end; without it, durability none leaves only metrics
+    trace: Path | None = None  # file for a Chrome trace of computing, reading and writing
 
 
 class RunConfig(_Strict):
@@ -81,6 +95,7 @@ class RunConfig(_Strict):
     loss_weights: dict[str, float] = {}  # a task not named counts 1
     sharing: SharingConfig = SharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    memory: MemoryConfig | None = None  # None = everything in memory, as PyTorch does it
     log_every: int = Field(default=10, gt=0)
     eval_every: int = Field(default=500, gt=0)
     eval_steps: int = Field(default=4, gt=0)
@@ -95,4 +110,21 @@ class RunConfig(_Strict):
         unit = self.sharing.unit
         if unit is not None and (unit < 1 or self.model.layers % unit):
             raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")
+        self._can_stream()
         return self
+
+    def _can_stream(self) -> None:
+        kind = self.optimizer.kind
+        if self.memory is None:
+            if kind == "adafactor":
+                raise ValueError("optimizer.kind adafactor is for streamed runs; set memory.host, or adamw")
+            return
+        if kind == "muon":
+            raise ValueError("memory: a streamed run has no muon; set optimizer.kind to adamw or adafactor")
+        if self.init is not None:
+            raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
+        if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":
+            raise ValueError(
+                "memory: a streamed run delinks at sharing.delink_at and copies the optimizer's state; "
+                "leave out sharing.delink_on_correlation and sharing.optimizer_state"
+            )

@@ -9,7 +9,7 @@ again ends bit for bit like one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,14 @@ from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import RunConfig
-from openm6.train.memory import keep_large_blocks, native_bf16, resident_bytes
+from openm6.train.course import Course, Progress
+from openm6.train.memory import keep_large_blocks, native_bf16
 from openm6.train.metrics import MetricsWriter, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
 from openm6.train.optimizer import build_optimizer
 from openm6.train.recipe import dump_recipe, load_recipe
 from openm6.train.schedule import learning_rate
-from openm6.train.tokenizers import model_folder, open_tokenizers
-
-Progress = Callable[[dict[str, Any]], None]
+from openm6.train.tokenizers import model_folder
 
 
 def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path:
@@ -70,12 +69,11 @@ def _what(line: dict[str, Any]) -> tuple[Any, ...]:
     return line["step"], line.get("event"), line["stage"]
 
 
-class Run:
-    """The state of a run: model, optimizer, data position, counters."""
+class Run(Course[Batch]):
+    """A run in memory: model and optimizer as PyTorch has them."""
 
     def __init__(self, config: RunConfig, run_dir: Path):
-        self.config, self.run_dir = config, run_dir
-        self.tokenizer, self.image_tokenizer = open_tokenizers(config, run_dir)
+        super().__init__(config, run_dir)
         checkpoint = latest_checkpoint(run_dir)
         torch.manual_seed(config.seed)
         self.model = M6(config.model)
@@ -86,15 +84,12 @@ class Run:
         if config.init is not None and checkpoint is None:
             self._begin_from(model_folder(config.init))
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.batches = self._batches(config.mix, seed=config.seed)
         self.correlation = (
             CorrelationTrigger(rho=config.sharing.delink_on_correlation, every=config.sharing.check_every)
             if config.sharing.delink_on_correlation is not None
             else None
         )
-        self.step, self.tokens, self.skipped = 0, 0, 0
         self.usual_loss: float | None = None  # running mean that the spike guard compares with
-        self.window = Window()
         if checkpoint:
             self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
 
@@ -105,60 +100,25 @@ class Run:
             raise ValueError(f"init: the model in {folder} has another shape than this recipe's `model`")
         self.model.load_state_dict(trained.state_dict())
 
-    def _batches(self, mix: Any, *, seed: int) -> Batches:
-        return Batches(
-            mix,
-            model=self.config.model,
-            row=self.config.row,
-            tokenizer=self.tokenizer,
-            image_tokenizer=self.image_tokenizer,
-            seed=seed,
-        )
-
     @property
     def shared(self) -> bool:
         return max(slot_uses(self.model)) > 1
 
-    @property
-    def stage(self) -> str:
-        return "pseudo" if self.shared else "real"
+    def _draw(self) -> Batch:
+        return next(self.batches)
 
-    def to_the_end(self, report: Progress, clock: Callable[[], float]) -> None:
-        config = self.config
-        if self.step == 0:
-            report(self._held_out())
-        begun, begun_tokens = clock(), self.tokens
-        while self.step < config.steps:
-            batch = next(self.batches)
-            if self.shared and self._time_to_delink(batch):
-                report(self._held_out())  # on both sides of the delink: it must change nothing
-                delink(self.model, self.optimizer, state=config.sharing.optimizer_state)
-                report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
-                report(self._held_out())
-            self._train_step(batch)
-            last = self.step == config.steps
-            if last or self.step % config.log_every == 0:
-                speed = (self.tokens - begun_tokens) / max(1e-9, clock() - begun)
-                begun, begun_tokens = clock(), self.tokens
-                report(self._line(speed))
-            paused = clock()  # the reported speed is that of training alone
-            if last or self.step % config.eval_every == 0:
-                report(self._held_out())
-            if last or self.step % config.checkpoint_every == 0:
-                save_checkpoint(
-                    self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
-                )
-            begun += clock() - paused
-
-    def _time_to_delink(self, batch: Batch) -> bool:
+    def _time_to_delink(self, work: Batch) -> bool:
         sharing = self.config.sharing
         if sharing.delink_at < 1 and FractionTrigger(sharing.delink_at, self.config.steps).check(self.step):
             return True
         if self.correlation is None:
             return False
         return self.correlation.check(
-            self.step, lambda: adjacent_correlations(self.model, lambda: self._loss(batch)[0])
+            self.step, lambda: adjacent_correlations(self.model, lambda: self._loss(work)[0])
         )
+
+    def _delink(self) -> None:
+        delink(self.model, self.optimizer, state=self.config.sharing.optimizer_state)
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with self._precision():
@@ -170,13 +130,13 @@ class Run:
         bf16 = native_bf16() if wanted == "auto" else wanted == "bf16"
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
 
-    def _train_step(self, batch: Batch) -> None:
+    def _train_step(self, work: Batch) -> None:
         settings = self.config.optimizer
         rate = learning_rate(self.step, self.config.steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, losses = self._loss(batch)
+        loss, losses = self._loss(work)
         value = loss.item()
         norm = math.nan
         if not self._is_spike(value):
@@ -192,88 +152,43 @@ class Run:
         else:
             self.skipped += 1
         self.step += 1
-        self.tokens += batch.tokens
+        self.tokens += work.tokens
 
     def _is_spike(self, value: float) -> bool:
         """Whether the step would do harm: a loss that is not finite, or far above the usual one."""
         usual = self.usual_loss
         return not math.isfinite(value) or (usual is not None and value > self.config.optimizer.spike * usual)
 
-    def _line(self, tokens_per_s: float) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "stage": self.stage,
-            **self.window.means(),
-            "lr": learning_rate(self.step - 1, self.config.steps, self.config.optimizer),
-            "tokens_per_s": round(tokens_per_s, 1),
-            "rss_bytes": resident_bytes(),
-            "skipped": self.skipped,
-            "bad_records": self.batches.bad_records,
-        }
-
     @torch.no_grad()
-    def _held_out(self) -> dict[str, Any]:
-        """Mean held-out losses, over the same batches every time."""
-        window = Window()
-        if self.config.held_out:
-            batches = self._batches(self.config.held_out, seed=self.config.seed + 1)
-            with _evaluating(self.model):
-                for _ in range(self.config.eval_steps):
-                    _, losses = self._loss(next(batches))
-                    window.add(**{f"val_{name}_loss": loss.item() for name, loss in losses.items()})
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "event": "eval",
-            "stage": self.stage,
-            **window.means(),
-        }
+    def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
+        with _evaluating(self.model):
+            for _ in range(self.config.eval_steps):
+                yield {name: loss.item() for name, loss in self._loss(next(batches))[1].items()}
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
+        )
 
     def _state(self) -> dict[str, Any]:
         return {
+            **super()._state(),
             "delinked": not self.shared,
-            "data": self.batches.state_dict(),
-            "tokens": self.tokens,
-            "skipped": self.skipped,
             "usual_loss": self.usual_loss,
-            "window": self.window.sums,
             "correlation": self.correlation.state_dict() if self.correlation else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        super()._restore(state)
         self.usual_loss = state["usual_loss"]
-        self.window.sums = {name: (total, count) for name, (total, count) in state["window"].items()}
-        self.batches.load_state_dict(state["data"])
         if self.correlation and state["correlation"]:
             self.correlation.load_state_dict(state["correlation"])
 
     def export(self) -> Path:
-        """Write the model with its tokenizers as one folder."""
         folder = self.run_dir / "model"
         save_model(self.model, folder)
-        self.tokenizer.save(folder / "tokenizer.json")
-        if self.image_tokenizer is not None:
-            self.image_tokenizer.save(folder)
+        self._save_tokenizers(folder)
         return folder
-
-
-class Window:
-    """Means over the steps since the last log line."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, int]] = {}
-
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + value, count + 1)
-
-    def means(self) -> dict[str, float]:
-        """The means, and begin anew."""
-        sums, self.sums = self.sums, {}
-        return {name: total / count for name, (total, count) in sums.items()}
 
 
 # What may differ when a run is continued: how long it goes on and what is said on the way.

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from openm6.train.config import RunConfig
+from openm6.model.size import count
+from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.recipe import dump_recipe, load_recipe
 from tests import tiny
 
@@ -49,6 +50,23 @@ def content(**changes: Any) -> dict[str, Any]:
         ({"optimizer": {"decay": "linear"}}, "wsd"),
         ({"optimizer": {"learning_rate": 1.0}}, "learning_rate"),
         ({"colour": 1}, "colour"),
+        ({"optimizer": {"kind": "adafactor"}}, "adafactor is for streamed runs"),
+        (
+            {"memory": {"host": "1GiB"}, "optimizer": {"kind": "muon"}},
+            "set optimizer.kind to adamw or adafactor",
+        ),
+        ({"memory": {"host": "1GiB"}, "init": "shipped", "sharing": {"delink_at": 0.0}}, "begins anew"),
+        (
+            {"memory": {"host": "1GiB"}, "sharing": {"optimizer_state": "reset"}},
+            "copies the optimizer's state",
+        ),
+        (
+            {"memory": {"host": "1GiB"}, "sharing": {"delink_on_correlation": 0.5}},
+            "delinks at sharing.delink_at",
+        ),
+        ({"memory": {"host": "1GiB", "micro_batches": 0}}, "micro_batches"),
+        ({"memory": {"host": "much"}}, "much"),
+        ({"memory": {"disk": "x"}}, "host"),
         ({"model": {**tiny.CONFIG, "heads": 3}}, "multiple of kv_heads"),
         ({"model": {**tiny.CONFIG, "cells": 0}}, "codebook and cells go together"),
     ],
@@ -70,7 +88,29 @@ def test_a_recipe_comes_back_from_its_file_as_it_was(tmp_path: Path):
     assert load_recipe(tmp_path / "config.yaml", [], RunConfig) == config
 
 
-@pytest.mark.parametrize("name", ["m6-small", "quickstart"])
+def recipe_of_the_house(name: str, *overrides: str) -> RunConfig:
+    return load_recipe(Path(__file__).parents[2] / "configs" / f"{name}.yaml", overrides, RunConfig)
+
+
+@pytest.mark.parametrize("name", ["m6-small", "quickstart", "m6-10t-shard", "m6-10t"])
 def test_the_recipes_of_the_house_are_valid(name: str):
-    config = load_recipe(Path(__file__).parents[2] / "configs" / f"{name}.yaml", [], RunConfig)
-    assert config.name == name
+    assert recipe_of_the_house(name).name == name
+
+
+def test_a_budget_in_the_command_is_all_that_a_streamed_run_asks_for():
+    config = recipe_of_the_house("quickstart", "optimizer.kind=adamw", "memory.host=1GiB", "memory.disk=d")
+    assert config.memory == MemoryConfig(host="1GiB", disk=Path("d"))
+    config = recipe_of_the_house("m6-10t-shard", "memory.host=8GiB", "memory.disk=d")
+    assert config.memory is not None and (config.memory.host, config.memory.disk) == ("8GiB", Path("d"))
+
+
+def test_m6_10t_has_ten_trillion_parameters_and_a_shard_its_512th():
+    """48 layers x 10,240 experts x two matrices of 1,024 x 9,984 = 10.05 trillion (2110.03888)."""
+    whole, shard = (count(recipe_of_the_house(name).model) for name in ("m6-10t", "m6-10t-shard"))
+    experts = 48 * 10_240 * 2 * 1024 * 9984
+    assert round(experts / 1e12, 2) == round(whole.total() / 1e12, 2) == 10.05
+    assert round(whole.total(slots=1) / 1e12, 2) == 0.21
+    attention, router, norms = 4 * 1024 * 1024, 1024, 2 * 1024 + 2 * 64
+    assert whole.slot == experts / 48 + 10_240 * router + attention + norms
+    assert shard.slot == experts / 48 / 512 + 20 * router + attention + norms
+    assert round(shard.total() / 1e9, 1) == 19.9

@@ -1,0 +1,169 @@
+"""The course of a run: what is the same wherever its model lives, in memory or streamed.
+
+Draw a step's batches, delink when it is time, take the step, tell how it goes, measure on held-out data,
+save.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from openm6.tasks.collate import Batch
+from openm6.train.batches import Batches
+from openm6.train.config import MixConfig, RunConfig
+from openm6.train.memory import resident_bytes
+from openm6.train.schedule import learning_rate
+from openm6.train.tokenizers import open_tokenizers
+
+Progress = Callable[[dict[str, Any]], None]
+Work = TypeVar("Work", Batch, list[Batch])  # what one step computes
+
+
+class Window:
+    """Means over the steps since the last log line."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, count + 1)
+
+    def means(self) -> dict[str, float]:
+        """The means, and begin anew."""
+        sums, self.sums = self.sums, {}
+        return {name: total / count for name, (total, count) in sums.items()}
+
+
+class Course(ABC, Generic[Work]):
+    """Data position and counters of a run, and the order of what happens in it."""
+
+    def __init__(self, config: RunConfig, run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+        self.tokenizer, self.image_tokenizer = open_tokenizers(config, run_dir)
+        self.batches = self._batches(config.mix, seed=config.seed)
+        self.step, self.tokens, self.skipped = 0, 0, 0
+        self.window = Window()
+
+    # What a kind of run must know how to do.
+
+    @property
+    @abstractmethod
+    def shared(self) -> bool:
+        """Whether some layers still share a slot."""
+
+    @abstractmethod
+    def _draw(self) -> Work: ...
+
+    @abstractmethod
+    def _time_to_delink(self, work: Work) -> bool: ...
+
+    @abstractmethod
+    def _delink(self) -> None: ...
+
+    @abstractmethod
+    def _train_step(self, work: Work) -> None:
+        """Learn from it; count the step and its tokens, add losses to the window."""
+
+    @abstractmethod
+    def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
+        """The losses of each task on `config.eval_steps` batches, the model as it is now."""
+
+    @abstractmethod
+    def _save(self) -> None:
+        """Make what was computed so far survive the process."""
+
+    @abstractmethod
+    def export(self) -> Path:
+        """Write the model with its tokenizers as one folder."""
+
+    # What is the same for all.
+
+    @property
+    def stage(self) -> str:
+        return "pseudo" if self.shared else "real"
+
+    def to_the_end(self, report: Progress, clock: Callable[[], float]) -> None:
+        config = self.config
+        if self.step == 0:
+            report(self._held_out())
+        begun, begun_tokens = clock(), self.tokens
+        while self.step < config.steps:
+            work = self._draw()
+            if self.shared and self._time_to_delink(work):
+                report(self._held_out())  # on both sides of the delink: it must change nothing
+                self._delink()
+                report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
+                report(self._held_out())
+            self._train_step(work)
+            last = self.step == config.steps
+            if last or self.step % config.log_every == 0:
+                speed = (self.tokens - begun_tokens) / max(1e-9, clock() - begun)
+                begun, begun_tokens = clock(), self.tokens
+                report(self._line(speed))
+            paused = clock()  # the reported speed is that of training alone
+            if last or self.step % config.eval_every == 0:
+                report(self._held_out())
+            if last or self.step % config.checkpoint_every == 0:
+                self._save()
+            begun += clock() - paused
+
+    def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:
+        return Batches(
+            mix,
+            model=self.config.model,
+            row=self.config.row,
+            tokenizer=self.tokenizer,
+            image_tokenizer=self.image_tokenizer,
+            seed=seed,
+        )
+
+    def _line(self, tokens_per_s: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "stage": self.stage,
+            **self.window.means(),
+            "lr": learning_rate(self.step - 1, self.config.steps, self.config.optimizer),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "rss_bytes": resident_bytes(),
+            "skipped": self.skipped,
+            "bad_records": self.batches.bad_records,
+        }
+
+    def _held_out(self) -> dict[str, Any]:
+        """Mean held-out losses, over the same batches every time."""
+        window = Window()
+        if self.config.held_out:
+            batches = self._batches(self.config.held_out, seed=self.config.seed + 1)
+            for losses in self._held_out_losses(batches):
+                window.add(**{f"val_{name}_loss": loss for name, loss in losses.items()})
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "event": "eval",
+            "stage": self.stage,
+            **window.means(),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "data": self.batches.state_dict(),
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "window": self.window.sums,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        self.window.sums = {name: (total, count) for name, (total, count) in state["window"].items()}
+        self.batches.load_state_dict(state["data"])
+
+    def _save_tokenizers(self, folder: Path) -> None:
+        self.tokenizer.save(folder / "tokenizer.json")
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.save(folder)
