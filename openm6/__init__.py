@@ -4,20 +4,30 @@
     m6 = openm6.load()
     print(m6.caption("photo.png"))
 
-Importing the package costs a few milliseconds; PyTorch is imported by the first call of `load`.
+    giant = openm6.giant.stream("Qwen3-4B", budget="6GiB", disk="/nvme")    # train what does not fit
+
+Importing the package costs a few milliseconds; PyTorch is imported by what needs it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from openm6 import giant
     from openm6.decode.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "giant", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "giant":
+        return importlib.import_module("openm6.giant")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(path: str | Path | None = None) -> Pipeline:
