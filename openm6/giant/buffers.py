@@ -1,0 +1,86 @@
+"""Page-aligned memory that is reused: what direct I/O reads into and writes from."""
+
+from __future__ import annotations
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+
+_HUGE = 2 << 20  # a transparent huge page: fewer page faults, fewer pages to pin for direct I/O
+
+
+class Buffer:
+    """Page-aligned anonymous memory. `tensor` is all of it as uint8; `owner` is told before it is reused."""
+
+    __slots__ = ("memory", "nbytes", "owner", "tensor")
+
+    def __init__(self, nbytes: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, nbytes, flags=flags)
+        if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self.memory = memoryview(memory)
+        self.nbytes = nbytes
+        # The tensor keeps the mapping alive: it is unmapped when the last view of it is gone.
+        self.tensor = torch.frombuffer(memory, dtype=torch.uint8)
+        self.owner: Callable[[], None] | None = None
+
+
+class BufferPool:
+    """At most `limit` bytes of buffers. Idle ones, oldest first, give way to new ones. Not thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.busy = 0  # bytes
+        self._idle: OrderedDict[Buffer, None] = OrderedDict()
+        self._idle_bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return self.busy + self._idle_bytes
+
+    def is_idle(self, buffer: Buffer) -> bool:
+        return buffer in self._idle
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether buffers of `nbytes` together can be had now."""
+        return self.busy + nbytes <= self.limit
+
+    def take(self, nbytes: int, owner: Callable[[], None]) -> Buffer:
+        """A busy buffer of exactly `nbytes` with any content; `owner` is called when the pool reuses it."""
+        assert self.fits(nbytes)
+        buffer = next((idle for idle in self._idle if idle.nbytes == nbytes), None)
+        if buffer is not None:
+            self._drop(buffer)
+        while buffer is None and self.nbytes + nbytes > self.limit:
+            self._drop(next(iter(self._idle)))
+        buffer = buffer or Buffer(nbytes)
+        buffer.owner = owner
+        self.busy += nbytes
+        return buffer
+
+    def rest(self, buffer: Buffer) -> None:
+        """A busy buffer becomes idle. It keeps its content until its memory is needed."""
+        self.busy -= buffer.nbytes
+        self._idle[buffer] = None
+        self._idle_bytes += buffer.nbytes
+
+    def wake(self, buffer: Buffer) -> None:
+        """An idle buffer becomes busy again, content and all."""
+        del self._idle[buffer]
+        self._idle_bytes -= buffer.nbytes
+        self.busy += buffer.nbytes
+
+    def discard(self, buffer: Buffer) -> None:
+        """Let go of an idle buffer's memory."""
+        self._drop(buffer)
+
+    def _drop(self, buffer: Buffer) -> None:
+        del self._idle[buffer]
+        self._idle_bytes -= buffer.nbytes
+        if buffer.owner is not None:
+            buffer.owner()
+            buffer.owner = None
