@@ -21,6 +21,7 @@ from openm6.giant.sharing import average_shared_gradients, delink, share, slot_u
 from openm6.giant.trigger import CorrelationTrigger, FractionTrigger, adjacent_correlations
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
+from openm6.model.experts import balance_loss, collect_routings, drop_rate
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
@@ -136,7 +137,13 @@ class Run(Course[Batch]):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, losses = self._loss(work)
+        with collect_routings(self.model) as routings:
+            loss, losses = self._loss(work)
+        routed: dict[str, float] = {}
+        if self.config.model.experts is not None:
+            balance = balance_loss(routings)
+            loss = loss + self.config.model.experts.balance_loss * balance
+            routed = {"drop_rate": drop_rate(routings), "balance": balance.item() / len(routings)}
         value = loss.item()
         norm = math.nan
         if not self._is_spike(value):
@@ -146,9 +153,8 @@ class Run(Course[Batch]):
         if math.isfinite(norm):
             self.optimizer.step()
             self.usual_loss = value if self.usual_loss is None else 0.98 * self.usual_loss + 0.02 * value
-            self.window.add(
-                loss=value, grad_norm=norm, **{f"loss_{n}": each.item() for n, each in losses.items()}
-            )
+            by_task = {f"loss_{name}": each.item() for name, each in losses.items()}
+            self.window.add(loss=value, grad_norm=norm, **by_task, **routed)
         else:
             self.skipped += 1
         self.step += 1

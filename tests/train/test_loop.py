@@ -123,6 +123,20 @@ def test_a_step_is_the_plain_recipe_step(folder: Path, tmp_path: Path, unit: int
     assert ours.step == 2 and ours.skipped == 0
 
 
+def test_a_mixture_tells_its_drop_rate_and_pays_for_imbalance(folder: Path, tmp_path: Path):
+    for weight in (0.0, 0.5):
+        experts = {"experts": 4, "prototypes": 2, "capacity": 1.0, "balance_loss": weight}
+        content = tiny.recipe(folder, steps=2, log_every=1, model=tiny.config(experts=experts).model_dump())
+        start(content, tmp_path / str(weight))
+        for line in (line for line in lines(tmp_path / str(weight)) if "loss" in line):
+            assert 0 < line["drop_rate"] < 1 and 0.9 < line["balance"] < 4
+            tasks = sum(value for key, value in line.items() if key.startswith("loss_"))
+            assert line["loss"] == pytest.approx(tasks + weight * 3 * line["balance"], rel=1e-5)
+    assert lines(tmp_path / "0.0")[-1] != lines(tmp_path / "0.5")[-1]
+    start(tiny.recipe(folder, steps=1, log_every=1), tmp_path / "dense")
+    assert not any("drop_rate" in line or "balance" in line for line in lines(tmp_path / "dense"))
+
+
 # -- Pseudo-to-Real -----------------------------------------------------------------------------------------
 
 
