@@ -79,17 +79,21 @@ class TrainingDisplay:
         if line.get("tokens_per_s"):
             told.append(f"{line['tokens_per_s']:,.0f} tokens/s")
         if line.get("rss_bytes"):
-            told.append(f"{line['rss_bytes'] / 2**30:.1f} GiB")
+            of = f" of {line['budget_bytes'] / 2**30:.1f}" if line.get("budget_bytes") else ""
+            told.append(f"{line['rss_bytes'] / 2**30:.1f}{of} GiB")
         if line.get("skipped"):
             told.append(f"{line['skipped']} steps skipped")
         if line.get("bad_records"):
             told.append(f"{line['bad_records']} bad records")
         self.bar.update(self.task, description=stage)
-        self.note = Text("  ".join(told), style="dim")
+        traffic = _traffic(line)
+        self.note = Text("\n".join("  ".join(each) for each in (told, traffic) if each), style="dim")
         twentieth = line["step"] * LINES // self.config.steps
         if not self.console.is_terminal and twentieth > self.printed:
             self.printed = twentieth
             self._say(f"{_at(line)}  {stage}, {', '.join(told)}")
+            if traffic:
+                self._say(f"{'':17}{', '.join(traffic)}")
 
     def _held_out(self, line: Mapping[str, Any]) -> None:
         losses = {k[4:-5]: v for k, v in line.items() if k.startswith("val_") and k.endswith("_loss")}
@@ -106,6 +110,18 @@ class TrainingDisplay:
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _traffic(line: Mapping[str, Any]) -> list[str]:
+    """What a streamed run says of its tiers; nothing for a run in memory."""
+    if line.get("wait_share") is None:
+        return []
+    return [
+        f"computing {1 - line['wait_share']:.0%}",
+        f"read {line['read_gb_per_s']:.2f} GB/s",
+        f"write {line['write_gb_per_s']:.2f} GB/s",
+        f"{line['total_written_bytes'] / 1e9:,.0f} GB written",
+    ]
 
 
 def header(tasks: Sequence[str], width: int) -> str:

@@ -18,7 +18,22 @@ METRICS_FILE = "metrics.jsonl"
 
 # Keys that differ between a run and the same run killed and resumed: everything the wall clock or the
 # allocator has a hand in. What is left must be equal, bit for bit.
-WALL_CLOCK_KEYS = frozenset({"time", "tokens_per_s", "rss_bytes", "peak_rss_bytes"})
+WALL_CLOCK_KEYS = frozenset(
+    {
+        "time",
+        "tokens_per_s",
+        "rss_bytes",
+        "peak_rss_bytes",
+        # Of streamed runs: what is read and written depends on what a budget lets stay in memory.
+        "budget_bytes",
+        "wait_share",
+        "read_bytes",
+        "written_bytes",
+        "read_gb_per_s",
+        "write_gb_per_s",
+        "total_written_bytes",
+    }
+)
 
 # The horizontal axes of the other scalars, not scalars themselves.
 _AXES = frozenset({"step", "tokens", "time"})

@@ -64,6 +64,30 @@ def test_what_goes_wrong_is_counted(config: RunConfig) -> None:
     assert "2 steps skipped, 3 bad records" in file.getvalue()
 
 
+STREAMED = {
+    "rss_bytes": 8.25 * 2**30,
+    "budget_bytes": 12 * 2**30,
+    "wait_share": 0.125,
+    "read_gb_per_s": 1.9,
+    "write_gb_per_s": 0.914,
+    "total_written_bytes": 3.125e12,
+}
+
+
+def test_a_streamed_run_tells_of_its_tiers_too(config: RunConfig) -> None:
+    file = io.StringIO()
+    with TrainingDisplay(config, console=Console(file=file, width=80)) as display:
+        display.update({**training(5), **STREAMED, "tokens_per_s": 12.4, "stage": "real"})
+        rows = str(display.note).splitlines()
+    told = file.getvalue().splitlines()
+    assert max(map(len, told)) <= 80
+    assert told == [
+        "   0:03       5  Real Giant, loss 9.500, 12 tokens/s, 8.2 of 12.0 GiB",
+        f"{'':17}computing 88%, read 1.90 GB/s, write 0.91 GB/s, 3,125 GB written",
+    ]
+    assert rows[1] == "computing 88%  read 1.90 GB/s  write 0.91 GB/s  3,125 GB written"
+
+
 def test_a_terminal_gets_a_bar_that_fits(config: RunConfig) -> None:
     file = io.StringIO()
     console = Console(file=file, width=60, force_terminal=True, legacy_windows=False, _environ={})
