@@ -118,8 +118,7 @@ def _traffic(line: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"computing {1 - line['wait_share']:.0%}",
-        f"read {line['read_gb_per_s']:.2f} GB/s",
-        f"write {line['write_gb_per_s']:.2f} GB/s",
+        f"read {line['read_gb_per_s']:.2f}, write {line['write_gb_per_s']:.2f} GB/s",
         f"{line['total_written_bytes'] / 1e9:,.0f} GB written",
     ]
 
