@@ -1,0 +1,264 @@
+"""Against DeepSpeed ZeRO-3 with NVMe offload: the same model, weights, data and precision on one machine.
+
+    python benchmarks/versus_deepspeed.py --deepspeed-python ~/ds/bin/python --disk /mnt/nvme \\
+        --out benchmarks/results/versus_deepspeed.json
+
+Opt-in: the peer needs an environment of its own, see `deepspeed_side.py`. Each run is a fresh process with a
+folder of its own on the same disk; the sides take turns. Both keep bf16 weights and fp32 master weights and
+moments, train on the same 128 positions a step with AdamW, and must show the same losses.
+
+    speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the first
+                    of each process; the least over the sizes
+    memory_ratio    peak resident memory of the process, OpenM6's over DeepSpeed's; the largest over the sizes
+    speedup_fp32    the same with OpenM6 multiplying matrices in fp32, its default on a processor without bf16
+                    arithmetic; what is stored stays as it was (None with --no-fp32)
+    sizes           for each size: both sides' seconds, peaks, losses, bytes moved a step
+
+DeepSpeed gets the best of its settings twice over: it runs with the one whose steps were fastest at the smallest
+size, and `memory_ratio` compares with the least peak of any of its runs at a size. `deepspeed_settings` lists
+what was tried; where DeepSpeed failed, with its last words.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import emit, machine, rounded
+
+HERE = Path(__file__).resolve().parent
+TOLERANCE = 0.01  # relative, of any step's loss: what bf16 leaves of the same computation
+
+Run = dict[str, Any]
+
+CAUTIOUS: dict[str, Any] = {
+    "buffers": 8,
+    "buffer_size": 2e7,
+    "sub_group": 2e7,
+    "live": 2e7,
+    "prefetch": 0,
+    "reuse": 0,
+    "pipeline": False,
+    "pin_memory": False,
+    "block_size": 1 << 20,
+    "queue_depth": 8,
+    "threads": 1,
+}
+PREFETCH: dict[str, Any] = {**CAUTIOUS, "prefetch": 1e7, "reuse": 1e9, "buffers": 20}
+FAST_IO: dict[str, Any] = {"block_size": 8 << 20, "queue_depth": 32, "threads": 2}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "no prefetch": CAUTIOUS,
+    "prefetch": PREFETCH,
+    "no prefetch, more I/O": {**CAUTIOUS, **FAST_IO},
+    "prefetch, more I/O": {**PREFETCH, **FAST_IO},
+    "no prefetch, more I/O, pinned": {**CAUTIOUS, **FAST_IO, "pin_memory": True},
+    "no prefetch, more I/O, overlapped optimizer": {**CAUTIOUS, **FAST_IO, "pipeline": True},
+    "prefetch, 8 buffers": {**PREFETCH, "buffers": 8},
+}
+
+
+def start(python: str, script: str, job: dict[str, Any], *, disk: Path, timeout: float) -> Run:
+    """One side in a process and a folder of its own.
+
+    Returns:
+        steps (one dict each), what the last line says, and `failed`: the last words of a process that did not
+        come to its end, else None.
+    """
+    folder = tempfile.mkdtemp(prefix="versus-", suffix=".tmp", dir=disk)
+    try:
+        done = subprocess.run(
+            [python, str(HERE / script), json.dumps({**job, "folder": folder})],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"},  # for ninja
+        )
+        output, words, code = done.stdout, done.stderr, done.returncode
+    except subprocess.TimeoutExpired:
+        output, words, code = "", f"took longer than {timeout:g} seconds", 1
+    finally:
+        shutil.rmtree(folder)
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if code:
+        last = words.strip().splitlines()[-1] if words.strip() else ""
+        return {"steps": [], "failed": last or f"exit code {code}"}
+    return {"steps": lines[:-1], **lines[-1], "failed": None}
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """The figures of one side at one size; a process's first step warms up and does not count."""
+    steps = [step for run in runs for step in run["steps"][1:]]
+    return {
+        "seconds": median(step["seconds"] for step in steps),
+        "seconds_of_rounds": [median(step["seconds"] for step in run["steps"][1:]) for run in runs],
+        "peak_bytes": max(run["steps"][-1]["peak_bytes"] for run in runs),
+        "start_bytes": max(run["start_bytes"] for run in runs),
+        "read_bytes_a_step": round(median(step["read_bytes"] for step in steps)),
+        "written_bytes_a_step": round(median(step["write_bytes"] for step in steps)),
+        "losses": [step["loss"] for step in runs[0]["steps"]],
+    }
+
+
+def try_settings(
+    python: str, settings: dict[str, dict[str, Any]], job: dict[str, Any], *, disk: Path, timeout: float
+) -> dict[str, dict[str, Any]]:
+    """Each of DeepSpeed's settings once: seconds a step and peak, or how it failed."""
+    tried = {}
+    for name, each in settings.items():
+        run = start(python, "deepspeed_side.py", {**job, "settings": each}, disk=disk, timeout=timeout)
+        if run["failed"] is not None:
+            tried[name] = {"failed": run["failed"][-300:]}
+        else:
+            found = summary([run])
+            tried[name] = {"seconds": found["seconds"], "peak_bytes": found["peak_bytes"]}
+    return tried
+
+
+def ours(job: dict[str, Any], *, disk: Path, timeout: float) -> Run:
+    run = start(sys.executable, "openm6_side.py", job, disk=disk, timeout=timeout)
+    if run["failed"] is not None:
+        raise ValueError(f"OpenM6's side failed: {run['failed']}")
+    return run
+
+
+def compare(
+    python: str,
+    job: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    budget: str,
+    computes: Sequence[str],
+    rounds: int,
+    disk: Path,
+    timeout: float,
+) -> dict[str, Any]:
+    """Both sides at one size, in turns. Raises ValueError if a side fails or losses differ."""
+    runs: dict[str, list[Run]] = {compute: [] for compute in computes}
+    theirs: list[Run] = []
+    for _ in range(rounds):
+        for compute in computes:
+            mine = {**job, "budget": budget, "compute": compute}
+            runs[compute].append(ours(mine, disk=disk, timeout=timeout))
+        theirs.append(
+            start(python, "deepspeed_side.py", {**job, "settings": settings}, disk=disk, timeout=timeout)
+        )
+        if theirs[-1]["failed"] is not None:
+            raise ValueError(f"DeepSpeed's side failed: {theirs[-1]['failed']}")
+    peer = summary(theirs)
+    result: dict[str, Any] = {"layers": job["layers"], "width": job["width"], "budget": budget}
+    result |= {"parameters": theirs[0]["parameters"], "deepspeed": peer}
+    for compute in computes:
+        side = summary(runs[compute])
+        assert runs[compute][0]["parameters"] == theirs[0]["parameters"]
+        side["loss_difference"] = difference(side["losses"], peer["losses"])
+        if not side["loss_difference"] <= TOLERANCE:
+            raise ValueError(f"the sides train differently: {side['losses']} and {peer['losses']}")
+        result[f"openm6_{compute}"] = side
+    return result
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest relative difference of two courses of losses."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Raises ValueError if DeepSpeed runs with no setting, a side fails, or losses differ."""
+    python, disk, timeout = args.deepspeed_python, args.disk, args.timeout
+    computes = ["bfloat16"] if args.no_fp32 else ["bfloat16", "float32"]
+    sizes = [(layers, budget) for layers, budget in zip(args.layers, args.budgets, strict=True)]
+    job = {"width": args.width, "steps": args.steps}
+    settings = {name: SETTINGS[name] for name in args.settings or SETTINGS}
+    tried = try_settings(python, settings, {**job, "layers": sizes[0][0]}, disk=disk, timeout=timeout)
+    finished = {name: each for name, each in tried.items() if "failed" not in each}
+    if not finished:
+        raise ValueError(f"DeepSpeed runs with none of the settings: {tried}")
+    best = min(finished, key=lambda name: finished[name]["seconds"])
+    results = []
+    for layers, budget in sizes:
+        size = compare(
+            python,
+            {**job, "layers": layers},
+            SETTINGS[best],
+            budget=budget,
+            computes=computes,
+            rounds=args.rounds,
+            disk=disk,
+            timeout=timeout,
+        )
+        their_peaks = [size["deepspeed"]["peak_bytes"]]
+        if layers == sizes[0][0]:
+            their_peaks += [each["peak_bytes"] for each in finished.values()]
+        for compute in computes:
+            side = size[f"openm6_{compute}"]
+            side["speedup"] = size["deepspeed"]["seconds"] / side["seconds"]
+            side["memory_ratio"] = side["peak_bytes"] / min(their_peaks)
+        results.append(size)
+    same = [size["openm6_bfloat16"] for size in results]
+    return {
+        "benchmark": "versus_deepspeed",
+        "command": command(args),
+        "speedup": min(side["speedup"] for side in same),
+        "memory_ratio": max(side["memory_ratio"] for side in same),
+        "speedup_fp32": None if args.no_fp32 else min(size["openm6_float32"]["speedup"] for size in results),
+        "memory_ratio_fp32": (
+            None if args.no_fp32 else max(size["openm6_float32"]["memory_ratio"] for size in results)
+        ),
+        "loss_ours": [side["losses"] for side in same],
+        "loss_theirs": [size["deepspeed"]["losses"] for size in results],
+        "sizes": results,
+        "deepspeed_version": subprocess.run(
+            [python, "-c", "import importlib.metadata as m; print(m.version('deepspeed'))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip(),
+        "deepspeed_best": best,
+        "deepspeed_settings": {name: {**settings[name], **tried[name]} for name in settings},
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "machine": machine(),
+    }
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command as it was given, without the paths of this machine."""
+    words = ["python benchmarks/versus_deepspeed.py --deepspeed-python PYTHON --disk FOLDER"]
+    words += [f"--width {args.width} --layers {' '.join(map(str, args.layers))}"]
+    words += [f"--budgets {' '.join(args.budgets)} --steps {args.steps} --rounds {args.rounds}"]
+    if args.settings:
+        words += ["--settings " + " ".join(f'"{name}"' for name in args.settings)]
+    return " ".join(words + ["--no-fp32"] * args.no_fp32)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--deepspeed-python", required=True, help="the interpreter that has deepspeed")
+    parser.add_argument("--disk", type=Path, required=True, help="a folder on the disk that both sides use")
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 32], help="sizes; the smallest first")
+    parser.add_argument("--budgets", nargs="+", default=["1280MiB", "3GiB"], help="OpenM6's, for each size")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="of DeepSpeed; default: all")
+    parser.add_argument("--steps", type=int, default=5, help="in each process; the first does not count")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
+    parser.add_argument("--no-fp32", action="store_true", help="leave out OpenM6 with fp32 matrix products")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    args = parser.parse_args(argv)
+    emit(rounded(run(args)), args.out)
+
+
+if __name__ == "__main__":
+    main()
