@@ -131,14 +131,14 @@ class AdamW(PartOptimizer):
     ) -> bool:
         grads = [gradients[name] for name in weights]
         if scale != 1.0:
-            torch._foreach_mul_(grads, scale)
+            _multiply(grads, scale)
         norm = torch.nn.utils.get_total_norm(grads)
         if not norm.isfinite():
             return False
         if self.clip is not None:
             factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
             if factor < 1:
-                torch._foreach_mul_(grads, factor)
+                _multiply(grads, factor)
         masters = {
             name: weight if weight.dtype == torch.float32 else state[f"{name}.master"]
             for name, weight in weights.items()
@@ -331,8 +331,10 @@ class _Workspace:
 
     def square(self, values: Tensor) -> Tensor:
         """The squares of a block, in the first block of scratch."""
-        block = self.first(values).copy_(values)
-        return block.mul_(block)
+        block = self.first(values)
+        if values.dtype == block.dtype:
+            return torch.mul(values, values, out=block)
+        return block.copy_(values).square_()
 
     def mean_squares(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Mean squares of a stack's rows and columns; of other tensors the sum of squares alone."""
@@ -360,6 +362,11 @@ _WITH_MASTER = ("exp_avg", "exp_avg_sq", "master")
 def is_factored(shape: Sequence[int]) -> bool:
     """Whether Adafactor keeps rows and columns of a tensor of this shape, instead of everything."""
     return len(shape) >= 2 and min(shape[-2:]) >= LEAST_FACTORED
+
+
+def _multiply(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 def _matrices(tensor: Tensor) -> Tensor:

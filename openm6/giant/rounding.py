@@ -5,17 +5,23 @@ nearest, every time. Rounded up with a probability equal to the part cut off, it
 (Gupta et al., "Deep Learning with Limited Numerical Precision", 1502.02551).
 
 A bf16 number is the upper half of an fp32 number's bits. So rounding is an addition of 16 random bits to the
-lower half, and a shift: integer arithmetic, which needs no bf16 instructions. The random bits come from a
-hash of (seed, position); so they do not depend on the order or the size of the pieces that a tensor is
-rounded in.
+lower half, and a shift: integer arithmetic, which needs no bf16 instructions.
+
+Every weight is rounded at every step, so the random bits must cost next to nothing. They are the exclusive or
+of two windows of two fixed tables of random numbers; where the windows begin is a hash of the seed and of the
+block. Inside a block all bits are independent, as those of one table are; the same weight meets the same two
+windows again once in 2^37 steps.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 18  # values rounded at once: small enough for the second-level cache
+BLOCK = 1 << 17  # values rounded at once: small enough for the second-level cache
+_TABLE = 1 << 19  # numbers in a table: 2 MiB
 
 _MASK64 = (1 << 64) - 1
 
@@ -32,14 +38,11 @@ def mix(*numbers: int) -> int:
 
 
 class StochasticRounder:
-    """Rounds fp32 to bf16 stochastically; holds the scratch memory for it (about 3 MiB)."""
+    """Rounds fp32 to bf16 stochastically; holds the scratch memory for it (0.5 MiB)."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        pairs = BLOCK // 2 + 1
-        self._counters = torch.arange(pairs, dtype=torch.int32, device=device)
-        self._hashed = torch.empty_like(self._counters)
-        self._shifted = torch.empty_like(self._counters)
-        self._wide = torch.empty(BLOCK, dtype=torch.int32, device=device)
+        self._tables = _tables(device)
+        self._bits = torch.empty(BLOCK, dtype=torch.int32, device=device)
 
     def round(self, values: Tensor, out: Tensor, *, seed: int, start: int = 0) -> None:
         """Write the rounded values to `out`.
@@ -57,35 +60,29 @@ class StochasticRounder:
         assert values.dtype == torch.float32 and out.dtype == torch.bfloat16
         flat, rounded = values.view(-1).view(torch.int32), out.view(-1).view(torch.int16)
         assert len(flat) == len(rounded)
-        for low in range(0, len(flat), BLOCK):
-            piece = flat[low : low + BLOCK]
-            sums = self._wide[: len(piece)].copy_(self.bits(seed, start + low, len(piece)))
-            sums.add_(piece).bitwise_right_shift_(16)
-            rounded[low : low + BLOCK].copy_(sums)
+        low = 0
+        while low < len(flat):
+            sums = self.bits(seed, start + low, len(flat) - low)
+            high = low + len(sums)
+            rounded[low:high].copy_(sums.add_(flat[low:high]).bitwise_right_shift_(16))
+            low = high
 
     def bits(self, seed: int, start: int, count: int) -> Tensor:
-        """Random uint16 numbers of `count` (at most `BLOCK`) positions: valid until the next call.
+        """Random numbers 0 .. 65535 (int32) of the positions from `start` on, valid until the next call.
 
-        Two positions share a 32-bit counter, which is hashed by Wellons' "lowbias32" with the seed mixed in
-        twice: seeds that begin at neighbouring counters do not give the same numbers, shifted.
+        Returns:
+            `count` numbers, or fewer: as many as the position's block still has.
         """
-        first, skip = divmod(start, 2)
-        pairs = (skip + count + 1) // 2
-        hashed = torch.add(self._counters[:pairs], _int32(mix(seed, 0) + first), out=self._hashed[:pairs])
-        self._fold(hashed, 16)
-        hashed.mul_(0x21F0AAAD).bitwise_xor_(_int32(mix(seed, 1)))
-        self._fold(hashed, 15)
-        hashed.mul_(0x735A2D97)
-        self._fold(hashed, 15)
-        return hashed.view(torch.uint16)[skip : skip + count]
-
-    def _fold(self, hashed: Tensor, shift: int) -> None:
-        """hashed ^= hashed >> shift, of the bits as an unsigned number."""
-        shifted = torch.bitwise_right_shift(hashed, shift, out=self._shifted[: len(hashed)])
-        hashed.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))
+        block, skip = divmod(start, BLOCK)
+        count = min(count, BLOCK - skip)
+        place = mix(seed, block)
+        at = [skip + each % (_TABLE - BLOCK) for each in (place & 0xFFFFFFFF, place >> 32)]
+        first, second = (table[low : low + count] for table, low in zip(self._tables, at, strict=True))
+        return torch.bitwise_xor(first, second, out=self._bits[:count])
 
 
-def _int32(number: int) -> int:
-    """The low 32 bits of a number, as a signed one: int32 arithmetic wraps around."""
-    low = number & 0xFFFFFFFF
-    return low - (1 << 32) if low >> 31 else low
+@cache
+def _tables(device: torch.device | None) -> Tensor:
+    """Two tables of random numbers 0 .. 65535, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1 << 16, (2, _TABLE), dtype=torch.int32, generator=generator).to(device)

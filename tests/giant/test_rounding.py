@@ -46,13 +46,15 @@ def test_bits_are_uniform_and_independent() -> None:
     n = BLOCK
     one = StochasticRounder().bits(3, 0, n).long()
     other = StochasticRounder().bits(4, 0, n).long()
+    later = StochasticRounder().bits(3, n, n).long()
     for bits in (one, one[0::2], one[1::2]):
         for shift in (0, 8):  # chi-square of 256 cells: mean 255, deviation 22.6
             counts = torch.bincount((bits >> shift) & 255, minlength=256).double()
             assert ((counts - len(bits) / 256) ** 2).sum().item() / (len(bits) / 256) < 255 + 5 * 22.6
-    scaled = [(bits.double() - 32767.5) / 18918.6 for bits in (one, other)]
+    scaled = [(bits.double() - 32767.5) / 18918.6 for bits in (one, other, later)]
     for first, second in [
         (scaled[0], scaled[1]),
+        (scaled[0], scaled[2]),
         (scaled[0][1:], scaled[0][:-1]),
         (scaled[0][2:], scaled[0][:-2]),
         (scaled[0][2:], scaled[1][:-2]),
