@@ -72,6 +72,9 @@ class MemoryConfig(_Strict):
     disk: Path | None = None  # what does not fit goes to a folder in this one; None = in the run folder
     durability: Literal["step", "none"] = "step"  # none: half the space on disk, and a killed run is lost
     micro_batches: int = Field(default=1, gt=0)  # batches a step; weights are read twice a step all the same
+    pseudo_micro_batches: int | None = Field(
+        default=None, gt=0
+    )  # the same while layers share; None = as many
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: half the traffic
     activations: Literal["host", "disk"] = "host"  # where the slots' inputs wait for the backward pass
     export: bool = True  # write the model at the end; without it, durability none leaves only metrics

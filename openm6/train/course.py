@@ -78,8 +78,11 @@ class Course(ABC, Generic[Work]):
         """Make what was computed so far survive the process."""
 
     @abstractmethod
-    def export(self) -> Path:
-        """Write the model with its tokenizers as one folder."""
+    def export(self) -> Path | None:
+        """Write the model with its tokenizers as one folder; None if the recipe does not want it written."""
+
+    def close(self) -> None:
+        """Let go of threads and files."""
 
     # What is the same for all.
 

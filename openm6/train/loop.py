@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from openm6.model.experts import balance_loss, collect_routings, drop_rate
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
-from openm6.train.config import RunConfig
+from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.course import Course, Progress
 from openm6.train.memory import keep_large_blocks, native_bf16
 from openm6.train.metrics import MetricsWriter, read_metrics
@@ -36,9 +36,9 @@ from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import model_folder
 
 
-def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path:
+def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path | None:
     """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for
-    `openm6.load`.
+    `openm6.load`; None for a recipe whose `memory.export` is false.
 
     Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics
     line.
@@ -49,7 +49,7 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     check_same_run(config, run_dir)
     dump_recipe(config, run_dir / "config.yaml")
     run = Run(config, run_dir)
-    with MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
+    with closing(run), MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
         # A delink right after the last checkpoint happens again when the run goes on, and is told once.
         told = {_what(line) for line in read_metrics(run_dir)}
 
@@ -62,7 +62,7 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
                 on_progress({"time": metrics.elapsed, **line})
 
         run.to_the_end(report, lambda: metrics.elapsed)
-    return run.export()
+        return run.export()
 
 
 def _what(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -208,11 +208,20 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
         return
     before = load_recipe(path, [], RunConfig)
     for key in RunConfig.model_fields:
-        if key not in _MAY_CHANGE and getattr(before, key) != getattr(config, key):
+        if key not in _MAY_CHANGE and _computed(before, key) != _computed(config, key):
             raise ValueError(
                 f"{run_dir} holds a run whose '{key}' differs from this recipe; choose another folder "
                 "with --out, or delete that one"
             )
+
+
+def _computed(config: RunConfig, key: str) -> Any:
+    """What a setting says of the numbers; a budget does not, so a run may go on within another one."""
+    value = getattr(config, key)
+    if isinstance(value, MemoryConfig):
+        free = MemoryConfig(host="").model_dump(include={"host", "activations", "export", "trace"})
+        return value.model_copy(update=free)
+    return value
 
 
 @contextmanager

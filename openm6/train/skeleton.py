@@ -1,7 +1,7 @@
 """An M6 whose layers take no memory, and the values with which they begin.
 
 A giant is never made in memory: its frame is, its slots stay on meta, and each of their tensors (of a
-mixture, each expert's) gets its first values where it will live, as a function of the seed and its name alone.
+mixture, each expert's) gets its first values where it will live, as a function of the seed and its name.
 """
 
 from __future__ import annotations
