@@ -107,12 +107,14 @@ class Frame(ABC):
         """Let parameters and buffers, by name, be these tensors, which whoever owns them then changes."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         first = {parameter: name for name, parameter in reversed(parameters.items())}
-        bound = {name: nn.Parameter(tensor) for name, tensor in tensors.items() if name in parameters}
+        # `.data`: views of one buffer would share a version counter, and autograd take a change of running
+        # statistics for one of the weights.
+        bound = {name: nn.Parameter(tensor.data) for name, tensor in tensors.items() if name in parameters}
         for name, parameter in parameters.items():
             _assign(self.model, name, bound[first[parameter]])
         for name, buffer in tensors.items():
             if name not in parameters:
-                _assign(self.model, name, buffer)
+                _assign(self.model, name, buffer.data)
 
     @contextmanager
     def still(self) -> Iterator[None]:

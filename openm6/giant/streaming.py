@@ -173,10 +173,10 @@ def leave(machine: Machine, micro_batches: Sequence[MicroBatch], *, gradients: b
             with torch.set_grad_enabled(gradients), machine.precision.autocast():
                 losses = machine.frame.leave(micro_batch.batch, x)
                 loss = machine.total(losses)
-            total += loss.item()
-            if micro_batch.balance is not None:
+            if micro_batch.balance is not None:  # its gradients come from the layers themselves
                 losses["balance"] = micro_batch.balance
-                total += machine.balance_weight * micro_batch.balance.item()
+                loss = loss + machine.balance_weight * micro_batch.balance
+            total += loss.item()
             micro_batch.losses = {name: each.detach() for name, each in losses.items()}
             if gradients and math.isfinite(total):
                 torch.autograd.backward(loss / len(micro_batches), inputs=[x, *parameters])
@@ -256,7 +256,8 @@ def backward_frame(machine: Machine, micro_batches: Sequence[MicroBatch]) -> Non
                     [gradient for _, gradient in reached],  # pyright: ignore[reportArgumentType]
                     inputs=list(parameters.values()),
                 )
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    # Convolutions may return theirs channels last.
+    gradients = {name: p.grad.contiguous() for name, p in parameters.items() if p.grad is not None}
     with machine.store.use(machine.updates.access(FRAME)) as views:
         machine.updates.apply(FRAME, views, gradients)
     drop_gradients(frame)
