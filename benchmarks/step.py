@@ -119,7 +119,7 @@ def recipe_step(run: Run, batches: Sequence[Batch]) -> Step:
 
     def step() -> None:
         nonlocal turn
-        run._train_step(batches[turn % len(batches)])
+        run.train_step(batches[turn % len(batches)])
         turn += 1
 
     return step

@@ -57,16 +57,19 @@ class Course(ABC, Generic[Work]):
         """Whether some layers still share a slot."""
 
     @abstractmethod
-    def _draw(self) -> Work: ...
+    def draw(self) -> Work:
+        """What the next step computes."""
 
     @abstractmethod
-    def _time_to_delink(self, work: Work) -> bool: ...
+    def time_to_delink(self, work: Work) -> bool:
+        """Whether the layers part before this step."""
 
     @abstractmethod
-    def _delink(self) -> None: ...
+    def delink(self) -> None:
+        """Give every layer a slot of its own."""
 
     @abstractmethod
-    def _train_step(self, work: Work) -> None:
+    def train_step(self, work: Work) -> None:
         """Learn from it; count the step and its tokens, add losses to the window."""
 
     @abstractmethod
@@ -74,7 +77,7 @@ class Course(ABC, Generic[Work]):
         """The losses of each task on `config.eval_steps` batches, the model as it is now."""
 
     @abstractmethod
-    def _save(self) -> None:
+    def save(self) -> None:
         """Make what was computed so far survive the process."""
 
     @abstractmethod
@@ -93,16 +96,16 @@ class Course(ABC, Generic[Work]):
     def to_the_end(self, report: Progress, clock: Callable[[], float]) -> None:
         config = self.config
         if self.step == 0:
-            report(self._held_out())
+            report(self.held_out())
         begun, begun_tokens = clock(), self.tokens
         while self.step < config.steps:
-            work = self._draw()
-            if self.shared and self._time_to_delink(work):
-                report(self._held_out())  # on both sides of the delink: it must change nothing
-                self._delink()
+            work = self.draw()
+            if self.shared and self.time_to_delink(work):
+                report(self.held_out())  # on both sides of the delink: it must change nothing
+                self.delink()
                 report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
-                report(self._held_out())
-            self._train_step(work)
+                report(self.held_out())
+            self.train_step(work)
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
                 speed = (self.tokens - begun_tokens) / max(1e-9, clock() - begun)
@@ -110,9 +113,9 @@ class Course(ABC, Generic[Work]):
                 report(self._line(speed))
             paused = clock()  # the reported speed is that of training alone
             if last or self.step % config.eval_every == 0:
-                report(self._held_out())
+                report(self.held_out())
             if last or self.step % config.checkpoint_every == 0:
-                self._save()
+                self.save()
             begun += clock() - paused
 
     def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:
@@ -138,7 +141,7 @@ class Course(ABC, Generic[Work]):
             "bad_records": self.batches.bad_records,
         }
 
-    def _held_out(self) -> dict[str, Any]:
+    def held_out(self) -> dict[str, Any]:
         """Mean held-out losses, over the same batches every time."""
         window = Window()
         if self.config.held_out:

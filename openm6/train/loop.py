@@ -105,10 +105,10 @@ class Run(Course[Batch]):
     def shared(self) -> bool:
         return max(slot_uses(self.model)) > 1
 
-    def _draw(self) -> Batch:
+    def draw(self) -> Batch:
         return next(self.batches)
 
-    def _time_to_delink(self, work: Batch) -> bool:
+    def time_to_delink(self, work: Batch) -> bool:
         sharing = self.config.sharing
         if sharing.delink_at < 1 and FractionTrigger(sharing.delink_at, self.config.steps).check(self.step):
             return True
@@ -118,7 +118,7 @@ class Run(Course[Batch]):
             self.step, lambda: adjacent_correlations(self.model, lambda: self._loss(work)[0])
         )
 
-    def _delink(self) -> None:
+    def delink(self) -> None:
         delink(self.model, self.optimizer, state=self.config.sharing.optimizer_state)
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -131,7 +131,7 @@ class Run(Course[Batch]):
         bf16 = native_bf16() if wanted == "auto" else wanted == "bf16"
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
 
-    def _train_step(self, work: Batch) -> None:
+    def train_step(self, work: Batch) -> None:
         settings = self.config.optimizer
         rate = learning_rate(self.step, self.config.steps, settings)
         for group in self.optimizer.param_groups:
@@ -171,7 +171,7 @@ class Run(Course[Batch]):
             for _ in range(self.config.eval_steps):
                 yield {name: loss.item() for name, loss in self._loss(next(batches))[1].items()}
 
-    def _save(self) -> None:
+    def save(self) -> None:
         save_checkpoint(
             self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
         )

@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(content: Content, run_dir: Path, on_progress: Callable[[Content], None] | None = None) -> Path:
-    return train(RunConfig.model_validate(content), run_dir, on_progress=on_progress)
+    exported = train(RunConfig.model_validate(content), run_dir, on_progress=on_progress)
+    assert exported is not None
+    return exported
 
 
 def lines(run_dir: Path) -> list[Content]:
@@ -108,7 +110,7 @@ def test_a_step_is_the_plain_recipe_step(folder: Path, tmp_path: Path, unit: int
     assert len(ours.model.slots) * uses == 3
     for _ in range(2):
         batch = next(ours.batches)
-        ours._train_step(batch)
+        ours.train_step(batch)
         losses = task_losses(other.model, next(other.batches))
         loss = total_loss(losses, {})
         other.optimizer.zero_grad()
@@ -146,17 +148,17 @@ def test_the_delink_does_not_move_the_held_out_loss(folder: Path, tmp_path: Path
     run = Run(RunConfig.model_validate(content), tmp_path)
     while run.step < 6:
         batch = next(run.batches)
-        assert not run._time_to_delink(batch)
-        run._train_step(batch)
-    before = run._held_out()
-    assert run.stage == before["stage"] == "pseudo" and run._time_to_delink(next(run.batches))
+        assert not run.time_to_delink(batch)
+        run.train_step(batch)
+    before = run.held_out()
+    assert run.stage == before["stage"] == "pseudo" and run.time_to_delink(next(run.batches))
     delink(run.model, run.optimizer)
-    after = run._held_out()
+    after = run.held_out()
     assert after.pop("stage") == run.stage == "real" and before.pop("stage")
     assert after == before
     assert "val_caption_loss" in after and "val_draw_loss" in after
-    run._train_step(next(run.batches))
-    assert run._held_out()["val_caption_loss"] != before["val_caption_loss"]
+    run.train_step(next(run.batches))
+    assert run.held_out()["val_caption_loss"] != before["val_caption_loss"]
     slots = [torch.cat([p.flatten() for p in slot.parameters()]) for slot in run.model.slots]
     assert len(slots) == 3 and not torch.equal(slots[0], slots[1])  # one step and they part
 
@@ -309,7 +311,7 @@ def test_a_step_that_would_do_harm_is_skipped_and_counted(
     folder: Path, tmp_path: Path, bad: float, monkeypatch: pytest.MonkeyPatch
 ):
     run = Run(RunConfig.model_validate(tiny.recipe(folder)), tmp_path)
-    run._train_step(next(run.batches))
+    run.train_step(next(run.batches))
     assert run.skipped == 0
     before, usual = weights(run.model), run.usual_loss
     computed = run._loss
@@ -319,12 +321,12 @@ def test_a_step_that_would_do_harm_is_skipped_and_counted(
         return loss * 0 + bad, losses
 
     monkeypatch.setattr(run, "_loss", spoiled)
-    run._train_step(next(run.batches))
+    run.train_step(next(run.batches))
     assert (run.skipped, run.step, run.usual_loss) == (1, 2, usual)
     for name, value in run.model.named_parameters():
         assert torch.equal(value, before[name]), name
     monkeypatch.undo()
-    run._train_step(next(run.batches))
+    run.train_step(next(run.batches))
     assert run.skipped == 1 and run._line(0.0)["skipped"] == 1
     assert any(not torch.equal(value, before[name]) for name, value in run.model.named_parameters())
 
@@ -333,7 +335,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(folder: Path, tmp_path: Pa
     run = Run(RunConfig.model_validate(tiny.recipe(folder)), tmp_path)
     before = weights(run.model)
     run.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    run._train_step(next(run.batches))
+    run.train_step(next(run.batches))
     assert run.skipped == 1
     assert all(torch.equal(value, before[name]) for name, value in run.model.named_parameters())
 
@@ -356,5 +358,5 @@ def test_looking_at_held_out_data_leaves_no_trace(folder: Path, tmp_path: Path):
     assert outcome(tmp_path / "a")[model] == outcome(tmp_path / "b")[model]
     run = Run(RunConfig.model_validate(content), tmp_path)
     assert run.model.training
-    assert run._held_out() == run._held_out()  # the same batches every time
+    assert run.held_out() == run.held_out()  # the same batches every time
     assert run.model.training
