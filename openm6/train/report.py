@@ -141,7 +141,12 @@ def _tiles(records: Records) -> Iterator[dict[str, Any]]:
         yield tile("training loss", f"{sum(tail) / len(tail):.3f}", "mean of the last 2 %")
     memory = [y for _, y in _points(records, "rss_bytes")]
     if memory:
-        yield tile("peak memory", _bytes(max(memory)), "resident, as logged")
+        budget = _last(records, "budget_bytes")
+        detail = "resident, as logged" if budget is None else f"resident, of a budget of {_bytes(budget)}"
+        yield tile("peak memory", _bytes(max(memory)), detail)
+    written = _last(records, "total_written_bytes")
+    if written is not None:
+        yield tile("written to disk", f"{written / 1e9:,.0f} GB", "drive wear")
     for key, name, detail in (
         ("skipped", "skipped steps", "loss not finite or exploding"),
         ("bad_records", "bad records", "left out of the data"),
@@ -219,6 +224,8 @@ def _charts(records: Records, delink: int | None) -> dict[str, Any]:
     for title, x_label, y_label, points, at, kind in (
         ("Throughput", clock, "tokens a second", over_time("tokens_per_s"), delinked_at, "from_zero"),
         ("Resident memory", clock, "GiB", over_time("rss_bytes", 2**30), delinked_at, "from_zero"),
+        ("Waiting for disk", clock, "% of a step", over_time("wait_share", 0.01), delinked_at, "from_zero"),
+        ("Read from disk", clock, "GB a second", over_time("read_gb_per_s"), delinked_at, "from_zero"),
         ("Learning rate", "step", "learning rate", _points(records, "lr"), delink, "from_zero"),
         ("Gradient norm", "step", "norm before clipping", _points(records, "grad_norm"), delink, "log"),
     ):

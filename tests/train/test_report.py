@@ -171,6 +171,20 @@ def test_figures_of_the_page(tmp_path, no_charts):
     assert 'pip install "openm6[report]"' in words
 
 
+STREAMED = {"budget_bytes": 3 * 2**30, "wait_share": 0.5, "read_gb_per_s": 1.9, "total_written_bytes": 2.5e12}
+
+
+def test_a_streamed_run_tells_of_its_budget_and_its_disk(tmp_path):
+    run = fake_run(tmp_path)
+    streamed = [{**line(step), **STREAMED} for step in range(0, 101, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in streamed))
+    html = write_report(run).read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", Page(html).text)
+    assert "peak memory 1.00 GiB resident, of a budget of 3.00 GiB" in words
+    assert "written to disk 2,500 GB drive wear" in words
+    assert {"% of a step", "GB a second"} <= set(re.findall(r">([^<>]+)</text>", html))
+
+
 def test_a_run_under_way_without_delink_samples_or_config(tmp_path, no_charts):
     run = fake_run(tmp_path / "fresh", end=10)
     (run / "config.yaml").unlink()
