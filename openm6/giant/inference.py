@@ -99,11 +99,12 @@ def generate(
     """
     if not hasattr(model, "generate"):
         raise ValueError(
-            f"{type(model).__name__} has no generate of its own: save it, and open it with openm6.load(folder)"
+            f"{type(model).__name__} has no generate of its own: save it and open it with openm6.load(folder)"
         )
     if input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
         raise ValueError(
-            f"input_ids must be token ids of shape (batch, tokens), not {tuple(input_ids.shape)} {input_ids.dtype}"
+            "input_ids must be token ids of shape (batch, tokens), "
+            f"not {tuple(input_ids.shape)} of {input_ids.dtype}"
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")

@@ -12,10 +12,9 @@ as `safetensors.safe_open` hands out, would count towards the resident memory of
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -119,7 +118,7 @@ class Checkpoint:
     def check_shape(self, name: str, want: tuple[int, ...]) -> None:
         if (have := self.specs[name].shape) != want:
             raise ValueError(
-                f"{self.file(name)}: the tensor {name} is {have}, but the model's configuration asks for {want}"
+                f"{self.file(name)}: the tensor {name} is {have}, but the configuration asks for {want}"
             )
 
     @staticmethod
@@ -136,8 +135,8 @@ class Checkpoint:
             pickled = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt*"))
             if pickled:
                 raise ValueError(
-                    f"{pickled[0]} is a pickle, which is not opened since it can run code; convert it where you "
-                    "trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                    f"{pickled[0]} is a pickle, which is not opened since it can run code; convert it where "
+                    "you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
                 )
             raise ValueError(f"{self.folder} has no {file.name}")
         try:
@@ -193,27 +192,35 @@ class ShardWriter:
         self.nbytes = sum(map(len, headers)) + sum(spec.nbytes for spec in specs)
         if (free := shutil.disk_usage(self.folder).free) < self.nbytes:
             raise ValueError(
-                f"{self.folder}: saving takes {self.nbytes / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free"
+                f"{self.folder}: saving takes {self.nbytes / 1e9:.1f} GB, "
+                f"but the disk has {free / 1e9:.1f} GB free"
             )
         self._open: dict[str, BinaryIO] = {}
-        self._missing = set(self._specs)
+        self._missing = {spec.name: spec.numel for spec in specs}  # elements
         for file, header in zip(self._files, headers, strict=True):
             self._open[file] = (self.folder / f"{file}.partial").open("wb")
             self._open[file].write(header)
 
     @torch.no_grad()
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor; a dtype other than the spec's is converted a piece at a time."""
+    def write(self, name: str, tensor: Tensor, *, index: int | None = None) -> None:
+        """Write one tensor, or its `index`-th along the first axis (an expert of a stack), in any order.
+
+        A dtype other than the spec's is converted a piece at a time.
+        """
         spec = self._specs[name]
-        assert name in self._missing, f"{name} was written before"
-        assert tuple(tensor.shape) == spec.shape, f"{name}: {tuple(tensor.shape)}, not {spec.shape}"
+        shape = spec.shape if index is None else spec.shape[1:]
+        assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)}, not {shape}"
         file_name, offset = self._at[name]
+        if index is not None:
+            assert 0 <= index < spec.shape[0]
+            offset += index * tensor.numel() * spec.dtype.itemsize
         flat = tensor.detach().contiguous().view(-1)
         step = _CHUNK_BYTES // spec.dtype.itemsize
         self._open[file_name].seek(offset)
-        for first in range(0, spec.numel, step):
+        for first in range(0, len(flat), step):
             self._open[file_name].write(_bytes(flat[first : first + step].to(spec.dtype).cpu()))
-        self._missing.remove(name)
+        self._missing[name] -= len(flat)
+        assert self._missing[name] >= 0, f"{name} was written before"
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -230,7 +237,8 @@ class ShardWriter:
             for file in self._files:
                 (self.folder / f"{file}.partial").unlink()
             return
-        assert not self._missing, f"never written: {sorted(self._missing)}"
+        missing = [name for name, count in self._missing.items() if count]
+        assert not missing, f"never written: {missing}"
         index = self.folder / INDEX
         index.unlink(missing_ok=True)
         for stale in [self.folder / WEIGHTS, *self.folder.glob("model-?????-of-?????.safetensors")]:
@@ -281,7 +289,7 @@ def _plan(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec
 
 def _bytes(flat: Tensor) -> memoryview:
     assert flat.is_contiguous() and flat.dim() == 1
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def write_folder(folder: Path, family: str, *, layers: int = 3, **options: Any) 
     """Save a random model of the family to `folder`; returns it, in eval mode."""
     import transformers as hf
 
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -26,8 +26,8 @@ def write_folder(folder: Path, family: str, *, layers: int = 3, **options: Any) 
     if family == "llama":
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**shape, **options))
     elif family == "qwen3":
-        config = hf.Qwen3Config(**shape, head_dim=8, **{"tie_word_embeddings": True} | options)
-        model = hf.Qwen3ForCausalLM(config)
+        options = {"tie_word_embeddings": True, **options}
+        model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**shape, head_dim=8, **options))
     else:
         config = hf.GPT2Config(
             vocab_size=VOCAB,

@@ -74,6 +74,19 @@ def test_reading_and_writing_may_change_the_dtype(tmp_path: Path, monkeypatch: p
     assert torch.equal(out, weight.bfloat16().float())
 
 
+def test_a_stack_may_be_written_expert_by_expert(tmp_path: Path) -> None:
+    stack = torch.randn(4, 3, 2)
+    with ShardWriter(tmp_path, [TensorSpec("w", (4, 3, 2), torch.bfloat16)]) as writer:
+        for expert in (2, 0, 3, 1):
+            writer.write("w", stack[expert], index=expert)
+    assert torch.equal(load_file(tmp_path / WEIGHTS)["w"], stack.bfloat16())
+    with (
+        pytest.raises(AssertionError, match="never written"),
+        ShardWriter(tmp_path, [TensorSpec("w", (4, 3, 2), torch.float32)]) as writer,
+    ):
+        writer.write("w", stack[0], index=0)
+
+
 def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
     weight = torch.randn(9, 4).bfloat16()
     save(tmp_path, {"x": torch.randn(3), "w": weight})
@@ -108,7 +121,7 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 100))
-    with pytest.raises(ValueError, match="saving takes .* GB, but the disk has 0.0 GB free"):
+    with pytest.raises(ValueError, match=r"saving takes .* GB, but the disk has 0.0 GB free"):
         save(tmp_path, some())
     assert list(tmp_path.iterdir()) == []
 
@@ -151,7 +164,9 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 
 def test_quantised_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     save(tmp_path, some())
-    with pytest.raises(ValueError, match=r"the tensor a is \(3, 5\), but the model's .* asks for \(5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"the tensor a is \(3, 5\), but the configuration asks for \(5, 3\)"
+    ):
         Checkpoint(tmp_path).read("a", torch.empty(5, 3))
     save_file({"q": torch.zeros(4, dtype=torch.float8_e4m3fn)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"the tensor q is F8_E4M3; quantised weights are not opened"):
