@@ -7,7 +7,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from openm6.giant.commit import SIDES, TEMPORARY, part_file
+from openm6.giant.commit import (
+    RECORD,
+    SIDES,
+    TEMPORARY,
+    CommitRecord,
+    part_file,
+    read_record,
+    write_record,
+)
 from openm6.giant.direct_io import TierError, allocate, free_bytes, reported, sync_folder
 from openm6.giant.pieces import Part, Piece
 
@@ -52,6 +60,38 @@ class Folder:
     def close(self) -> None:
         """Let another process have the folder."""
         os.close(self._handle)
+
+    def begin(self) -> None:
+        """Clear what is left of a run that never committed.
+
+        Raises:
+            TierError: there is a committed run.
+        """
+        record = read_record(self.path)
+        if record is not None and record.durability == "step":
+            raise TierError(
+                f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
+                "folder to start anew."
+            )
+        self.sweep(set())
+        if self.two_sided:
+            (self.path / RECORD).unlink(missing_ok=True)
+        else:
+            write_record(self.path, CommitRecord(0, {}, {}, "none"))
+
+    def last_commit(self) -> CommitRecord:
+        """The record to go on from; `TierError` if there is none."""
+        record = read_record(self.path)
+        if record is None:
+            raise TierError(
+                f"{self.path} holds no committed step; check the path, or start a run there first."
+            )
+        if record.durability == "none":
+            raise TierError(
+                f"{self.path} was written with durability 'none', which keeps no committed step to go on "
+                "from; start anew."
+            )
+        return record
 
     def file(self, piece: Piece) -> Path:
         """Where the newest bytes of a piece are, once they are on the disk."""
@@ -112,7 +152,9 @@ class Folder:
     def delete(self, part: Part) -> None:
         """The files of a part that no commit needs."""
         for side in part.ranges(self.two_sided):
-            part_file(self.path, part.stem, side).unlink(missing_ok=True)
+            file = part_file(self.path, part.stem, side)
+            with reported("delete", file, part.name):
+                file.unlink(missing_ok=True)
 
     def sweep(self, stems: set[str]) -> None:
         """Delete what a killed run left: files that no commit names."""

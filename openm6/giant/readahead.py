@@ -22,7 +22,7 @@ from functools import partial
 from typing import Literal
 
 from openm6.giant.buffers import BufferPool
-from openm6.giant.direct_io import Disk, TierError
+from openm6.giant.direct_io import Disk, TierError, copy_range
 from openm6.giant.folder import Folder
 from openm6.giant.pieces import Access, Piece
 from openm6.giant.trace import Trace
@@ -284,6 +284,36 @@ class ReadAhead:
 
     # -------------------- rest
 
+    def copy(self, old: Piece, new: Piece) -> None:
+        """Fill a new piece, that nothing else knows yet, with the newest bytes of another."""
+        new.side = None if new.resident else new.working_side
+        with self._lock:
+            self.check()
+            if old.writer:
+                raise TierError(f"{old} are in use for writing; leave that use before they are copied.")
+            self._lock.wait_for(lambda: old.busy is None)
+            if old.error is not None:
+                raise old.error
+            if new.memory is not None and old.memory is not None:
+                new.memory.tensor.copy_(old.memory.tensor)
+                new.filled = new.dirty = True
+                return
+        if new.memory is not None:
+            assert self._folder is not None
+            file, memory = self._folder.file(old), new.memory.memory
+            self._disk.read(file, old.offset, memory, str(old), old.checksum).result()
+        elif old.resident:
+            assert self._folder is not None and old.memory is not None
+            file, memory = self._folder.file(new), old.memory.memory
+            new.checksum = self._disk.write(file, new.offset, memory, str(new)).result()
+        else:
+            assert self._folder is not None
+            source, target = self._folder.file(old), self._folder.file(new)
+            moved = copy_range(source, old.offset, target, new.offset, new.nbytes)
+            self._disk.traffic.bytes_written += moved
+            new.checksum = old.checksum
+        new.filled = new.dirty = True
+
     def settle(self, pieces: Collection[Piece]) -> None:
         """Wait until no I/O thread works on these pieces."""
         with self._lock:
@@ -292,7 +322,7 @@ class ReadAhead:
     def forget(self, pieces: Collection[Piece]) -> None:
         """Let go of the memory of pieces that no use is open on, and of what was announced of them."""
         with self._lock:
-            assert not any(piece.users or piece.busy for piece in pieces)
+            assert not any(piece.users for piece in pieces)
             for entry in self._near:
                 if not set(pieces).isdisjoint(entry.pieces):
                     self._unpin(entry)
@@ -301,6 +331,7 @@ class ReadAhead:
                 for entries in (self._near, self._far)
             )
             self._announced = Counter(entry.access for entry in [*self._near, *self._far])
+            self._lock.wait_for(lambda: all(piece.busy is None for piece in pieces))
             for piece in pieces:
                 if piece.memory is not None and not piece.resident:
                     self._pool.discard(piece.memory)

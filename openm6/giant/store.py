@@ -31,16 +31,8 @@ from typing import Any
 from torch import Tensor
 
 from openm6.giant.buffers import Buffer
-from openm6.giant.commit import (
-    RECORD,
-    CommitRecord,
-    Durability,
-    Stored,
-    check_json,
-    read_record,
-    write_record,
-)
-from openm6.giant.direct_io import Disk, TierError, Traffic, copy_range
+from openm6.giant.commit import CommitRecord, Durability, Stored, check_json, write_record
+from openm6.giant.direct_io import Disk, TierError, Traffic
 from openm6.giant.folder import Folder
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.pieces import Access, Part, Piece, Tier
@@ -84,7 +76,7 @@ class TieredStore:
         self._prepare(folder, placement, buffer_bytes, durability, threads, trace)
         try:
             if self._folder is not None:
-                self._begin(self._folder)
+                self._folder.begin()
         except BaseException:
             self.close()
             raise
@@ -107,8 +99,8 @@ class TieredStore:
         Raises:
             TierError: nothing was committed, a file is missing or damaged, or the folder is in use.
         """
-        if not (Path(folder) / RECORD).exists():
-            raise _nothing_committed(Path(folder))
+        if not Path(folder).is_dir():
+            raise TierError(f"{folder} is not there; check the path, or start a run in it first.")
         store = cls.__new__(cls)
         store._prepare(folder, placement, buffer_bytes, "step", threads, trace)
         assert store._folder is not None
@@ -143,40 +135,17 @@ class TieredStore:
             undo.callback(self._ahead.close)
             self._closing = undo.pop_all()
 
-    def _begin(self, folder: Folder) -> None:
-        """A run from the start."""
-        record = read_record(folder.path)
-        if record is not None and record.durability == "step":
-            raise TierError(
-                f"{folder.path} holds a run, committed at step {record.step}; go on with it, or delete the "
-                "folder to start anew."
-            )
-        folder.sweep(set())
-        if folder.two_sided:
-            (folder.path / RECORD).unlink(missing_ok=True)
-        else:
-            write_record(folder.path, CommitRecord(0, {}, {}, "none"))
-
     def _resume(self, folder: Folder) -> dict[str, Any]:
         """The state of the last commit."""
-        record = read_record(folder.path)
-        if record is None:
-            raise TierError(
-                f"{folder.path} holds no committed step; check the path, or start a run there first."
-            )
-        if record.durability == "none":
-            raise TierError(
-                f"{folder.path} was written with durability 'none', which keeps no committed step to go on "
-                "from; start anew."
-            )
+        record = folder.last_commit()
         for name, kept in record.parts.items():
             part = Part.of(name, kept.layout, kept.stem, self._tiers(name))
             part.restore(kept)
             self._parts[name] = part
         folder.sweep({part.stem for part in self._parts.values()})
-        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
         for part in self._parts.values():
             folder.adopt(part)
+        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
         for piece in pieces:
             if piece.resident:
                 piece.memory = Buffer(piece.nbytes)
@@ -248,12 +217,10 @@ class TieredStore:
             TierError: `source` does not exist or `part` does, or the disk is full.
         """
         old = self._part(source)
-        self._ahead.check()
-        self._ahead.settle(old.pieces.values())
         with self._new(part, old.layout) as new:
             for section, piece in new.pieces.items():
                 if not piece.scratch and old.pieces[section].filled:
-                    self._copy(old.pieces[section], piece)
+                    self._ahead.copy(old.pieces[section], piece)
 
     def remove(self, part: str) -> None:
         """Forget a part. Its files go at once, or with the next commit if the last one needs them."""
@@ -362,6 +329,7 @@ class TieredStore:
 
     def _part(self, name: str) -> Part:
         if name not in self._parts:
+            self._ahead.check()
             raise TierError(f"the store holds no part {name!r}; create it first.")
         return self._parts[name]
 
@@ -407,7 +375,6 @@ class TieredStore:
         for piece in pieces:
             if piece.users:
                 raise TierError(f"{piece} are in use; leave that use first.")
-        self._ahead.settle(pieces)
         self._ahead.forget(pieces)
         self._parts.pop(part.name, None)
 
@@ -425,28 +392,3 @@ class TieredStore:
                     f"{part.name} is placed on the disk and the store has no folder; name one, or place "
                     "everything on the host."
                 )
-
-    def _copy(self, old: Piece, new: Piece) -> None:
-        if new.resident and old.resident:
-            assert new.memory is not None and old.memory is not None
-            new.memory.tensor.copy_(old.memory.tensor)
-        elif new.resident:
-            assert new.memory is not None and self._folder is not None
-            file, memory = self._folder.file(old), new.memory.memory
-            self._disk.read(file, old.offset, memory, str(old), old.checksum).result()
-        elif old.resident:
-            assert old.memory is not None and self._folder is not None
-            new.side = new.working_side
-            file, memory = self._folder.file(new), old.memory.memory
-            new.checksum = self._disk.write(file, new.offset, memory, str(new)).result()
-        else:
-            assert self._folder is not None
-            new.side, new.checksum = new.working_side, old.checksum
-            self._disk.traffic.bytes_written += copy_range(
-                self._folder.file(old), old.offset, self._folder.file(new), new.offset, new.nbytes
-            )
-        new.filled = new.dirty = True
-
-
-def _nothing_committed(folder: Path) -> TierError:
-    return TierError(f"{folder} holds no committed step; check the path, or start a run there first.")
