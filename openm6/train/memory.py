@@ -9,16 +9,25 @@ import ctypes
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
+
+from openm6.giant.budget import peak_resident_bytes, resident_bytes
+
+__all__ = [
+    "cpuinfo_has_bf16",
+    "keep_large_blocks",
+    "machine",
+    "native_bf16",
+    "peak_resident_bytes",
+    "resident_bytes",
+]
 
 # mallopt's parameter numbers, from glibc's <malloc.h>.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
-_STATUS = Path("/proc/self/status")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -41,30 +50,6 @@ def keep_large_blocks() -> bool:
     # Some glibc versions refuse an mmap threshold above 32 MiB; that much is still worth having.
     raised = any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in (1 << 30, 32 << 20))
     return bool(libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)) and raised
-
-
-def _status_bytes(key: str) -> int | None:
-    """A field of /proc/self/status in bytes (it counts in kB of 1024); None where there is no /proc."""
-    try:
-        match = re.search(rf"^{key}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes, measured by the operating system."""
-    peak = _status_bytes("VmHWM")
-    if peak is not None:
-        return peak
-    # ru_maxrss counts bytes on macOS and kB elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now, in bytes; the peak where the system does not tell the present."""
-    now = _status_bytes("VmRSS")
-    return peak_resident_bytes() if now is None else now
 
 
 def _sysctl(name: str) -> str:

@@ -1,33 +1,11 @@
 import json
-import mmap
 import platform
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from openm6.train import memory
-
-
-def test_resident_bytes_follow_an_allocation():
-    slack = 2 << 20  # the kernel counts pages per processor and adds them up late
-    before = memory.resident_bytes()
-    block = mmap.mmap(-1, 64 << 20)  # from the kernel, whatever the allocator holds in reserve
-    np.frombuffer(block, dtype=np.uint8)[:] = 1
-    held = memory.resident_bytes()
-    assert held - before > 48 << 20
-    peak = memory.peak_resident_bytes()
-    assert peak >= held - slack
-    block.close()
-    assert memory.peak_resident_bytes() >= peak - slack
-
-
-def test_peak_falls_back_to_resource_without_proc(monkeypatch, tmp_path):
-    measured = memory.peak_resident_bytes()
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
-    assert measured * 0.5 < memory.peak_resident_bytes() < measured * 2
-    assert memory.resident_bytes() == memory.peak_resident_bytes()
 
 
 @pytest.mark.parametrize(
