@@ -7,16 +7,16 @@ Opt-in: the peer needs an environment of its own, see `deepspeed_side.py`. Each 
 folder of its own on the same disk; the sides take turns. Both keep bf16 weights and fp32 master weights and
 moments, train on the same 128 positions a step with AdamW, and must show the same losses.
 
-    speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the first
-                    of each process; the least over the sizes
-    memory_ratio    peak resident memory of the process, OpenM6's over DeepSpeed's; the largest over the sizes
+    speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the
+                    first of each process; the least over the sizes
+    memory_ratio    peak resident memory of the process, OpenM6's over DeepSpeed's; the largest over sizes
     speedup_fp32    the same with OpenM6 multiplying matrices in fp32, its default on a processor without bf16
                     arithmetic; what is stored stays as it was (None with --no-fp32)
     sizes           for each size: both sides' seconds, peaks, losses, bytes moved a step
 
-DeepSpeed gets the best of its settings twice over: it runs with the one whose steps were fastest at the smallest
-size, and `memory_ratio` compares with the least peak of any of its runs at a size. `deepspeed_settings` lists
-what was tried; where DeepSpeed failed, with its last words.
+DeepSpeed gets the best of its settings twice over: it runs with the one whose steps were fastest at the
+smallest size, and `memory_ratio` compares with the least peak of any of its runs at a size. What was tried
+is in `deepspeed_settings`; where DeepSpeed failed, with its last words.
 """
 
 import argparse
