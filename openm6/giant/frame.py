@@ -183,8 +183,9 @@ class ModuleFrame(Frame):
         layers = list(stack.layers)
         paths = [f"{stack.path}.{layer}" for layer in range(len(layers))]
         super().__init__(model, layers, paths, stack.sharing, loss or call_model)
+        self.stack = stack.layers  # where the stubs are
         for index, layer in enumerate(layers):
-            stack.layers[index] = _Stub(self, index, layer)
+            self.stack[index] = _Stub(self, index, layer)
         if hasattr(model, "config") and hasattr(model.config, "use_cache"):
             model.config.use_cache = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
         self._returns_tuple: bool | None = None  # what a layer returns; known once one has run
@@ -194,7 +195,10 @@ class ModuleFrame(Frame):
 
     @property
     def tied(self) -> bool:
-        return len(dict(self.model.named_parameters(remove_duplicate=False))) > len(self.parameters)
+        # A narrow vocabulary adds the gradients of all its uses to one sum: nothing to keep apart.
+        names = dict(self.model.named_parameters(remove_duplicate=False))
+        wide = [parameter for parameter in names.values() if parameter.dtype == torch.float32]
+        return len(wide) > len(set(wide))
 
     def enter(self, batch: Any) -> tuple[Tensor, list[Call]]:
         # Before a layer has run, nobody knows in what form the stubs should return: the first call must do.

@@ -138,8 +138,9 @@ class Source:
         """The dtype that a parameter has in the folder."""
         return self.checkpoint.specs[self._name[name]].dtype
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, expert: int | None = None) -> None:
         """Copy a parameter or saved buffer into `out`, of the same shape and any dtype."""
+        assert expert is None, "their experts are not parts"
         self.checkpoint.read(self._name[name], out)
 
     def rows(self, name: str, rows_N: Tensor) -> Tensor:

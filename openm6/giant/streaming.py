@@ -32,6 +32,7 @@ from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, TieredStore, Views
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates, seeds
+from openm6.giant.vocabulary import take_gradients
 
 
 @dataclass
@@ -257,10 +258,9 @@ def backward_frame(machine: Machine, micro_batches: Sequence[MicroBatch]) -> Non
                     inputs=list(parameters.values()),
                 )
     # Convolutions may return theirs channels last.
-    gradients = {name: p.grad.contiguous() for name, p in parameters.items() if p.grad is not None}
+    gradients = {name: gradient.contiguous() for name, gradient in take_gradients(parameters).items()}
     with machine.store.use(machine.updates.access(FRAME)) as views:
         machine.updates.apply(FRAME, views, gradients)
-    drop_gradients(frame)
 
 
 def finish(machine: Machine) -> float | None:
@@ -271,5 +271,4 @@ def finish(machine: Machine) -> float | None:
 
 
 def drop_gradients(frame: Frame) -> None:
-    for parameter in frame.parameters.values():
-        parameter.grad = None
+    take_gradients(frame.parameters)

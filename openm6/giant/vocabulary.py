@@ -21,25 +21,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openm6.giant.hugging_face import put_parameter, tied_parameters
+
 BLOCK_BYTES = 64 << 20  # of a block of the head's rows, in fp32
 
 
-def narrow_vocabulary(model: nn.Module) -> None:
-    """Replace, in place, each `nn.Embedding` and `nn.Linear` without bias, by the modules of this file.
+def narrow_vocabulary(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let embeddings, and heads without bias, have `dtype` and be computed by the modules of this file; all
+    other parameters are made fp32. In place; parameters may be on meta.
 
-    Their parameters stay the same objects, in whatever dtype or on meta; to be called when the model's layers
-    are out of it.
+    To be called when the model's layers are out of it: every `nn.Linear` that is left counts as a head.
     """
+    narrow: set[nn.Parameter] = set()
     for path, module in list(model.named_modules()):
-        new: nn.Module | None = None
+        new: NarrowEmbedding | NarrowHead | None = None
         # Exactly these: a subclass does something of its own.
         if type(module) is nn.Embedding and module.max_norm is None:
             new = NarrowEmbedding(module.weight)
         elif type(module) is nn.Linear and module.bias is None:
             new = NarrowHead(module.weight)
         if new is not None:
+            narrow.add(new.weight)
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, new.train(module.training))
+    for names in tied_parameters(model).values():
+        parameter = model.get_parameter(names[0])
+        wanted = dtype if parameter in narrow else torch.float32
+        if parameter.dtype != wanted:
+            put_parameter(model, names, parameter.detach().to(wanted))
 
 
 class NarrowEmbedding(nn.Module):

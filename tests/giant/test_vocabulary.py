@@ -28,10 +28,9 @@ class Tied(nn.Module):
 def pair(tied: bool) -> tuple[Tied, Tied]:
     """The same numbers twice: ordinary modules in fp32, and narrow ones in bf16."""
     wide, narrow = Tied(tied), Tied(tied)
-    for module in (narrow.embed, narrow.head):
-        module.weight.data = module.weight.data.bfloat16()
     narrow.norm.load_state_dict(wide.norm.state_dict())
-    narrow_vocabulary(narrow)
+    narrow_vocabulary(narrow.bfloat16(), torch.bfloat16)
+    assert narrow.head.weight.dtype == torch.bfloat16 and narrow.norm.weight.dtype == torch.float32
     with torch.no_grad():
         wide.embed.weight.copy_(narrow.embed.weight)
         wide.head.weight.copy_(narrow.head.weight)
@@ -97,5 +96,5 @@ def test_modules_with_a_mind_of_their_own_are_left_alone() -> None:
 
     model = nn.ModuleList([Scaled(4, 2), nn.Linear(2, 4), nn.Embedding(4, 2, max_norm=1.0)])
     before = list(model)
-    narrow_vocabulary(model)
+    narrow_vocabulary(model, torch.bfloat16)
     assert list(model) == before
