@@ -67,6 +67,9 @@ class TrainingDisplay:
         elif line.get("event") == "delink":
             layers = getattr(self.config.model, "layers", "")
             self._say(f"{_at(line)}  delinked: each of the {layers} layers has a slot of its own now")
+            self._placement(line)
+        elif line.get("event") == "placement":
+            self._placement(line)
         elif line.get("psnr") is not None:
             self._say(f"{_at(line)}  {line['psnr']:.2f} dB on unseen pictures")
         elif line.get("loss") is not None:
@@ -94,6 +97,10 @@ class TrainingDisplay:
             self._say(f"{_at(line)}  {stage}, {', '.join(told)}")
             if traffic:
                 self._say(f"{'':17}{', '.join(traffic)}")
+
+    def _placement(self, line: Mapping[str, Any]) -> None:
+        for each in (line.get("placement") or "").splitlines():
+            self._say(f"{'':17}{each}", style="dim")
 
     def _held_out(self, line: Mapping[str, Any]) -> None:
         losses = {k[4:-5]: v for k, v in line.items() if k.startswith("val_") and k.endswith("_loss")}

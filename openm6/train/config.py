@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from openm6.data.augment import AugmentConfig
 from openm6.data.config import DataConfig
+from openm6.giant.budget import parse_bytes
 from openm6.model import ModelConfig
 from openm6.tasks import TASKS
 
@@ -79,6 +80,12 @@ class MemoryConfig(_Strict):
     activations: Literal["host", "disk"] = "host"  # where the slots' inputs wait for the backward pass
     export: bool = True  # write the model at the end; without it, durability none leaves only metrics
     trace: Path | None = None  # file for a Chrome trace of computing, reading and writing
+
+    @field_validator("host")
+    @classmethod
+    def _is_a_size(cls, host: str) -> str:
+        parse_bytes(host)
+        return host
 
 
 class RunConfig(_Strict):

@@ -84,6 +84,10 @@ class Course(ABC, Generic[Work]):
     def export(self) -> Path | None:
         """Write the model with its tokenizers as one folder; None if the recipe does not want it written."""
 
+    def placement(self) -> dict[str, Any]:
+        """What a metrics line says of where the model lives now; nothing where it simply is in memory."""
+        return {}
+
     def close(self) -> None:
         """Let go of threads and files."""
 
@@ -96,6 +100,8 @@ class Course(ABC, Generic[Work]):
     def to_the_end(self, report: Progress, clock: Callable[[], float]) -> None:
         config = self.config
         if self.step == 0:
+            if placement := self.placement():
+                report({"step": 0, "tokens": 0, "event": "placement", "stage": self.stage, **placement})
             report(self.held_out())
         begun, begun_tokens = clock(), self.tokens
         while self.step < config.steps:
@@ -103,7 +109,8 @@ class Course(ABC, Generic[Work]):
             if self.shared and self.time_to_delink(work):
                 report(self.held_out())  # on both sides of the delink: it must change nothing
                 self.delink()
-                report({"step": self.step, "tokens": self.tokens, "event": "delink", "stage": self.stage})
+                now = {"step": self.step, "tokens": self.tokens, "stage": self.stage}
+                report({**now, "event": "delink", **self.placement()})
                 report(self.held_out())
             self.train_step(work)
             last = self.step == config.steps

@@ -219,8 +219,7 @@ def _computed(config: RunConfig, key: str) -> Any:
     """What a setting says of the numbers; a budget does not, so a run may go on within another one."""
     value = getattr(config, key)
     if isinstance(value, MemoryConfig):
-        free = MemoryConfig(host="").model_dump(include={"host", "activations", "export", "trace"})
-        return value.model_copy(update=free)
+        return value.model_copy(update={"host": "", "activations": "host", "export": True, "trace": None})
     return value
 
 

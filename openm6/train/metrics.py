@@ -32,6 +32,7 @@ WALL_CLOCK_KEYS = frozenset(
         "read_gb_per_s",
         "write_gb_per_s",
         "total_written_bytes",
+        "placement",
     }
 )
 
