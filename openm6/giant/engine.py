@@ -8,87 +8,68 @@
     giant.save("Qwen3-4B-tuned")
 
 A `Giant` has a frame (embedding, heads: always in memory) and slots, whose parts live in a `TieredStore`: in
-memory as far as the budget goes, on disk beyond it. What activations need is known when the first batches come;
-then the placement is solved, the parts are filled, and the model's own weights are let go.
+memory as far as the budget goes, on disk beyond it. How much activations take is measured when the first
+batches come; then the placement is solved, the parts are filled, and the model's own weights are let go.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from openm6.giant import streaming
+from openm6.giant import build, delinking, export, inference, streaming
 from openm6.giant.activations import Activations, HostActivations
+from openm6.giant.budget import parse_bytes, settle
+from openm6.giant.build import Fill, Settings
+from openm6.giant.commit import read_record
 from openm6.giant.compute import Precision
-from openm6.giant.frame import Frame, Loss, open_frame
+from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
+from openm6.giant.hugging_face import Source, skeleton
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
-from openm6.giant.parts import PartLayout, Section, TensorSpec
-from openm6.giant.slots import FRAME, Shapes, Slot, slots_of, specs
+from openm6.giant.parts import PartLayout, Section
+from openm6.giant.placement import Placement
+from openm6.giant.report import StepReport, count_tokens, mean_losses
+from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, Tier, TieredStore
+from openm6.giant.streaming import Machine
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
 
-# Fills `out` with the initial values of the parameter `name` of the model; of one expert if it has a number.
-Fill = Callable[[str, Tensor, int | None], None]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step did. Losses are means over its micro-batches."""
-
-    loss: float
-    losses: dict[str, float]  # by name, unweighted
-    step: int  # steps so far, this one included
-    tokens: int | None  # None if the batches do not tell
-    seconds: float
-    wait_seconds: float  # of them, that compute waited for the disk
-    bytes_read: int
-    bytes_written: int
-    skipped: bool = False  # nothing was updated, for the loss was not finite or above the limit
-    skipped_parts: tuple[str, ...] = ()  # parts with gradients that were not finite: not updated
-    gradient_norm: float | None = None  # of all gradients; known with a global clip
-    drop_rate: float = 0.0  # share of assignments of tokens to experts that found their expert full
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The choices behind a Giant; `stream` documents them."""
-
-    budget: int
-    disk: Path | None
-    optimizer: PartOptimizer
-    lr: float
-    weights_dtype: torch.dtype
-    compute_dtype: torch.dtype
-    durability: Literal["step", "none"]
-    global_clip: float | None
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    threads: int = 2
-    placement: Mapping[str, Mapping[Section, Tier]] | None = None
-    buffer_bytes: int | None = None
-
 
 class Giant:
-    """A model whose slots are fetched as they are needed. Made by `stream` or `Giant.resume`."""
+    """A model whose slots are fetched as they are needed. Made by `stream`.
 
-    def __init__(self, frame: Frame, settings: Settings, fill: Fill, *, trace: Trace | None = None) -> None:
-        self.frame, self.settings = frame, settings
-        self.slots: list[Slot] = frame.slots
-        self.steps = 0
-        self.extra: dict[str, Any] = {}  # of the commit that this giant resumed from
+    `steps` counts steps. After a resume, `extra` is what was given to the last commit, and is empty otherwise.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        settings: Settings,
+        fill: Fill,
+        *,
+        source: Path | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.frame, self.settings, self.source = frame, settings, source
         self.trace = trace or Trace()
-        self.placement: dict[str, dict[Section, Tier]] = {}
+        self.steps = 0
+        self.extra: dict[str, Any] = {}
+        self.placement: Placement | None = None
         self._fill = fill
         self._updates = Updates(settings.optimizer, seed=settings.seed, global_clip=settings.global_clip)
-        self._machine: streaming.Machine | None = None
+        self._resumes = False
+        self._find_commit()
+        self.slots: list[Slot] = frame.slots
+        self._fixed_bytes = 0
+        self._machine: Machine | None = None
 
     # -------------------- training
 
@@ -107,13 +88,17 @@ class Giant:
         """
         if not micro_batches:
             raise ValueError("step needs at least one micro-batch")
+        if self.settings.optimizer is None:
+            raise ValueError(
+                "this giant was opened with optimizer=None, to run only; step needs an optimizer"
+            )
         machine = self.prepare(micro_batches)
         begun, before = time.perf_counter(), machine.store.stats
         machine.step = self.steps + 1
         machine.updates.begin(self.settings.lr if lr is None else lr)
         buffers = {name: buffer.clone() for name, buffer in self.frame.buffers.items()}
         norm = None
-        with torch.random.fork_rng(devices=[]):
+        with self._pass(machine):
             machine.announce(training=True)
             running = streaming.enter(machine, micro_batches)
             streaming.forward(machine, running, keep=True)
@@ -127,14 +112,13 @@ class Giant:
                 streaming.backward(machine, running)
                 streaming.backward_frame(machine, running)
                 norm = streaming.finish(machine)
-        machine.activations.clear()
         self.steps += 1
         after = machine.store.stats
         return StepReport(
             loss=loss,
-            losses=_mean_losses(running),
+            losses=mean_losses(running),
             step=self.steps,
-            tokens=_tokens(micro_batches),
+            tokens=count_tokens(micro_batches),
             seconds=time.perf_counter() - begun,
             wait_seconds=after.wait_seconds - before.wait_seconds,
             bytes_read=after.bytes_read - before.bytes_read,
@@ -157,16 +141,24 @@ class Giant:
         for module in modules:
             module.eval()
         try:
-            with torch.random.fork_rng(devices=[]):
+            with self._pass(machine):
                 machine.announce(training=False)
                 running = streaming.enter(machine, micro_batches)
                 streaming.forward(machine, running, keep=False)
                 loss = streaming.leave(machine, running, gradients=False)
         finally:
-            machine.activations.clear()
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
-        return loss, _mean_losses(running)
+        return loss, mean_losses(running)
+
+    @contextmanager
+    def _pass(self, machine: Machine) -> Iterator[None]:
+        """A step seeds what is random in it, and leaves the caller's random state alone."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            machine.activations.clear()
 
     # -------------------- sharing
 
@@ -175,88 +167,171 @@ class Giant:
         """Whether layers share a slot: a Pseudo Giant."""
         return len(self.slots) < len(self.frame.layers)
 
-    # -------------------- parts
+    def delink(self, *, unit: int = 1) -> None:
+        """Give every run of `unit` layers a slot of its own: a copy, optimizer state included. The model computes
+        the same to the last bit; the placement is solved again. See `openm6.giant.sharing.delink`.
 
-    def prepare(self, micro_batches: Sequence[Any]) -> streaming.Machine:
-        """Place and fill the parts, if that has not been done. `micro_batches` show how large activations get."""
+        Raises ValueError for a `unit` that does not divide a run, and if the disk has not the space.
+        """
+        machine = self._ready("delink")
+        sharing = delinking.split(self.frame.sharing, unit)
+        old = self.slots
+        self.frame.regroup(sharing)
+        self.slots = self.frame.slots
+        kept = {slot.name for slot in old} & {slot.name for slot in self.slots}
+        assert self.placement is not None
+        self._place(
+            {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
+        )
+        delinking.copy_parts(machine.store, old, self.slots, self._updates.counts)
+        machine.slots = self.slots
+        machine.chosen.clear()
+
+    # -------------------- keeping
+
+    def commit(self, extra: dict[str, Any] | None = None) -> None:
+        """Make the present state the one that a killed run goes on from: atomic. `extra`: plain JSON.
+
+        Raises TierError with durability "none", and if the disk is full (the last commit stands).
+        """
+        own = {"sharing": self.frame.sharing, "updates": self._updates.counts}
+        self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, part by part: for `openm6.load` if it is an M6, else for `transformers`."""
+        export.save(self._ready("save").store, self.frame, self.slots, Path(folder), source=self.source)
+
+    def close(self) -> None:
+        """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
+        if self._machine is not None:
+            self._machine.store.close()
+            self._machine = None
+        self.trace.close()
+
+    def __enter__(self) -> Giant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------- inference
+
+    def generate(self, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """What the model's own `generate` gives, (B, T) -> (B, T + new) token ids; the layers are streamed.
+
+        Raises ValueError for a model without `generate`.
+        """
+        inference.check_prompt(self.frame.model, input_ids, max_new_tokens)
         if self._machine is None:
-            self._place()
-            store = TieredStore(
-                self.settings.disk,
-                placement=lambda part: self.placement[part],
-                buffer_bytes=self.settings.buffer_bytes or 1 << 30,
-                durability=self.settings.durability,
-                threads=self.settings.threads,
-                trace=self.trace,
+            self._move_in(
+                lambda machine: build.memory_of_generating(
+                    machine, input_ids, max_new_tokens, self.settings, self._fill
+                )
             )
-            self._create(store)
-            self._machine = self._assemble(store)
-        return self._machine
+        machine = self._ready("generate")
+        fetch = inference.fetch_from(machine.store, self.slots, machine.precision)
+        return inference.generate(self.frame, fetch, machine.precision, input_ids, max_new_tokens, **options)
+
+    # -------------------- parts
 
     @property
     def store(self) -> TieredStore:
-        """Where the parts are; there is none before the first step."""
-        if self._machine is None:
-            raise ValueError(
-                "the giant's parts are placed with the first batches: call step or evaluate first"
-            )
-        return self._machine.store
+        """Where the parts are."""
+        return self._ready("store").store
+
+    @property
+    def updates(self) -> Mapping[str, int]:
+        """How often each part was updated."""
+        return self._updates.counts
 
     def layouts(self) -> dict[str, PartLayout]:
-        """The layout of every part but the frame's."""
-        return {
-            name: self._layout(specs(shapes, self.settings.weights_dtype))
-            for slot in self.slots
-            for name, shapes, _ in slot.parts()
-        }
+        """The layout of every part of the slots."""
+        return build.layouts(self.slots, self.settings)
 
-    def _layout(self, weights: tuple[TensorSpec, ...], fixed: tuple[TensorSpec, ...] = ()) -> PartLayout:
-        gradients = tuple(replace(spec, dtype=torch.float32) for spec in weights)
-        return PartLayout(
-            weights=(*weights, *fixed),
-            state=self.settings.optimizer.state_specs(weights),
-            gradients=gradients if self.settings.global_clip is not None else (),
-        )
+    def prepare(self, micro_batches: Sequence[Any]) -> Machine:
+        """Place and fill the parts, unless that is done; `step` and `evaluate` see to it.
 
-    def _frame_layout(self) -> PartLayout:
-        parameters = {name: tuple(p.shape) for name, p in self.frame.parameters.items()}
-        buffers = tuple(TensorSpec(name, tuple(b.shape), b.dtype) for name, b in self.frame.buffers.items())
-        return self._layout(specs(parameters, torch.float32), buffers)
+        `micro_batches` are those of a step, the largest there will be: what it takes is measured on them.
 
-    def _place(self) -> None:
-        everywhere: dict[Section, Tier] = {"weights": "host", "state": "host", "gradients": "host"}
-        given = self.settings.placement or {}
-        self.placement = {part: {**everywhere, **given.get(part, {})} for part in self.layouts()}
-        self.placement[FRAME] = everywhere
+        Raises ValueError if the budget or the disk cannot hold the model.
+        """
+        if self._machine is None:
+            self._move_in(
+                lambda machine: build.memory_of_step(machine, micro_batches, self.settings, self._fill)
+            )
+        return self._ready("prepare")
 
-    @torch.no_grad()
-    def _create(self, store: TieredStore) -> None:
-        """Fill every part, and bind the frame to its part's memory."""
+    def _move_in(self, memory_beside_parts: Callable[[Machine], int]) -> None:
+        build.fill_frame(self.frame, self._fill)
+        machine = self._machine_without_store()
+        before = build.memory_of_frame(self.frame, self.settings)
+        self._fixed_bytes = before + memory_beside_parts(machine)
+        machine.store = self._open_store(self._place({}))
         if self.frame.parameters:
-            with store.create(FRAME, self._frame_layout()) as views:
-                weights = {name: views["weights"][name] for name in self.frame.parameters}
-                for name, weight in weights.items():
-                    self._fill(name, weight, None)
-                for name, buffer in self.frame.buffers.items():
-                    views["weights"][name].copy_(buffer)
-                self.settings.optimizer.initialise(weights, views["state"])
-        for slot in self.slots:
-            for part, shapes, expert in slot.parts():
-                layout = self._layout(specs(shapes, self.settings.weights_dtype))
-                with store.create(part, layout) as views:
-                    for name, weight in views["weights"].items():
-                        self._fill(f"{slot.path}.{name}", weight, expert)
-                    self.settings.optimizer.initialise(views["weights"], views["state"])
-            for name in (*slot.body, *(slot.expert or ())):
-                self.frame.weights.pop(f"{slot.path}.{name}", None)
-        self.frame.weights.clear()
+            with machine.store.use(Access(FRAME, ("weights",))) as views:
+                self.frame.bind(views["weights"])
+        self._machine = machine
+        settle()
 
-    def _assemble(self, store: TieredStore) -> streaming.Machine:
-        self._bind(store)
-        return streaming.Machine(
+    def _ready(self, what: str) -> Machine:
+        if self._machine is None:
+            raise ValueError(
+                f"{what}: the parts are placed with the first batches; call step or prepare before"
+            )
+        return self._machine
+
+    def _find_commit(self) -> None:
+        """Take over what the disk's last commit says, if there is one."""
+        record = None if self.settings.disk is None else read_record(self.settings.disk)
+        if record is None or record.durability != "step" or self.settings.durability != "step":
+            return
+        self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
+        self._updates.counts |= record.extra["giant"]["updates"]
+        self.frame.regroup(record.extra["giant"]["sharing"])
+
+    def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
+        """Solve the placement; `settled` parts stay where they are."""
+        self.placement = build.solve_placement(
+            self.slots, self.settings, fixed_bytes=self._fixed_bytes, settled=settled
+        )
+        return self.placement
+
+    def _tiers(self, part: str) -> Mapping[Section, Tier]:
+        assert self.placement is not None
+        return self.placement(part)
+
+    def _open_store(self, placement: Placement) -> TieredStore:
+        settings = self.settings
+        if self._resumes:
+            assert settings.disk is not None
+            store, _ = TieredStore.open(
+                settings.disk,
+                placement=self._tiers,
+                buffer_bytes=placement.buffer_bytes,
+                threads=settings.threads,
+                trace=self.trace,
+            )
+            return store
+        store = TieredStore(
+            settings.disk,
+            placement=self._tiers,
+            buffer_bytes=placement.buffer_bytes,
+            durability=settings.durability,
+            threads=settings.threads,
+            trace=self.trace,
+        )
+        try:
+            build.fill_store(store, self.frame, self.slots, settings, self._fill)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _machine_without_store(self) -> Machine:
+        return Machine(
             frame=self.frame,
             slots=self.slots,
-            store=store,
+            store=None,  # pyright: ignore[reportArgumentType]
             activations=self._activations(),
             precision=Precision(self.settings.compute_dtype),
             updates=self._updates,
@@ -268,30 +343,18 @@ class Giant:
     def _activations(self) -> Activations:
         return HostActivations()
 
-    def _bind(self, store: TieredStore) -> None:
-        """Let the frame's parameters and buffers be the resident part itself."""
-        if not self.frame.parameters:
-            return
-        with store.use(Access(FRAME, ("weights",))) as views:
-            self.frame.bind(views["weights"])
-
-    def close(self) -> None:
-        """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
-        if self._machine is not None:
-            self._machine.store.close()
-        self.trace.close()
-
 
 def stream(
     model: nn.Module | str | Path,
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adafactor"] = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
     weights_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
     durability: Literal["step", "none"] = "step",
+    activations: Literal["host", "disk"] = "host",
     global_clip: float | None = None,
     layers: str | None = None,
     loss: Loss | None = None,
@@ -303,18 +366,58 @@ def stream(
     buffer_bytes: int | None = None,
     trace: Trace | str | Path | None = None,
 ) -> Giant:
-    """Open a model for training within a memory budget."""
+    """Open a model for training within a memory budget; the module itself is taken over.
+
+    Args:
+        model: an M6, a module whose layers sit in one `ModuleList` and run one after the other, or the folder of
+            a causal language model of `transformers`, which is read tensor by tensor.
+        budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
+        disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
+        optimizer: "adamw" (clips each part's gradient norm to 1, if there is no global clip), "adafactor", or
+            one made by hand; None to run the model only.
+        lr: learning rate, where `step` is given none.
+        weights_dtype: how layers' weights are stored: float32, or bfloat16 (half the traffic). The frame of an
+            M6 is float32.
+        compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
+        durability: "step" can commit and takes the disk space twice; "none" cannot.
+        activations: where the layers' inputs wait for the backward pass.
+        global_clip: largest norm of all gradients together. It costs writing and reading them; by default
+            the optimizer clips each part by itself.
+        layers: dotted path of the ModuleList, if the model has several.
+        loss: `loss(model, batch)` gives a scalar, a dict of them, or an object with `.loss`; the default calls the
+            model with the batch.
+        loss_weights: of a dict's losses; 1 where it says nothing.
+        fill: `fill(name, out, expert)` writes first values of a parameter (of one expert of a mixture), for
+            a model that is on meta.
+        seed: of dropout and stochastic rounding.
+        threads: for reading and writing.
+        placement: {part: {section: tier}} that goes before what the budget says.
+        buffer_bytes: for what is read ahead and written behind; by default, what suits the budget.
+        trace: file for a Chrome trace of compute and I/O.
+
+    Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
+    """
+    source: Path | None = None
+    opened: Source | None = None
     if isinstance(model, (str, Path)):
-        raise ValueError("folders: not yet")
+        source = Path(model)
+        model = skeleton(source, dtype=torch.float32)
+        opened = folder = Source(source, model)
+        fill = fill or (lambda name, out, expert: folder.read(name, out))
     frame = open_frame(model, loss=loss, layers=layers)
+    if weights_dtype == torch.bfloat16 and isinstance(frame, ModuleFrame):
+        build.narrow(frame)
+    if opened is not None and optimizer is None:
+        inference.embeddings_on_disk(frame.model, opened)
     settings = Settings(
-        budget=0 if isinstance(budget, str) else budget,
+        budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),
-        optimizer=named_optimizer(optimizer, global_clip),
+        optimizer=_optimizer(optimizer, global_clip),
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,
         durability=durability,
+        activations=activations,
         global_clip=global_clip,
         loss_weights=loss_weights or {},
         seed=seed,
@@ -322,55 +425,15 @@ def stream(
         placement=placement,
         buffer_bytes=buffer_bytes,
     )
-    opened = trace if isinstance(trace, Trace) else Trace(trace)
-    return Giant(frame, settings, fill or fill_from(frame), trace=opened)
+    traced = trace if isinstance(trace, Trace) else Trace(trace)
+    return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)
 
 
-def named_optimizer(optimizer: PartOptimizer | str, global_clip: float | None) -> PartOptimizer:
-    """ "adamw" clips each part's gradient norm to 1, unless there is a global clip."""
-    if isinstance(optimizer, PartOptimizer):
+def _optimizer(optimizer: PartOptimizer | str | None, global_clip: float | None) -> PartOptimizer | None:
+    if optimizer is None or isinstance(optimizer, PartOptimizer):
         return optimizer
     if optimizer == "adamw":
         return AdamW(clip=1.0 if global_clip is None else None)
     if optimizer == "adafactor":
         return Adafactor()
-    raise ValueError(f"optimizer={optimizer!r} is unknown; use adamw, adafactor or a PartOptimizer")
-
-
-def fill_from(frame: Frame) -> Fill:
-    """Values from the model itself, as long as it has them."""
-
-    def fill(name: str, out: Tensor, expert: int | None) -> None:
-        value = frame.weights[name] if name in frame.weights else frame.parameters[name]
-        if value.is_meta:
-            raise ValueError(f"{name} has no values: build the model with memory, or pass fill")
-        out.copy_(value if expert is None else value[expert])
-
-    return fill
-
-
-def _mean_losses(micro_batches: Sequence[streaming.MicroBatch]) -> dict[str, float]:
-    """Mean of each loss over the micro-batches that have it."""
-    found: dict[str, list[float]] = {}
-    for micro_batch in micro_batches:
-        for name, loss in micro_batch.losses.items():
-            found.setdefault(name, []).append(loss.item())
-    return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def _tokens(batches: Sequence[Any]) -> int | None:
-    """Tokens of the batches, if they tell: by an attribute, or as the positions that their masks let be seen."""
-    count = 0
-    for batch in batches:
-        if isinstance(getattr(batch, "tokens", None), int):
-            count += batch.tokens
-        elif isinstance(batch, Mapping) and isinstance(batch.get("attention_mask"), Tensor):
-            count += int(batch["attention_mask"].sum())
-        elif isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
-            count += batch["input_ids"].numel()
-        else:
-            return None
-    return count
-
-
-_ = (Shapes, slots_of)
+    raise ValueError(f"optimizer={optimizer!r} is unknown; use 'adamw', 'adafactor' or a PartOptimizer")

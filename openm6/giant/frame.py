@@ -103,6 +103,10 @@ class Frame(ABC):
         """One layer on `weights`, by their names in the layer."""
         return functional_call(self.layers[layer], dict(weights), (x, *call.args), call.kwargs)
 
+    def regroup(self, sharing: Sequence[int]) -> None:
+        """Let the layers run on other slots; their weights are the caller's."""
+        self.sharing = list(sharing)
+
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         """Let parameters and buffers, by name, be these tensors, which whoever owns them then changes."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
@@ -111,7 +115,8 @@ class Frame(ABC):
         # statistics for one of the weights.
         bound = {name: nn.Parameter(tensor.data) for name, tensor in tensors.items() if name in parameters}
         for name, parameter in parameters.items():
-            _assign(self.model, name, bound[first[parameter]])
+            if first[parameter] in bound:
+                _assign(self.model, name, bound[first[parameter]])
         for name, buffer in tensors.items():
             if name not in parameters:
                 _assign(self.model, name, buffer.data)
@@ -152,7 +157,12 @@ class M6Frame(Frame):
         sharing = stack.sharing
         paths = [f"{stack.path}.{slot}" for slot in sharing]
         super().__init__(model, [model.slots[slot] for slot in sharing], paths, sharing, loss)
+        self._path = stack.path
         del model.slots[:]
+
+    def regroup(self, sharing: Sequence[int]) -> None:
+        super().regroup(sharing)
+        self.paths = [f"{self._path}.{slot}" for slot in sharing]
 
     @property
     def tied(self) -> bool:
@@ -186,10 +196,9 @@ class ModuleFrame(Frame):
         self.stack = stack.layers  # where the stubs are
         for index, layer in enumerate(layers):
             self.stack[index] = _Stub(self, index, layer)
-        if hasattr(model, "config") and hasattr(model.config, "use_cache"):
-            model.config.use_cache = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
         self._returns_tuple: bool | None = None  # what a layer returns; known once one has run
         self._calls: list[Call] = []
+        self._first: Tensor | None = None  # the hidden state that reached the first stub
         self._final: Tensor | None = None  # the hidden state that the last stub hands out
         self._stop: int | None = None  # the stub at which the entrance ends
 
@@ -215,7 +224,8 @@ class ModuleFrame(Frame):
         self._stop = None
         self._calls, self._final = [], x
         try:
-            losses = self._losses(batch)
+            with _without_cache(self.model):
+                losses = self._losses(batch)
             assert self._first is not None
             return self._first, losses
         finally:
@@ -230,7 +240,7 @@ class ModuleFrame(Frame):
         self._calls, self._first, self._final = [], None, final
         try:
             # The entrance moves no running statistics, since `leave` goes the same way once more.
-            with self.still():
+            with self.still(), _without_cache(self.model):
                 self.loss(self.model, batch)
         except _Entered:
             return self._first
@@ -298,6 +308,21 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Hugging Face models fill a key-value cache unless told otherwise; a layer that runs twice would twice."""
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = before
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -24,7 +24,9 @@ from openm6.giant.store import Access, TieredStore, Views
 class Updates:
     """Updates of a run. `counts` says how often each part was updated: bias corrections go by that."""
 
-    def __init__(self, optimizer: PartOptimizer, *, seed: int, global_clip: float | None = None) -> None:
+    def __init__(
+        self, optimizer: PartOptimizer | None, *, seed: int, global_clip: float | None = None
+    ) -> None:
         if global_clip is not None and not global_clip > 0:
             raise ValueError(f"global_clip ({global_clip}) must be above 0; None clips every part by itself")
         self.optimizer, self.seed, self.global_clip = optimizer, seed, global_clip
@@ -87,6 +89,7 @@ class Updates:
         *,
         scale: float,
     ) -> None:
+        assert self.optimizer is not None
         count = self.counts.get(part, 0) + 1
         done = self.optimizer.update(
             {name: weights[name] for name in weights if name in gradients},

@@ -1,0 +1,222 @@
+"""From a model to parts in a store: what each part holds, its first values, and where it lives.
+
+frame      gets its values first: the rehearsal of a step needs them
+rehearsal  measures what a step takes beside the parts (`workspace`)
+placement  is solved: what is left of the budget keeps parts resident
+parts      are filled one by one, or found as the last commit left them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from openm6.giant import inference
+from openm6.giant.budget import settle
+from openm6.giant.frame import Frame
+from openm6.giant.hugging_face import put_parameter, tied_parameters
+from openm6.giant.optimizers import PartOptimizer
+from openm6.giant.parts import PartLayout, Section, TensorSpec
+from openm6.giant.placement import Placement, solve
+from openm6.giant.slots import FRAME, Slot, specs
+from openm6.giant.store import Tier, TieredStore
+from openm6.giant.streaming import Machine
+from openm6.giant.vocabulary import NarrowEmbedding, NarrowHead, narrow_vocabulary
+from openm6.giant.workspace import rehearse
+
+# Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
+Fill = Callable[[str, Tensor, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The choices behind a Giant; `openm6.giant.stream` documents them."""
+
+    budget: int
+    disk: Path | None
+    optimizer: PartOptimizer | None
+    lr: float
+    weights_dtype: torch.dtype
+    compute_dtype: torch.dtype
+    durability: Literal["step", "none"]
+    activations: Literal["host", "disk"] = "host"
+    global_clip: float | None = None
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    threads: int = 2
+    placement: Mapping[str, Mapping[Section, Tier]] | None = None
+    buffer_bytes: int | None = None
+
+
+# -------------------- layouts
+
+
+def layouts(slots: Sequence[Slot], settings: Settings) -> dict[str, PartLayout]:
+    """The layout of every part of the slots."""
+    return {
+        name: _layout(specs(shapes, settings.weights_dtype), (), settings)
+        for slot in slots
+        for name, shapes, _ in slot.parts()
+    }
+
+
+def frame_layout(frame: Frame, settings: Settings) -> PartLayout:
+    """The layout of the frame's part: its saved buffers lie behind its weights."""
+    weights = tuple(TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items())
+    buffers = tuple(TensorSpec(name, tuple(b.shape), b.dtype) for name, b in frame.buffers.items())
+    return _layout(weights, buffers, settings)
+
+
+def _layout(weights: tuple[TensorSpec, ...], fixed: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
+    gradients = tuple(replace(spec, dtype=torch.float32) for spec in weights)
+    return PartLayout(
+        weights=(*weights, *fixed),
+        state=settings.optimizer.state_specs(weights) if settings.optimizer else (),
+        gradients=gradients if settings.global_clip is not None else (),
+    )
+
+
+# -------------------- values
+
+
+def fill_from(frame: Frame) -> Fill:
+    """Values from the model itself."""
+
+    def fill(name: str, out: Tensor, expert: int | None) -> None:
+        value = frame.weights[name] if name in frame.weights else frame.parameters[name]
+        if value.is_meta:
+            raise ValueError(
+                f"{name} is on meta and has no values: build the model in memory, or pass fill=lambda name, "
+                "out, expert: ... that writes them"
+            )
+        out.copy_(value if expert is None else value[expert])
+
+    return fill
+
+
+@torch.no_grad()
+def narrow(frame: Frame) -> None:
+    """Let the frame's vocabulary, embeddings and heads, be bf16: see `vocabulary`."""
+    model = frame.model
+    narrow_vocabulary(model)
+    for names in tied_parameters(model).values():
+        parents = [model.get_submodule(name.rpartition(".")[0]) for name in names]
+        if all(isinstance(parent, (NarrowEmbedding, NarrowHead)) for parent in parents):
+            put_parameter(model, names, model.get_parameter(names[0]).detach().to(torch.bfloat16))
+
+
+@torch.no_grad()
+def fill_frame(frame: Frame, fill: Fill) -> None:
+    """Give parameters of the frame that are on meta their memory and values."""
+    real: dict[str, Tensor] = {}
+    for name, parameter in frame.parameters.items():
+        if parameter.is_meta:
+            real[name] = torch.empty_like(parameter, device="cpu")
+            fill(name, real[name], None)
+    frame.bind(real)
+
+
+@torch.no_grad()
+def fill_part(
+    slot: Slot, shapes: Mapping[str, Any], expert: int | None, weights: dict[str, Tensor], fill: Fill
+) -> None:
+    """First values of a part's weights."""
+    for name in shapes:
+        fill(f"{slot.path}.{name}", weights[name], expert)
+
+
+# -------------------- memory and placement
+
+
+def memory_of_frame(frame: Frame, settings: Settings) -> int:
+    """Bytes of the process as it is, less the layers' weights that will be let go, with the frame's state."""
+    leaving = sum(p.nbytes for p in set(frame.weights.values()) if not p.is_meta)
+    layout = frame_layout(frame, settings)
+    waiting = layout.section_bytes("state") + layout.section_bytes("gradients")
+    return settle() - leaving + waiting
+
+
+def memory_of_step(machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill) -> int:
+    """Bytes that a step over `batches` takes beside parts and frame, measured."""
+
+    def weights(slot: Slot, part: str) -> dict[str, Tensor]:
+        return _weights(slot, part, settings, fill)
+
+    return rehearse(machine, batches, weights, training=settings.optimizer is not None)
+
+
+def memory_of_generating(
+    machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
+) -> int:
+    """Bytes that generating takes beside parts and frame, measured."""
+    slot = machine.slots[0]
+    weights = _weights(slot, slot.name, settings, fill)
+    return inference.memory_of_generating(
+        machine.frame, weights, machine.precision, input_ids, max_new_tokens
+    )
+
+
+def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:
+    """The first values of a part, in memory of their own."""
+    shapes, expert = next((shapes, expert) for name, shapes, expert in slot.parts() if name == part)
+    tensors = {name: torch.empty(shape, dtype=settings.weights_dtype) for name, shape in shapes.items()}
+    fill_part(slot, shapes, expert, tensors, fill)
+    return tensors
+
+
+def solve_placement(
+    slots: Sequence[Slot],
+    settings: Settings,
+    *,
+    fixed_bytes: int,
+    settled: Mapping[str, Mapping[Section, Tier]],
+) -> Placement:
+    """Where parts live. What the settings say goes before the budget, and `settled` parts stay where they are."""
+    parts = layouts(slots, settings)
+    wanted = {
+        pattern: tiers
+        for pattern, tiers in (settings.placement or {}).items()
+        # Of slots that a delink makes later, or has made.
+        if any(fnmatchcase(part, pattern) for part in parts)
+    }
+    return solve(
+        parts,
+        budget_bytes=settings.budget,
+        fixed_bytes=fixed_bytes,
+        buffer_bytes=settings.buffer_bytes,
+        override={**wanted, **settled},
+    )
+
+
+# -------------------- the store
+
+
+@torch.no_grad()
+def fill_store(
+    store: TieredStore, frame: Frame, slots: Sequence[Slot], settings: Settings, fill: Fill
+) -> None:
+    """Create all parts. The model's own weights are let go as they are stored."""
+    new = layouts(slots, settings)
+    store.require_space(new)
+    if frame.parameters:
+        with store.create(FRAME, frame_layout(frame, settings)) as views:
+            for name, tensor in {**frame.parameters, **frame.buffers}.items():
+                views["weights"][name].copy_(tensor)
+            if settings.optimizer:
+                parameters = {name: views["weights"][name] for name in frame.parameters}
+                settings.optimizer.initialise(parameters, views["state"])
+    for slot in slots:
+        for part, shapes, expert in slot.parts():
+            with store.create(part, new[part]) as views:
+                fill_part(slot, shapes, expert, views["weights"], fill)
+                if settings.optimizer:
+                    settings.optimizer.initialise(views["weights"], views["state"])
+        for name in [name for name in frame.weights if name.startswith(f"{slot.path}.")]:
+            del frame.weights[name]
+    frame.weights.clear()  # of layers that share a slot with another

@@ -1,0 +1,45 @@
+"""Delinking a giant: slots that layers shared become slots of their own, by copies of their parts.
+
+Parts keep the names that follow from their slots' numbers, so numbers move up as slots in front of them split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openm6.giant.slots import Slot
+from openm6.giant.store import TieredStore
+
+
+def split(sharing: Sequence[int], unit: int) -> list[int]:
+    """The slot of each layer, after every run of layers on one slot is cut into runs of `unit`.
+
+    Raises ValueError if `unit` does not divide every run.
+    """
+    new: list[int] = []
+    for slot in range(max(sharing) + 1):
+        run = list(sharing).count(slot)
+        if unit < 1 or run % unit:
+            raise ValueError(
+                f"unit={unit} does not divide the {run} layers that share slot {slot}; take one that does"
+            )
+        first = new[-1] + 1 if new else 0
+        new += [first + layer // unit for layer in range(run)]
+    return new
+
+
+def copy_parts(store: TieredStore, old: Sequence[Slot], new: Sequence[Slot], counts: dict[str, int]) -> None:
+    """Make the parts of the slots `new` out of those of `old`; `counts` (updates of a part) go with them."""
+    # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
+    for slot in reversed(new):
+        source = next(each for each in old if slot.layers[0] in each.layers)
+        if slot.name == source.name:
+            continue
+        pairs = [(a[0], b[0]) for a, b in zip(source.parts(), slot.parts(), strict=True)]
+        for source_part, part in pairs:
+            if part in store.parts:
+                store.remove(part)
+            store.copy(source_part, part)
+            counts.pop(part, None)
+            if source_part in counts:
+                counts[part] = counts[source_part]

@@ -1,0 +1,149 @@
+"""How much memory a step takes beside the parts: measured, by rehearsing it on a single layer.
+
+The rehearsal is the streamed step itself, with all micro-batches, on the first layer of the largest slot; what it
+computes is thrown away. While it runs, every tensor that PyTorch allocates is counted until it is freed. Of the
+whole step's peak that is all but the inputs of the other layers, whose size is known then, and the state of
+the frame. Memory inside an operation (a matrix product's packing) is not seen; `MARGIN` is for that, and for
+what the C library keeps of freed blocks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from openm6.giant import streaming
+from openm6.giant.activations import HostActivations
+from openm6.giant.slots import FRAME, Slot
+from openm6.giant.store import Access, Views
+from openm6.giant.streaming import Machine
+from openm6.giant.updates import Updates
+
+MARGIN = 0.05  # of the rehearsal's peak
+SLACK = 48 << 20  # bytes: threads' stacks, the I/O's bookkeeping, the interpreter's growth
+
+Weights = dict[str, Tensor]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(out):
+            # A view, or a result in place, has memory that somebody has counted, or that was there before.
+            if isinstance(each, Tensor) and not each.is_meta and _key(each) not in self._known | given:
+                self._count(each)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        nbytes = storage.nbytes()
+        self._known.add(key)
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+
+        def freed() -> None:
+            self._known.discard(key)
+            self.live -= nbytes
+
+        weakref.finalize(storage, freed)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Rehearsed:
+    """In the store's place: the same weights for every part of a kind."""
+
+    def __init__(self, weights: Callable[[str], Weights]) -> None:
+        self._weights = weights
+
+    @contextmanager
+    def use(self, access: Access) -> Iterator[Views]:
+        yield {"weights": self._weights(access.part), "state": {}, "gradients": {}}
+
+    def announce(self, accesses: Any) -> None:
+        pass
+
+
+class _NoUpdates(Updates):
+    def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+        pass
+
+
+def rehearse(
+    machine: Machine, batches: Sequence[Any], weights: Callable[[Slot, str], Weights], *, training: bool
+) -> int:
+    """Bytes that a step over `batches` takes at its peak, without stored parts and the frame.
+
+    `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
+    random state are as before.
+    """
+    slot = max(machine.slots, key=_numel)
+    given = {slot.name: weights(slot, slot.name)}
+    if slot.experts:
+        given[slot.expert_name(0)] = weights(slot, slot.expert_name(0))
+    alone = replace(slot, layers=slot.layers[:1])
+
+    def weights_of(part: str) -> Weights:
+        return {} if part == FRAME else given[part if part == slot.name else slot.expert_name(0)]
+
+    updates = _NoUpdates(machine.updates.optimizer, seed=0)
+    alone_machine = replace(
+        machine,
+        slots=[alone],
+        store=_Rehearsed(weights_of),  # pyright: ignore[reportArgumentType]
+        activations=HostActivations(),
+        updates=updates,
+        chosen={},
+    )
+    with torch.random.fork_rng(devices=[]), machine.frame.still(), PeakMemory() as memory:
+        boundaries = _rehearse(alone_machine, batches, training=training)
+    streaming.drop_gradients(machine.frame)
+    others = max(0, machine.depth - 1) if training else 0
+    return round((1 + MARGIN) * memory.peak) + others * boundaries + SLACK
+
+
+def _rehearse(machine: Machine, batches: Sequence[Any], *, training: bool) -> int:
+    """The step on one layer; returns the bytes of one layer's inputs."""
+    [slot] = machine.slots
+    [layer] = slot.layers
+    running = streaming.enter(machine, batches)
+    boundaries = 0
+    for each in running:
+        x = machine.activations.get(0, each.index)
+        boundaries += x.nbytes
+        if layer:
+            machine.activations.put(layer, each.index, x)
+    streaming.forward(machine, running, keep=training)
+    for each in running:
+        if layer + 1 != machine.depth:
+            machine.activations.put(machine.depth, each.index, machine.activations.get(layer + 1, each.index))
+    streaming.leave(machine, running, gradients=training)
+    if training and all(each.gradient is not None for each in running):
+        streaming.backward(machine, running)
+        streaming.backward_frame(machine, running)
+    machine.activations.clear()
+    return boundaries
+
+
+def _numel(slot: Slot) -> int:
+    return sum(torch.Size(shape).numel() for _, shapes, _ in slot.parts() for shape in shapes.values())

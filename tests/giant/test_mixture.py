@@ -1,0 +1,81 @@
+"""Mixture slots, expert by expert: the same bits as in memory; experts that no token chose are left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openm6.giant import share
+from tests.giant.naive import Naive, differences
+from tests.giant.subjects import MIXTURES, experts
+from tests.giant.test_streaming import OPTIMIZERS, STEPS, TIERS, open_giant, part_names, train_both
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_twenty_steps_equal_a_loop_in_memory(
+    mixture: str, optimizer: str, micro_batches: int, tmp_path: Path
+) -> None:
+    subject = MIXTURES[mixture]()
+    placement = {part: TIERS[-1 - index % 4] for index, part in enumerate(part_names(subject))}
+    naive = Naive(subject.copy(), OPTIMIZERS[optimizer])
+    with open_giant(subject, OPTIMIZERS[optimizer], tmp_path, placement=placement) as giant:
+        train_both(giant, naive, steps=STEPS, micro_batches=micro_batches)
+        assert differences(giant, naive) == []
+
+
+@settings(max_examples=5)
+@given(st.lists(st.sampled_from(TIERS), min_size=20, max_size=20))
+def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[Any]) -> None:
+    torch.manual_seed(0)
+    subject = experts()
+    placement = dict(zip(part_names(subject), tiers, strict=True))
+    naive = Naive(subject.copy(), OPTIMIZERS["adafactor"])
+    with open_giant(
+        subject, OPTIMIZERS["adafactor"], tmp_path_factory.mktemp("tiers"), placement=placement
+    ) as giant:
+        train_both(giant, naive, steps=2, micro_batches=2)
+        assert differences(giant, naive) == []
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_delink_in_the_middle_changes_nothing(micro_batches: int, tmp_path: Path) -> None:
+    subject = experts()
+    share(subject.model)
+    naive = Naive(subject.copy(), OPTIMIZERS["adamw"])
+    with open_giant(subject, OPTIMIZERS["adamw"], tmp_path) as giant:
+        train_both(giant, naive, steps=5, micro_batches=micro_batches)
+        giant.delink()
+        naive.delink()
+        train_both(giant, naive, steps=5, micro_batches=micro_batches)
+        assert differences(giant, naive) == []
+
+
+def test_an_expert_that_no_token_chose_is_neither_read_nor_updated(tmp_path: Path) -> None:
+    subject = experts(experts=4, prototypes=1)
+    with torch.no_grad():
+        for slot in subject.model.slots:
+            # Every hidden state has the first three as its likeliest: the fourth's row is their mean's opposite.
+            slot.ffn.router[3] = -10 * slot.ffn.router[:3].sum(0)
+    naive = Naive(subject.copy(), OPTIMIZERS["adamw"])
+    placement = dict.fromkeys(part_names(subject), TIERS[3])
+    with open_giant(subject, OPTIMIZERS["adamw"], tmp_path, placement=placement) as giant:
+        train_both(giant, naive, steps=3, micro_batches=1)
+        unused = [part for part in part_names(subject) if part not in giant.updates]
+        never = [p for p in naive.parts if p.expert is not None and not p.updates]
+        assert len(unused) == len(never)
+        assert differences(giant, naive) == []
+
+
+def test_dropped_tokens_are_counted(tmp_path: Path) -> None:
+    subject = MIXTURES["top-2, gelu, capacity, balance"]()
+    with open_giant(subject, OPTIMIZERS["adamw"], tmp_path) as giant:
+        report = giant.step([subject.batch()])
+        assert 0 < report.drop_rate < 1
+        assert report.losses["balance"] > 0
