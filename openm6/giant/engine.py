@@ -183,6 +183,7 @@ class Giant:
         self._place(
             {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
         )
+        machine.store.resize(self.placement.buffer_bytes)
         delinking.copy_parts(machine.store, old, self.slots, self._updates.counts)
         machine.slots = self.slots
         machine.chosen.clear()

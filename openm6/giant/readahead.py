@@ -52,6 +52,12 @@ class ReadAhead:
         self._pumping = False
         self._failure: BaseException | None = None
 
+    def resize(self, buffer_bytes: int) -> None:
+        """Another limit; a smaller one takes hold as buffers are needed for something else."""
+        with self._lock:
+            self._pool.limit = buffer_bytes
+            self._pump()
+
     # -------------------- failure
 
     def fail(self, error: BaseException) -> None:

@@ -312,6 +312,10 @@ class TieredStore:
             folder.delete(part)
         self._removed.clear()
 
+    def resize(self, buffer_bytes: int) -> None:
+        """Another size for the buffers, when a new placement comes with new parts."""
+        self._ahead.resize(buffer_bytes)
+
     def close(self) -> None:
         """Finish writes and let go of memory, threads and the folder. Does not commit."""
         self._closing.close()

@@ -62,7 +62,8 @@ class Updates:
                 waiting.copy_(gradients[name])
             else:
                 waiting.zero_()
-        self._norms[part] = torch._foreach_norm(list(gradients.values()))
+        in_order = [gradients[name] for name in views["gradients"] if name in gradients]
+        self._norms[part] = [torch.linalg.vector_norm(gradient) for gradient in in_order]
 
     @torch.no_grad()
     def finish(self, store: TieredStore) -> float | None:
