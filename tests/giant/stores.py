@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,12 @@ def has(store: TieredStore, name: str, value: int) -> bool:
         return holds(views["weights"], value) and holds(views["state"], -value)
 
 
-def values_of(store: TieredStore, names: Iterable[str], candidates: Iterable[int]) -> dict[str, int | None]:
-    """Which of the candidates every part holds, weights and state alike; None if it is none of them."""
-    tried = list(candidates)
-    return {name: next((value for value in tried if has(store, name, value)), None) for name in names}
+def values_of(store: TieredStore) -> dict[str, int | None]:
+    """Which value every part is filled with, weights and state alike; None if it is a mix."""
+    found: dict[str, int | None] = {}
+    for name in store.parts:
+        with store.use(Access(name, BOTH)) as views:
+            value = round(float(views["weights"]["w"].flatten()[0])) // 10
+            same = holds(views["weights"], value) and holds(views["state"], -value)
+            found[name] = value if same else None
+    return found
