@@ -20,14 +20,12 @@ from torch import Tensor
 from openm6.giant import inference
 from openm6.giant.budget import settle
 from openm6.giant.frame import Frame
-from openm6.giant.hugging_face import put_parameter, tied_parameters
 from openm6.giant.optimizers import PartOptimizer
 from openm6.giant.parts import PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.slots import FRAME, Slot, specs
 from openm6.giant.store import Tier, TieredStore
 from openm6.giant.streaming import Machine
-from openm6.giant.vocabulary import NarrowEmbedding, NarrowHead, narrow_vocabulary
 from openm6.giant.workspace import rehearse
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
@@ -98,17 +96,6 @@ def fill_from(frame: Frame) -> Fill:
         out.copy_(value if expert is None else value[expert])
 
     return fill
-
-
-@torch.no_grad()
-def narrow(frame: Frame) -> None:
-    """Let the frame's vocabulary, embeddings and heads, be bf16: see `vocabulary`."""
-    model = frame.model
-    narrow_vocabulary(model)
-    for names in tied_parameters(model).values():
-        parents = [model.get_submodule(name.rpartition(".")[0]) for name in names]
-        if all(isinstance(parent, (NarrowEmbedding, NarrowHead)) for parent in parents):
-            put_parameter(model, names, model.get_parameter(names[0]).detach().to(torch.bfloat16))
 
 
 @torch.no_grad()

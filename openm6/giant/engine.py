@@ -41,6 +41,7 @@ from openm6.giant.store import Access, Tier, TieredStore
 from openm6.giant.streaming import Machine
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
+from openm6.giant.vocabulary import store_frame_as
 
 
 class Giant:
@@ -199,7 +200,14 @@ class Giant:
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, part by part: for `openm6.load` if it is an M6, else for `transformers`."""
+        """Write the model, part by part: for `openm6.load` if it is an M6, else for `transformers`.
+
+        Raises ValueError for a giant opened to run only, and if the disk has not the space.
+        """
+        if self.settings.optimizer is None:
+            raise ValueError(
+                "this giant was opened with optimizer=None, to run only: there is nothing new to save"
+            )
         export.save(self._ready("save").store, self.frame, self.slots, Path(folder), source=self.source)
 
     def close(self) -> None:
@@ -377,8 +385,8 @@ def stream(
         optimizer: "adamw" (clips each part's gradient norm to 1, if there is no global clip), "adafactor", or
             one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
-        weights_dtype: how layers' weights are stored: float32, or bfloat16 (half the traffic). The frame of an
-            M6 is float32.
+        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
+            float32, and so are norms and biases of any frame.
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
         durability: "step" can commit and takes the disk space twice; "none" cannot.
         activations: where the layers' inputs wait for the backward pass.
@@ -402,12 +410,12 @@ def stream(
     opened: Source | None = None
     if isinstance(model, (str, Path)):
         source = Path(model)
-        model = skeleton(source, dtype=torch.float32)
-        opened = folder = Source(source, model)
-        fill = fill or (lambda name, out, expert: folder.read(name, out))
+        model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
+        opened = Source(source, model)
+        fill = fill or opened.read
     frame = open_frame(model, loss=loss, layers=layers)
-    if weights_dtype == torch.bfloat16 and isinstance(frame, ModuleFrame):
-        build.narrow(frame)
+    if isinstance(frame, ModuleFrame):
+        store_frame_as(frame.model, weights_dtype)
     if opened is not None and optimizer is None:
         inference.embeddings_on_disk(frame.model, opened)
     settings = Settings(

@@ -10,12 +10,20 @@ Shapes: B rows, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from openm6.giant.compute import Precision
+from openm6.giant.frame import Frame, ModuleFrame
+from openm6.giant.hugging_face import tied_parameters
+from openm6.giant.slots import Slot
+from openm6.giant.store import Access, TieredStore
+from openm6.giant.vocabulary import NarrowEmbedding
+from openm6.giant.workspace import MARGIN, SLACK, PeakMemory
 
 Fetch = Callable[
     [int], AbstractContextManager[Mapping[str, Tensor]]
@@ -81,22 +89,58 @@ def streamed_layers(stack: nn.ModuleList, layers: Sequence[nn.Module], fetch: Fe
             layer.train(mode)
 
 
+def embeddings_on_disk(model: nn.Module, source: Rows) -> None:
+    """Let every embedding of the frame that is nothing else besides (a tied head) stay in its file. In place.
+
+    For inference only: a token looks up one row of what would be gigabytes of memory.
+    """
+    used_once = {names[0] for names in tied_parameters(model).values() if len(names) == 1}
+    for path, module in list(model.named_modules()):
+        plain = type(module) is nn.Embedding and module.max_norm is None
+        if (plain or isinstance(module, NarrowEmbedding)) and f"{path}.weight" in used_once:
+            parent, _, leaf = path.rpartition(".")
+            new = DiskEmbedding(source, f"{path}.weight", dtype=torch.float32)
+            setattr(model.get_submodule(parent), leaf, new)
+
+
+def fetch_from(store: TieredStore, slots: Sequence[Slot], precision: Precision) -> Fetch:
+    """Weights from a store, which knows from each pass's start what that pass and the next will ask for."""
+    slot_of = {layer: slot for slot in slots for layer in slot.layers}
+    one_pass = [Access(slot_of[layer].name, ("weights",)) for layer in range(len(slot_of))]
+
+    @contextmanager
+    def fetch(layer: int) -> Iterator[Mapping[str, Tensor]]:
+        if layer == 0:
+            store.announce([*one_pass, *one_pass])
+        with store.use(one_pass[layer]) as views:
+            yield precision.leaves(views["weights"])
+
+    return fetch
+
+
 @torch.no_grad()
 def generate(
-    model: nn.Module,
-    stack: nn.ModuleList,
-    layers: Sequence[nn.Module],
-    fetch: Fetch,
-    input_ids: Tensor,
-    max_new_tokens: int,
-    **options: Any,
-) -> Tensor:
+    frame: Frame, fetch: Fetch, precision: Precision, input_ids: Tensor, max_new_tokens: int, **options: Any
+) -> Any:
     """What `model.generate(input_ids, max_new_tokens=max_new_tokens, **options)` gives: (B, T + new) ids.
 
     Greedy unless the options, or the model's generation config, say otherwise.
-
-    Raises ValueError for a model that cannot generate, and for input_ids that are not (B, T) token ids.
     """
+    model = frame.model
+    check_prompt(model, input_ids, max_new_tokens)
+    assert isinstance(frame, ModuleFrame)
+    training = model.training
+    model.eval()
+    options = {"attention_mask": torch.ones_like(input_ids), "use_cache": True, **options}
+    try:
+        with streamed_layers(frame.stack, frame.layers, fetch), precision.autocast():
+            return model.generate(input_ids, max_new_tokens=max_new_tokens, **options)  # pyright: ignore[reportCallIssue]
+    finally:
+        model.train(training)
+
+
+def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int) -> None:
+    """Raise ValueError for a model that cannot generate, and for what are not (B, T) token ids."""
     if not hasattr(model, "generate"):
         raise ValueError(
             f"{type(model).__name__} has no generate of its own: save it and open it with openm6.load(folder)"
@@ -108,13 +152,29 @@ def generate(
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    training = model.training
-    model.eval()
-    if "attention_mask" not in options:
-        options["attention_mask"] = torch.ones_like(input_ids)
-    try:
-        with streamed_layers(stack, layers, fetch):
-            result = model.generate(input_ids, max_new_tokens=max_new_tokens, **options)  # pyright: ignore[reportCallIssue]
-    finally:
-        model.train(training)
-    return result
+
+
+def memory_of_generating(
+    frame: Frame, weights: Mapping[str, Tensor], precision: Precision, input_ids: Tensor, max_new_tokens: int
+) -> int:
+    """Bytes that `generate` takes beside the weights: measured on the prompt, with one layer's weights in the
+    place of all, and the key-value cache's growth added."""
+    leaves = precision.leaves(weights)  # in scratch memory, which stays
+    with PeakMemory() as memory:
+        out = generate(
+            frame,
+            lambda layer: nullcontext(leaves),
+            precision,
+            input_ids,
+            1,
+            return_dict_in_generate=True,
+        )
+        cache = sum(tensor.nbytes for tensor in _cached(out.past_key_values))
+    # Twice: while a layer's cache grows, the old one is there as well, and the allocator keeps holes.
+    growth = 2 * cache * max_new_tokens // input_ids.shape[1]
+    return round((1 + MARGIN) * memory.peak) + growth + SLACK
+
+
+def _cached(cache: Any) -> Iterator[Tensor]:
+    for layer in getattr(cache, "layers", ()):
+        yield from (each for each in (layer.keys, layer.values) if isinstance(each, Tensor))

@@ -26,14 +26,14 @@ from openm6.giant.hugging_face import put_parameter, tied_parameters
 BLOCK_BYTES = 64 << 20  # of a block of the head's rows, in fp32
 
 
-def narrow_vocabulary(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let embeddings, and heads without bias, have `dtype` and be computed by the modules of this file; all
-    other parameters are made fp32. In place; parameters may be on meta.
+def store_frame_as(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let every parameter of a frame be fp32; but if `dtype` is bf16, let embeddings, and heads without bias,
+    be bf16 and computed by the modules of this file. In place; parameters may be on meta.
 
     To be called when the model's layers are out of it: every `nn.Linear` that is left counts as a head.
     """
     narrow: set[nn.Parameter] = set()
-    for path, module in list(model.named_modules()):
+    for path, module in list(model.named_modules()) if dtype == torch.bfloat16 else ():
         new: NarrowEmbedding | NarrowHead | None = None
         # Exactly these: a subclass does something of its own.
         if type(module) is nn.Embedding and module.max_norm is None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ["llama", "qwen3", "gpt2"]  # a head of its own; tied to the embedding; tied, and learned positions
-STACKS = {"llama": "model.layers", "qwen3": "model.layers", "gpt2": "transformer.h"}
 VOCAB = 32
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant import vocabulary
-from openm6.giant.vocabulary import NarrowEmbedding, NarrowHead, narrow_vocabulary, take_gradients
+from openm6.giant.vocabulary import NarrowEmbedding, NarrowHead, store_frame_as, take_gradients
 
 V, D = 23, 6
 
@@ -29,7 +29,7 @@ def pair(tied: bool) -> tuple[Tied, Tied]:
     """The same numbers twice: ordinary modules in fp32, and narrow ones in bf16."""
     wide, narrow = Tied(tied), Tied(tied)
     narrow.norm.load_state_dict(wide.norm.state_dict())
-    narrow_vocabulary(narrow.bfloat16(), torch.bfloat16)
+    store_frame_as(narrow.bfloat16(), torch.bfloat16)
     assert narrow.head.weight.dtype == torch.bfloat16 and narrow.norm.weight.dtype == torch.float32
     with torch.no_grad():
         wide.embed.weight.copy_(narrow.embed.weight)
@@ -90,11 +90,19 @@ def test_the_exit_alone_can_be_asked_for_the_gradient_of_its_input() -> None:
     assert "w" in take_gradients({"w": narrow.head.weight})
 
 
+def test_a_frame_in_fp32_keeps_its_modules() -> None:
+    model = Tied(tied=True).bfloat16()
+    before = list(model.modules())
+    store_frame_as(model, torch.float32)
+    assert list(model.modules()) == before and model.embed.weight is model.head.weight
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_modules_with_a_mind_of_their_own_are_left_alone() -> None:
     class Scaled(nn.Embedding):
         pass
 
     model = nn.ModuleList([Scaled(4, 2), nn.Linear(2, 4), nn.Embedding(4, 2, max_norm=1.0)])
     before = list(model)
-    narrow_vocabulary(model, torch.bfloat16)
+    store_frame_as(model, torch.bfloat16)
     assert list(model) == before
