@@ -14,7 +14,7 @@ module at a time, so that no model is ever in memory. Each side runs in a proces
     losses              of the training steps: those of one repeated batch fall
     seconds_a_step      median of the steps after the first
     seconds_a_token     likewise; a token reads all weights that are not resident
-    bytes_read/written  from and to the store, all steps or tokens
+    bytes_read/written  from and to the store, all steps (with their commits) or tokens
     wait_share          of the time, that compute waited for the disk
 
 It takes about 33 GB of free disk, checked first and given back; the two sides take turns. `--shape tiny` runs
@@ -111,6 +111,7 @@ def train(folder: Path, disk: Path, *, budget: str, steps: int, rows: int, token
     batch = [{"input_ids": row[None], "labels": row[None]} for row in ids_NT]
     with Stopwatch() as opening:
         giant.prepare(batch)
+    before = giant.store.stats
     reports, seconds = [], []
     for _ in range(steps):
         begun = time.perf_counter()
@@ -118,6 +119,7 @@ def train(folder: Path, disk: Path, *, budget: str, steps: int, rows: int, token
         giant.commit()
         seconds.append(time.perf_counter() - begun)
         print(f"step {len(reports)}: {reports[-1].loss:.4f}, {seconds[-1]:.1f} s", file=sys.stderr)
+    traffic = giant.store.stats
     giant.close()
     return {
         "losses": [report.loss for report in reports],
@@ -125,9 +127,9 @@ def train(folder: Path, disk: Path, *, budget: str, steps: int, rows: int, token
         "tokens_a_step": rows * tokens,
         "seconds_a_step": median(seconds[1:]),
         "seconds_of_opening": opening.seconds,
-        "wait_share": sum(report.wait_seconds for report in reports) / sum(seconds),
-        "bytes_read": sum(report.bytes_read for report in reports),
-        "bytes_written": sum(report.bytes_written for report in reports),
+        "wait_share": (traffic.wait_seconds - before.wait_seconds) / sum(seconds),
+        "bytes_read": traffic.bytes_read - before.bytes_read,
+        "bytes_written": traffic.bytes_written - before.bytes_written,
     }
 
 

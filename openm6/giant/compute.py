@@ -86,8 +86,10 @@ class Gradients:
         halves = [leaf_spec(name, leaf) for name, leaf in leaves.items() if leaf.dtype != torch.float32]
         self._room = scratch.tensors(halves)
         self._current: Tensors = {} if shared else self.sums
-        for name, leaf in leaves.items():
+        self._hooks = [
             leaf.register_post_accumulate_grad_hook(lambda leaf, name=name: self._take(name, leaf))
+            for name, leaf in leaves.items()
+        ]
 
     def _take(self, name: str, leaf: Tensor) -> None:
         gradient = leaf.grad
@@ -115,8 +117,11 @@ class Gradients:
         self._current.clear()
 
     def mean(self, layers: int) -> Tensors:
-        """The sums, for a shared slot divided by its number of layers."""
+        """The sums, for a shared slot divided by its number of layers. No more gradients are taken."""
         self.end_micro_batch()
+        # A hook refers to this object, which refers to the leaf: gradients would wait for the cycle collector.
+        for hook in self._hooks:
+            hook.remove()
         if layers > 1:
             for total in self.sums.values():
                 total.div_(layers)

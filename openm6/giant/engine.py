@@ -388,7 +388,8 @@ def stream(
         weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
             float32, and so are norms and biases of any frame.
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
-        durability: "step" can commit and takes the disk space twice; "none" cannot.
+        durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
+            runs).
         activations: where the layers' inputs wait for the backward pass.
         global_clip: largest norm of all gradients together. It costs writing and reading them; by default
             the optimizer clips each part by itself.
@@ -425,7 +426,7 @@ def stream(
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,
-        durability=durability,
+        durability="none" if optimizer is None else durability,  # what is not changed needs no second side
         activations=activations,
         global_clip=global_clip,
         loss_weights=loss_weights or {},

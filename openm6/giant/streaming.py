@@ -210,6 +210,7 @@ def backward(machine: Machine, micro_batches: Sequence[MicroBatch]) -> None:
                 sums = _slot_gradients(machine, slot, views, micro_batches)
             with machine.trace.span("compute", f"{slot.name} update"):
                 machine.updates.apply(slot.name, views, sums)
+        del sums  # before the next slot's are made
 
 
 def _slot_gradients(
