@@ -42,6 +42,11 @@ class BufferPool:
         """Bytes of all buffers."""
         return self.busy + self._idle_bytes
 
+    def resize(self, limit: int) -> None:
+        """Another limit. Idle buffers above it go now, busy ones when they rest."""
+        self.limit = limit
+        self._trim()
+
     def is_idle(self, buffer: Buffer) -> bool:
         return buffer in self._idle
 
@@ -55,8 +60,8 @@ class BufferPool:
         buffer = next((idle for idle in self._idle if idle.nbytes == nbytes), None)
         if buffer is not None:
             self._drop(buffer)
-        while buffer is None and self.nbytes + nbytes > self.limit:
-            self._drop(next(iter(self._idle)))
+        if buffer is None:
+            self._trim(nbytes)
         buffer = buffer or Buffer(nbytes)
         buffer.owner = owner
         self.busy += nbytes
@@ -67,6 +72,7 @@ class BufferPool:
         self.busy -= buffer.nbytes
         self._idle[buffer] = None
         self._idle_bytes += buffer.nbytes
+        self._trim()
 
     def wake(self, buffer: Buffer) -> None:
         """An idle buffer becomes busy again, content and all."""
@@ -77,6 +83,11 @@ class BufferPool:
     def discard(self, buffer: Buffer) -> None:
         """Let go of an idle buffer's memory."""
         self._drop(buffer)
+
+    def _trim(self, coming: int = 0) -> None:
+        """Make room for `coming` bytes; the oldest idle buffers go first."""
+        while self._idle and self.nbytes + coming > self.limit:
+            self._drop(next(iter(self._idle)))
 
     def _drop(self, buffer: Buffer) -> None:
         del self._idle[buffer]

@@ -11,6 +11,7 @@ so instead of waiting: nothing can deadlock.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -35,6 +36,10 @@ class _Announced:
     pinned: bool = False
 
 
+# Room that reads ahead leave, in buffers of what a use writes unread: one to fill, one on its way out.
+_SPARE = 2
+
+
 class ReadAhead:
     """Brings pieces into memory and back. `check` raises what went wrong in the background."""
 
@@ -48,14 +53,15 @@ class ReadAhead:
         self._far: deque[_Announced] = deque()  # announced, waiting for room
         self._announced: Counter[Access] = Counter()  # of both
         self._flying = 0  # transfers
+        self._spare = 0  # bytes that reads ahead leave free
         self._hungry = 0  # uses that wait for room; reads ahead leave it to them
         self._pumping = False
         self._failure: BaseException | None = None
 
     def resize(self, buffer_bytes: int) -> None:
-        """Another limit; a smaller one takes hold as buffers are needed for something else."""
+        """Another limit; a smaller one takes hold as busy buffers become idle."""
         with self._lock:
-            self._pool.limit = buffer_bytes
+            self._pool.resize(buffer_bytes)
             self._pump()
 
     # -------------------- failure
@@ -82,10 +88,16 @@ class ReadAhead:
 
     # -------------------- what comes next
 
-    def announce(self, accesses: Iterable[tuple[Access, list[Piece]]]) -> None:
-        """Replace what was announced."""
-        coming = deque(_Announced(access, pieces) for access, pieces in accesses)
+    def announce(self, accesses: Iterable[tuple[Access, list[Piece], list[Piece]]]) -> None:
+        """Replace what was announced: (access, pieces to read, pieces to write)."""
+        coming, unread = deque[_Announced](), 0
+        for access, reads, writes in accesses:
+            coming.append(_Announced(access, reads))
+            if access.writes:
+                fresh = (piece.nbytes for piece in writes if not piece.resident and piece not in reads)
+                unread = max(unread, sum(fresh))
         with self._lock:
+            self._spare = _SPARE * unread
             for entry in self._near:
                 self._unpin(entry)
             self._near.clear()
@@ -113,7 +125,7 @@ class ReadAhead:
             for piece in entry.pieces:
                 piece.pins += 1
             entry.pinned = True
-            if not self._bring(entry.pieces, entry.pieces):
+            if not self._bring(entry.pieces, entry.pieces, spare=self._spare):
                 self._unpin(entry)
                 break
             self._near.append(self._far.popleft())
@@ -128,14 +140,15 @@ class ReadAhead:
 
     # -------------------- memory
 
-    def _bring(self, pieces: Sequence[Piece], reads: Collection[Piece]) -> bool:
+    def _bring(self, pieces: Sequence[Piece], reads: Collection[Piece], *, spare: int = 0) -> bool:
         """Give every piece memory, and start reads into what is new; False, and nothing, if there is no room.
 
         The caller has pinned the pieces.
         """
         absent = [piece for piece in pieces if not piece.resident and piece.memory is None]
         asleep = [piece for piece in pieces if piece.memory and self._pool.is_idle(piece.memory)]
-        if not self._pool.fits(sum(piece.nbytes for piece in [*absent, *asleep])):
+        needed = sum(piece.nbytes for piece in [*absent, *asleep])
+        if needed and not self._pool.fits(needed + spare):
             return False
         for piece in asleep:
             assert piece.memory is not None
@@ -192,10 +205,12 @@ class ReadAhead:
         reads: Collection[Piece],
         writes: Collection[Piece],
         access: Access | None = None,
+        precious: bool = True,
     ) -> Iterator[None]:
         """Inside, `pieces` are in memory, and no I/O thread changes them or reads what may change.
 
-        On leaving without an exception, `writes` are the newest bytes and are written behind.
+        On leaving without an exception, `writes` are the newest bytes and are written behind. With one, they
+        are neither the old nor the new bytes: a failure of the store if they are `precious`.
         """
         with self._lock:
             self.check()
@@ -206,16 +221,22 @@ class ReadAhead:
                 piece.writer = piece in writes
             if entry is not None:
                 self._unpin(entry)
+        changing = False
         try:
             self._enter(pieces, reads, writes)
+            changing = bool(writes)
             yield
             with self._lock:
                 for piece in writes:
                     piece.filled = piece.dirty = True
                     if not piece.resident:
                         self.start("write", piece)
+            changing = False
         finally:
             with self._lock:
+                if changing and precious:
+                    reason = f"changing {pieces[0].part} was interrupted by {sys.exc_info()[1]!r}"
+                    self.fail(TierError(f"{reason}; go on from the last commit."))
                 for piece in pieces:
                     piece.users -= 1
                     piece.writer = False
@@ -346,7 +367,7 @@ class ReadAhead:
 
     def close(self) -> None:
         """Wait for the I/O threads to be idle; further uses are refused."""
-        self.announce(())
+        self.announce([])
         self.fail(TierError("the store is closed; open it again."))
         with self._lock:
             self._lock.wait_for(lambda: not self._flying)

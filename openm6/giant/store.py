@@ -204,7 +204,7 @@ class TieredStore:
         """
         with self._new(part, layout) as new:
             pieces = [piece for piece in new.pieces.values() if not piece.scratch]
-            with self._ahead.using(pieces, reads=(), writes=pieces):
+            with self._ahead.using(pieces, reads=(), writes=pieces, precious=False):
                 for piece in pieces:
                     assert piece.memory is not None
                     piece.memory.tensor.zero_()
@@ -240,7 +240,12 @@ class TieredStore:
         passes over announced ones drops them from the list; one that was not announced is served all the
         same.
         """
-        self._ahead.announce([(access, self._pieces(access.part, access.sections)) for access in accesses])
+        self._ahead.announce(
+            [
+                (each, self._pieces(each.part, each.sections), self._pieces(each.part, each.writes))
+                for each in accesses
+            ]
+        )
 
     @contextmanager
     def use(self, access: Access) -> Iterator[Views]:
@@ -262,15 +267,7 @@ class TieredStore:
             writes=self._pieces(access.part, access.writes),
             access=access,
         ):
-            try:
-                yield {section: part.views(section) for section in sections}
-            except BaseException as error:
-                if access.writes:
-                    reason = (
-                        f"changing {access.part} was interrupted ({error!r}); open the last commit again."
-                    )
-                    self._ahead.fail(TierError(reason))
-                raise
+            yield {section: part.views(section) for section in sections}
 
     # -------------------- committing
 
@@ -304,10 +301,10 @@ class TieredStore:
             folder.sync_names()
             parts = {name: part.record() for name, part in self._parts.items()}
             write_record(folder.path, CommitRecord(step, parts, extra))
-        self._step = step
-        for piece in changed:
-            assert piece.side is not None
-            piece.committed, piece.dirty = Stored(piece.side, piece.checksum), False
+            self._step = step
+            for piece in changed:
+                assert piece.side is not None
+                piece.committed, piece.dirty = Stored(piece.side, piece.checksum), False
         for part in self._removed:
             folder.delete(part)
         self._removed.clear()

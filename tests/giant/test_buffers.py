@@ -51,6 +51,19 @@ def test_the_oldest_idle_buffers_give_way_to_other_sizes() -> None:
     assert pool.nbytes == 3 * 4096
 
 
+def test_a_smaller_limit_takes_hold_as_buffers_rest() -> None:
+    lost: list[int] = []
+    pool = BufferPool(4 * 4096)
+    buffers = [pool.take(4096, lambda number=number: lost.append(number)) for number in range(4)]
+    pool.rest(buffers[3])
+    pool.resize(2 * 4096)
+    assert lost == [3] and pool.nbytes == 3 * 4096
+    pool.rest(buffers[0])
+    assert lost == [3, 0] and pool.nbytes == 2 * 4096
+    pool.resize(4 * 4096)
+    assert pool.fits(2 * 4096)
+
+
 def test_the_pool_never_holds_more_than_its_limit() -> None:
     generator = torch.Generator().manual_seed(0)
     pool = BufferPool(20 * 4096)

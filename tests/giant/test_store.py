@@ -175,6 +175,32 @@ def test_sections_that_are_only_written_are_not_read(tmp_path: Path) -> None:
                 assert holds(views["gradients"], number)
 
 
+def test_reads_ahead_leave_room_for_what_is_only_written(tmp_path: Path) -> None:
+    with new_store(tmp_path, buffer_bytes=8 * PAGE, durability="none") as store:
+        add_parts(store, dict.fromkeys(NAMES, 1))
+        before = store.stats.bytes_read
+        accesses = [Access(name, ("weights",), writes=("gradients",)) for name in NAMES]
+        store.announce(accesses)
+        for access in accesses:
+            with store.use(access) as views:
+                fill(views["gradients"], 2)
+        # Nothing that was read ahead had to make room, to be read once more.
+        assert store.stats.bytes_read - before <= len(NAMES) * PAGE
+
+
+def test_buffers_may_change_their_size(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        add_parts(store, dict.fromkeys(NAMES, 1))
+        with pytest.raises(TierError, match="cannot hold"):
+            add_parts(store, {"slot-9": 1}, LARGE)
+        store.resize(LARGE.nbytes)
+        add_parts(store, {"slot-9": 1}, LARGE)
+        store.resize(SMALL.nbytes)
+        store.announce(Access(name, BOTH) for name in NAMES)
+        assert all(has(store, name, 1) for name in NAMES)
+        assert store._ahead._pool.nbytes <= SMALL.nbytes
+
+
 def test_gradients_are_scratch(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     with store:
