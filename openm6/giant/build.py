@@ -24,7 +24,7 @@ from openm6.giant.optimizers import PartOptimizer
 from openm6.giant.parts import PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.slots import FRAME, Slot, specs
-from openm6.giant.store import Tier, TieredStore
+from openm6.giant.store import Access, Tier, TieredStore
 from openm6.giant.streaming import Machine
 from openm6.giant.workspace import rehearse
 
@@ -99,14 +99,20 @@ def fill_from(frame: Frame) -> Fill:
 
 
 @torch.no_grad()
-def fill_frame(frame: Frame, fill: Fill) -> None:
-    """Give parameters of the frame that are on meta their memory and values."""
+def fill_frame(frame: Frame, fill: Fill) -> list[str]:
+    """Give parameters of the frame that are on meta their memory and values; returns their names."""
     real: dict[str, Tensor] = {}
     for name, parameter in frame.parameters.items():
         if parameter.is_meta:
             real[name] = torch.empty_like(parameter, device="cpu")
             fill(name, real[name], None)
     frame.bind(real)
+    return list(real)
+
+
+def empty_frame(frame: Frame, names: Sequence[str]) -> None:
+    """Put parameters back on meta: they get their values once more where they stay, and are never there twice."""
+    frame.bind({name: torch.empty_like(frame.parameters[name], device="meta") for name in names})
 
 
 @torch.no_grad()
@@ -194,10 +200,15 @@ def fill_store(
     if frame.parameters:
         with store.create(FRAME, frame_layout(frame, settings)) as views:
             for name, tensor in {**frame.parameters, **frame.buffers}.items():
-                views["weights"][name].copy_(tensor)
+                if tensor.is_meta:
+                    fill(name, views["weights"][name], None)
+                else:
+                    views["weights"][name].copy_(tensor)
             if settings.optimizer:
                 parameters = {name: views["weights"][name] for name in frame.parameters}
                 settings.optimizer.initialise(parameters, views["state"])
+        with store.use(Access(FRAME, ("weights",))) as views:
+            frame.bind(views["weights"])  # the model's own are let go
     for slot in slots:
         for part, shapes, expert in slot.parts():
             with store.create(part, new[part]) as views:

@@ -271,10 +271,11 @@ class Giant:
         return self._ready("prepare")
 
     def _move_in(self, memory_beside_parts: Callable[[Machine], int]) -> None:
-        build.fill_frame(self.frame, self._fill)
+        filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
         before = build.memory_of_frame(self.frame, self.settings)
         self._fixed_bytes = before + memory_beside_parts(machine)
+        build.empty_frame(self.frame, filled)
         machine.store = self._open_store(self._place({}))
         if self.frame.parameters:
             with machine.store.use(Access(FRAME, ("weights",))) as views:

@@ -159,8 +159,8 @@ def memory_of_generating(
 ) -> int:
     """Bytes that `generate` takes beside the weights: measured on the prompt, with one layer's weights in the
     place of all, and the key-value cache's growth added."""
-    leaves = precision.leaves(weights)  # in scratch memory, which stays
     with PeakMemory() as memory:
+        leaves = precision.leaves(weights)
         out = generate(
             frame,
             lambda layer: nullcontext(leaves),

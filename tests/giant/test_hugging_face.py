@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from openm6.giant import stream
 from openm6.giant.hugging_face import Source, put_parameter, save_folder, skeleton, tied_parameters
 from openm6.giant.parts import TensorSpec
 from openm6.giant.shards import WEIGHTS
+from openm6.giant.store import Access
 from tests.giant.folders import FAMILIES, write_folder
 
 
@@ -66,6 +68,42 @@ def test_a_saved_folder_opens_in_transformers(family: str, dtype: torch.dtype, t
     assert opened.dtype == dtype
     assert {n for n, _ in opened.named_parameters()} == {n for n, _ in model.named_parameters()}
     assert all(torch.equal(p, model.get_parameter(n).to(dtype)) for n, p in opened.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_trained_and_saved_opens_with_equal_weights(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    start = dict(write_folder(tmp_path / "a", family).named_parameters())
+    giant = stream(
+        tmp_path / "a",
+        budget="8GiB",
+        disk=tmp_path / "tiers",
+        optimizer="adafactor",
+        lr=1e-2,
+        weights_dtype=dtype,
+        placement={"slot-*": {"weights": "disk", "state": "disk"}},
+    )
+    ids_BT = torch.randint(3, 32, (2, 6))
+    batches = [{"input_ids": row[None], "labels": row[None]} for row in ids_BT]
+    losses = [giant.step(batches).loss for _ in range(4)]
+    assert losses[-1] < losses[0]
+    giant.save(tmp_path / "b")
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "b", local_files_only=True)
+    assert opened.dtype == dtype
+    saved = dict(opened.named_parameters())
+    assert saved.keys() == start.keys()
+    assert not any(torch.equal(p, start[name].to(dtype)) for name, p in saved.items() if p.dim() > 1)
+    for name, parameter in giant.frame.parameters.items():
+        assert torch.equal(saved[name], parameter.to(dtype))
+    for slot in giant.slots:
+        with giant.store.use(Access(slot.name, ("weights",))) as views:
+            for name, weight in views["weights"].items():
+                assert torch.equal(saved[f"{slot.path}.{name}"], weight)
+    giant.close()
 
 
 def test_saving_over_the_source_is_refused(tmp_path: Path) -> None:
