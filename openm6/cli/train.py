@@ -81,19 +81,23 @@ def train_and_report(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Train with a live display (on standard error if `quiet`), let the model show what it learned.
 
-    Returns the path of the report, and the samples in it.
+    Returns the path of the report, and the samples in it: none of a model that is not written at the end, or
+    that its budget could not hold.
     """
     import openm6
     from openm6.cli.progress import TrainingDisplay
     from openm6.decode.samples import write_samples
     from openm6.train.loop import train as run
     from openm6.train.report import write_report
+    from openm6.train.streamed import fits_in_memory
 
     console = Console(stderr=quiet, highlight=False)
     with TrainingDisplay(config, console=console) as display:
         folder = run(config, run_dir, on_progress=display.update)
     with console.status("letting it show what it learned"):
-        samples = write_samples(openm6.load(folder), config, run_dir / "samples")
+        samples: list[dict[str, Any]] = []
+        if folder is not None and fits_in_memory(config):
+            samples = write_samples(openm6.load(folder), config, run_dir / "samples")
         return write_report(run_dir), samples
 
 
@@ -132,7 +136,7 @@ def summary(recipe: str, config: RunConfig, run_dir: Path, report: Path) -> dict
     return {
         "input": recipe,
         "output": str(report),
-        "model": str(run_dir / "model"),
+        "model": str(run_dir / "model") if config.memory is None or config.memory.export else None,
         "steps": config.steps,
         "seconds": lines[-1]["time"],
         "held_out": {k[4:-5]: v for k, v in held_out.items() if k.startswith("val_") and k.endswith("_loss")},

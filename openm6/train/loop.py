@@ -33,6 +33,7 @@ from openm6.train.objectives.seq2seq import task_losses, total_loss
 from openm6.train.optimizer import build_optimizer
 from openm6.train.recipe import dump_recipe, load_recipe
 from openm6.train.schedule import learning_rate
+from openm6.train.streamed import StreamedRun
 from openm6.train.tokenizers import model_folder
 
 
@@ -48,7 +49,7 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     run_dir.mkdir(parents=True, exist_ok=True)
     check_same_run(config, run_dir)
     dump_recipe(config, run_dir / "config.yaml")
-    run = Run(config, run_dir)
+    run = Run(config, run_dir) if config.memory is None else StreamedRun(config, run_dir)
     with closing(run), MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
         # A delink right after the last checkpoint happens again when the run goes on, and is told once.
         told = {_what(line) for line in read_metrics(run_dir)}

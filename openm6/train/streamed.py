@@ -1,0 +1,243 @@
+"""A run through `openm6.giant.stream`: within a memory budget, and on disk what does not fit in it.
+
+The Pseudo Giant's slot stays in memory; at the delink the same run becomes a Real Giant whose slots are read
+and written as a step needs them. All that a run in memory has is here as well: schedule, guard, metrics,
+held-out losses, going on after a kill (from the last commit, one every `checkpoint_every` steps; with
+`memory.durability: none` there is none), the model at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openm6.giant.budget import format_bytes, parse_bytes
+from openm6.giant.engine import Giant, stream
+from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
+from openm6.giant.placement import solve
+from openm6.giant.report import StepReport
+from openm6.giant.trigger import FractionTrigger
+from openm6.model.size import count
+from openm6.tasks.collate import Batch
+from openm6.train.batches import Batches
+from openm6.train.config import MemoryConfig, OptimizerConfig, RunConfig
+from openm6.train.course import Course
+from openm6.train.memory import native_bf16
+from openm6.train.objectives.seq2seq import task_losses
+from openm6.train.schedule import learning_rate
+from openm6.train.skeleton import first_values, skeleton
+
+_PROBES = 64  # batches that are looked at for the largest
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class StreamedRun(Course[list[Batch]]):
+    """A run whose model is a `Giant`. Close it: its tiers have threads and files."""
+
+    def __init__(self, config: RunConfig, run_dir: Path):
+        super().__init__(config, run_dir)
+        assert config.memory is not None
+        self.memory = config.memory
+        self.budget_bytes = parse_bytes(config.memory.host)
+        self.folder = tiers_folder(config.memory, run_dir)
+        self.usual_loss: float | None = None  # running mean that the spike guard compares with
+        self.traffic = Traffic()
+        self.written_before = 0  # bytes, by processes that began this run
+        self.giant = self._open()
+        try:
+            self.giant.prepare(self._largest_work())
+            self._require_space()
+            if self.giant.extra:
+                self._restore({**self.giant.extra, "step": self.giant.steps})
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> Giant:
+        config, memory = self.config, self.memory
+        model = skeleton(
+            config.model, seed=config.seed, unit=config.sharing.unit, shared=config.sharing.delink_at > 0
+        )
+        bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+        return stream(
+            model,
+            budget=memory.host,
+            disk=self.folder,
+            optimizer=part_optimizer(config.optimizer),
+            weights_dtype=_DTYPES[memory.weights],
+            compute_dtype=_DTYPES["bf16" if bf16 else "fp32"],
+            durability=memory.durability,
+            activations=memory.activations,
+            loss=task_losses,
+            loss_weights=config.loss_weights,
+            fill=first_values(model, seed=config.seed),
+            seed=config.seed,
+            trace=memory.trace,
+        )
+
+    def _largest_work(self) -> list[Batch]:
+        """As much as a step may have to compute: what it takes of the budget is measured on that."""
+        probe = self._batches(self.config.mix, seed=self.config.seed)
+        largest = max((next(probe) for _ in range(_PROBES)), key=lambda batch: batch.stream.tokens_BT.numel())
+        pseudo = self.memory.pseudo_micro_batches or 1
+        return [largest] * max(self.memory.micro_batches, pseudo)
+
+    def _require_space(self) -> None:
+        """Whether the disk will hold the Real Giant is asked now, and not when the layers part."""
+        giant, memory = self.giant, self.memory
+        if not giant.shared or self.config.sharing.delink_at >= 1 or giant.placement is None:
+            return
+        first = giant.slots[0].name
+        slot = {
+            part.removeprefix(first): each for part, each in giant.layouts().items() if part.startswith(first)
+        }
+        layers = range(self.config.model.layers)
+        real = {f"slot-{layer:04d}{part}": each for layer in layers for part, each in slot.items()}
+        placement = solve(real, budget_bytes=self.budget_bytes, fixed_bytes=giant.placement.fixed_bytes)
+        needed, hint = sum(each.nbytes for each in real.values()), ""
+        if memory.durability == "step":
+            needed, hint = 2 * needed, ", or set memory.durability to none, which halves it"
+        else:
+            needed -= placement.resident_bytes
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ValueError(
+                f"the Real Giant will need {format_bytes(needed)} in {self.folder}, and the disk there has "
+                f"{format_bytes(free)} free: free some, name a folder on another disk with memory.disk{hint}"
+            )
+
+    def placement(self) -> dict[str, Any]:
+        return {} if self.giant.placement is None else {"placement": self.giant.placement.table()}
+
+    @property
+    def shared(self) -> bool:
+        return self.giant.shared
+
+    def draw(self) -> list[Batch]:
+        return [next(self.batches) for _ in range(self._micro_batches)]
+
+    @property
+    def _micro_batches(self) -> int:
+        pseudo = self.memory.pseudo_micro_batches
+        return pseudo if self.shared and pseudo is not None else self.memory.micro_batches
+
+    def time_to_delink(self, work: list[Batch]) -> bool:
+        at = self.config.sharing.delink_at
+        return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
+
+    def delink(self) -> None:
+        self.giant.delink()
+
+    def train_step(self, work: list[Batch]) -> None:
+        settings, usual = self.config.optimizer, self.usual_loss
+        report = self.giant.step(
+            work,
+            lr=learning_rate(self.step, self.config.steps, settings),
+            loss_limit=math.inf if usual is None else settings.spike * usual,
+        )
+        self.traffic.add(report)
+        if report.skipped:
+            self.skipped += 1
+        else:
+            self.usual_loss = report.loss if usual is None else 0.98 * usual + 0.02 * report.loss
+            losses = dict(report.losses)
+            routed = {"drop_rate": report.drop_rate} if self.config.model.experts is not None else {}
+            if "balance" in losses:
+                routed["balance"] = losses.pop("balance") / self.config.model.layers
+            self.window.add(loss=report.loss, **{f"loss_{n}": each for n, each in losses.items()}, **routed)
+        self.step += 1
+        self.tokens += sum(batch.tokens for batch in work)
+
+    def _line(self, tokens_per_s: float) -> dict[str, Any]:
+        traffic, self.traffic = self.traffic, Traffic()
+        return {
+            **super()._line(tokens_per_s),
+            "budget_bytes": self.budget_bytes,
+            **traffic.figures(),
+            "total_written_bytes": self.total_written,
+        }
+
+    @property
+    def total_written(self) -> int:
+        """Bytes that the run has written to its tiers so far, in all of its processes: drive wear."""
+        return self.written_before + self.giant.store.stats.bytes_written
+
+    def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
+        losses = self.giant.evaluate_losses([next(batches) for _ in range(self.config.eval_steps)])[1]
+        yield {name: loss for name, loss in losses.items() if name != "balance"}
+
+    def save(self) -> None:
+        if self.memory.durability == "step":
+            self.giant.commit(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "usual_loss": self.usual_loss, "written": self.total_written}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self.usual_loss, self.written_before = state["usual_loss"], state["written"]
+
+    def export(self) -> Path | None:
+        if not self.memory.export:
+            return None
+        folder = self.run_dir / "model"
+        self.giant.save(folder)
+        self._save_tokenizers(folder)
+        return folder
+
+    def close(self) -> None:
+        """Let go of threads and files. Tiers without a commit cannot be gone on with: they are deleted."""
+        self.giant.close()
+        if self.memory.durability == "none":
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class Traffic:
+    """What steps read, wrote and waited for, since the last log line."""
+
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+    def add(self, report: StepReport) -> None:
+        self.seconds += report.seconds
+        self.wait_seconds += report.wait_seconds
+        self.read_bytes += report.bytes_read
+        self.written_bytes += report.bytes_written
+
+    def figures(self) -> dict[str, float]:
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "wait_share": round(self.wait_seconds / seconds, 4),
+            "read_bytes": self.read_bytes,
+            "written_bytes": self.written_bytes,
+            "read_gb_per_s": round(self.read_bytes / 1e9 / seconds, 3),
+            "write_gb_per_s": round(self.written_bytes / 1e9 / seconds, 3),
+        }
+
+
+def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
+    """The recipe's optimizer, which updates one part at a time; `clip` is that of each part by itself."""
+    if config.kind == "adafactor":
+        return Adafactor(clip=config.clip, weight_decay=config.weight_decay)
+    return AdamW(betas=config.betas, weight_decay=config.weight_decay, clip=config.clip)
+
+
+def tiers_folder(memory: MemoryConfig, run_dir: Path) -> Path:
+    """Where a run keeps what does not fit in memory: a folder of its own."""
+    return run_dir / "tiers" if memory.disk is None else memory.disk / f"openm6-{run_dir.resolve().name}"
+
+
+def fits_in_memory(config: RunConfig) -> bool:
+    """Whether a run's budget could hold its model as `openm6.load` does, in fp32."""
+    if config.memory is None:
+        return True
+    return 4 * count(config.model).total() <= parse_bytes(config.memory.host)
