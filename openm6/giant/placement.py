@@ -134,17 +134,17 @@ def solve(
     possible = [p for p in prefixes if buffer_bytes is None or p.largest <= buffer_bytes]
     # More budget must not mean more traffic: so what the least budget can keep resident, every budget keeps.
     least = min(possible, key=lambda prefix: (needs(prefix, ahead=False), -prefix.count), default=None)
-    takes = None if least is None else needs(least, ahead=False)
-    if least is None or takes is None or takes > available:
-        largest = prefixes[0].largest
-        if takes is None or (buffer_bytes is not None and buffer_bytes < largest):
+    if least is None or needs(least, ahead=False) > available:
+        if buffer_bytes is not None and buffer_bytes < (largest := prefixes[0].largest):
             raise ValueError(
-                f"buffers of {format_bytes(buffer_bytes or 0)} cannot hold the largest part on the disk, which "
+                f"buffers of {format_bytes(buffer_bytes)} cannot hold the largest part on the disk, which "
                 f"takes {format_least(largest)}"
             )
+        assert least is not None
+        takes = needs(least, ahead=False)
         raise ValueError(
-            f"a budget of {format_bytes(budget_bytes)} is too small: {format_bytes(fixed_bytes)} for process, "
-            f"frame and activations and {format_bytes(takes)} for parts make the least budget "
+            f"a budget of {format_bytes(budget_bytes)} is too small: {format_bytes(fixed_bytes)} for "
+            f"process, frame and activations and {format_bytes(takes)} for parts make the least budget "
             f"{format_least(fixed_bytes + takes)}"
         )
     fitting = [prefix for prefix in possible if needs(prefix, ahead=True) <= available]
