@@ -13,6 +13,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 import torch
 from torch import Tensor
 
+import openm6
 from benchmarks.residual_mlp import LEARNING_RATE, ResidualMLP, batch, counters, initialise, report_steps
 from openm6.giant import AdamW, stream
 
@@ -44,7 +45,7 @@ def main() -> None:
     micro_batches = [batch(job["width"], compute)]
     report_steps(lambda: giant.step(micro_batches).loss, job["steps"])
     giant.close()
-    print(json.dumps({"parameters": parameters, "start_bytes": before}))
+    print(json.dumps({"parameters": parameters, "start_bytes": before, "version": openm6.__version__}))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 A dense stack of 0.5 billion parameters in fp32 with AdamW: the weights and moments of every slot live on the
 disk, nothing but buffers is in memory. In every round each side has its turn, on the same micro-batches.
 
-    compute_bound_ratio    tokens a second, streamed over in memory, large steps. Both compute every layer once
-                           more in the backward pass (streaming must; in memory it is gradient checkpointing)
-                           and the numbers are the same: the losses are compared bit for bit
+    compute_bound_ratio    tokens a second, streamed over in memory, large steps. Both compute every layer
+                           once more in the backward pass (streaming must; in memory it is gradient
+                           checkpointing), and the losses must be equal bit for bit
     ratio_to_no_recompute  the same over training in memory that keeps all activations and so computes a
                            quarter less: about 0.75 for any method that recomputes
     disk_share             small steps: bytes that a step must move, a second, over the raw rate of the disk

@@ -10,13 +10,14 @@ moments, train on the same 128 positions a step with AdamW, and must show the sa
     speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the
                     first of each process; the least over the sizes
     memory_ratio    peak resident memory of the process, OpenM6's over DeepSpeed's; the largest over sizes
-    speedup_fp32    the same with OpenM6 multiplying matrices in fp32, its default on a processor without bf16
-                    arithmetic; what is stored stays as it was (None with --no-fp32)
+    products        what OpenM6 multiplies matrices in: bf16 as DeepSpeed, or fp32 where the processor has no
+                    bf16 arithmetic, which is what OpenM6 does there by default
+    other_products  speedup and memory ratio with the other type (None with --one)
     sizes           for each size: both sides' seconds, peaks, losses, bytes moved a step
 
-DeepSpeed gets the best of its settings twice over: it runs with the one whose steps were fastest at the
-smallest size, and `memory_ratio` compares with the least peak of any of its runs at a size. What was tried
-is in `deepspeed_settings`; where DeepSpeed failed, with its last words.
+DeepSpeed runs with the setting whose steps were fastest at the smallest size. What was tried is in
+`deepspeed_settings`; where DeepSpeed failed, with its last words. `memory_ratio_to_least` compares with the
+least peak that any of these settings had at a size.
 """
 
 import argparse
@@ -35,6 +36,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
+from openm6.train.memory import native_bf16
 
 HERE = Path(__file__).resolve().parent
 TOLERANCE = 0.01  # relative, of any step's loss: what bf16 leaves of the same computation
@@ -106,6 +108,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "read_bytes_a_step": round(median(step["read_bytes"] for step in steps)),
         "written_bytes_a_step": round(median(step["write_bytes"] for step in steps)),
         "losses": [step["loss"] for step in runs[0]["steps"]],
+        "version": runs[0]["version"],
     }
 
 
@@ -175,7 +178,8 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises ValueError if DeepSpeed runs with no setting, a side fails, or losses differ."""
     python, disk, timeout = args.deepspeed_python, args.disk, args.timeout
-    computes = ["bfloat16"] if args.no_fp32 else ["bfloat16", "float32"]
+    computes = ["bfloat16", "float32"] if native_bf16() else ["float32", "bfloat16"]
+    computes = computes[:1] if args.one else computes
     sizes = [(layers, budget) for layers, budget in zip(args.layers, args.budgets, strict=True)]
     job = {"width": args.width, "steps": args.steps}
     settings = {name: SETTINGS[name] for name in args.settings or SETTINGS}
@@ -196,38 +200,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             disk=disk,
             timeout=timeout,
         )
-        their_peaks = [size["deepspeed"]["peak_bytes"]]
+        peer, least = size["deepspeed"], size["deepspeed"]["peak_bytes"]
         if layers == sizes[0][0]:
-            their_peaks += [each["peak_bytes"] for each in finished.values()]
+            least = min(least, *(each["peak_bytes"] for each in finished.values()))
         for compute in computes:
             side = size[f"openm6_{compute}"]
-            side["speedup"] = size["deepspeed"]["seconds"] / side["seconds"]
-            side["memory_ratio"] = side["peak_bytes"] / min(their_peaks)
+            side["speedup"] = peer["seconds"] / side["seconds"]
+            side["memory_ratio"] = side["peak_bytes"] / peer["peak_bytes"]
+            side["memory_ratio_to_least"] = side["peak_bytes"] / least
         results.append(size)
-    same = [size["openm6_bfloat16"] for size in results]
+    overall = [worst([size[f"openm6_{compute}"] for size in results]) for compute in computes]
     return {
         "benchmark": "versus_deepspeed",
         "command": command(args),
-        "speedup": min(side["speedup"] for side in same),
-        "memory_ratio": max(side["memory_ratio"] for side in same),
-        "speedup_fp32": None if args.no_fp32 else min(size["openm6_float32"]["speedup"] for size in results),
-        "memory_ratio_fp32": (
-            None if args.no_fp32 else max(size["openm6_float32"]["memory_ratio"] for size in results)
-        ),
-        "loss_ours": [side["losses"] for side in same],
+        **overall[0],
+        "products": computes[0],
+        "other_products": overall[1] if len(overall) > 1 else None,
+        "loss_ours": [size[f"openm6_{computes[0]}"]["losses"] for size in results],
         "loss_theirs": [size["deepspeed"]["losses"] for size in results],
         "sizes": results,
-        "deepspeed_version": subprocess.run(
-            [python, "-c", "import importlib.metadata as m; print(m.version('deepspeed'))"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip(),
+        "deepspeed_version": results[0]["deepspeed"]["version"],
         "deepspeed_best": best,
         "deepspeed_settings": {name: {**settings[name], **tried[name]} for name in settings},
         "rounds": args.rounds,
         "steps": args.steps,
         "machine": machine(),
+    }
+
+
+def worst(sides: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The least favourable figures over the sizes."""
+    figures = {"speedup": min(side["speedup"] for side in sides)}
+    return figures | {
+        key: max(side[key] for side in sides) for key in ("memory_ratio", "memory_ratio_to_least")
     }
 
 
@@ -238,7 +243,7 @@ def command(args: argparse.Namespace) -> str:
     words += [f"--budgets {' '.join(args.budgets)} --steps {args.steps} --rounds {args.rounds}"]
     if args.settings:
         words += ["--settings " + " ".join(f'"{name}"' for name in args.settings)]
-    return " ".join(words + ["--no-fp32"] * args.no_fp32)
+    return " ".join(words + ["--one"] * args.one)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -254,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5, help="in each process; the first does not count")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
-    parser.add_argument("--no-fp32", action="store_true", help="leave out OpenM6 with fp32 matrix products")
+    parser.add_argument("--one", action="store_true", help="OpenM6 with one type of products alone")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     args = parser.parse_args(argv)
     emit(rounded(run(args)), args.out)
