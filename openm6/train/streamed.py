@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.placement import solve
 from openm6.giant.report import StepReport
 from openm6.giant.trigger import FractionTrigger
+from openm6.model import M6
 from openm6.model.size import count
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
@@ -74,7 +75,7 @@ class StreamedRun(Course[list[Batch]]):
             compute_dtype=_DTYPES["bf16" if bf16 else "fp32"],
             durability=memory.durability,
             activations=memory.activations,
-            loss=task_losses,
+            loss=lambda model, batch: task_losses(cast(M6, model), batch),
             loss_weights=config.loss_weights,
             fill=first_values(model, seed=config.seed),
             seed=config.seed,

@@ -97,3 +97,24 @@ def test_an_image_tokenizer_is_trained_by_its_own_recipe(
     [made] = cli.objects("train", "image-tokenizer", *settings, "-o", tmp_path / "codes")
     assert made["output"] == str(tmp_path / "codes") and made["psnr"] > 0
     assert (tmp_path / "codes" / "image_tokenizer.safetensors").is_file()
+
+
+def test_a_budget_in_the_command_makes_a_streamed_run(cli: Any, recipe: Path, tmp_path: Path) -> None:
+    streamed = ("memory.host=4GiB", f"memory.disk={tmp_path}", "optimizer.kind=adamw", "log_every=1")
+    result = cli("train", recipe, *streamed, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "memory budget 4.00 GiB" in result.stdout and "delinked" in result.stdout
+    assert "of 4.0 GiB" in result.stdout and "computing 100%" in result.stdout
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "openm6-run").is_dir()
+    [again] = cli.objects("train", recipe, *streamed, "-o", tmp_path / "run")
+    assert again["model"] == str(tmp_path / "run" / "model")
+
+
+def test_a_streamed_model_that_is_not_kept_has_a_report_all_the_same(
+    cli: Any, recipe: Path, tmp_path: Path
+) -> None:
+    [summary] = cli.objects(
+        "train", recipe, "memory.host=4GiB", "memory.export=false", "steps=1", "-o", tmp_path / "run"
+    )
+    assert summary["model"] is None and (tmp_path / "run" / "report.html").is_file()
+    assert not (tmp_path / "run" / "samples").exists()
