@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks import stream
 
-TINY = (
-    "--layers 2 --width 64 --ffn 96 --vocab 64 --row 16 --micro-rows 2 --tokens 64 --small-row 8 "
-    "--small-steps 2 --rounds 1 --raw-mib 64 --raw-seconds 0.02 --durability none"
-).split()  # noqa: SIM905
+TINY = """
+    --layers 2 --width 64 --ffn 96 --vocab 64 --row 16 --micro-rows 2 --tokens 64 --small-row 8
+    --small-steps 2 --rounds 1 --raw-mib 64 --raw-seconds 0.02 --durability none
+"""
 
 
 def test_both_figures_and_equal_losses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    stream.main(["--disk", str(tmp_path), *TINY])
+    stream.main(["--disk", str(tmp_path), *TINY.split()])
     figures = json.loads(capsys.readouterr().out)
     assert figures["losses_equal_bit_for_bit"] is True
     assert figures["compute_bound_ratio"] > 0 and figures["ratio_to_no_recompute"] > 0
@@ -30,12 +30,20 @@ def test_a_difference_in_one_bit_is_no_result(monkeypatch: pytest.MonkeyPatch, t
         stream.InMemory, "step", lambda self, *args, **kw: step(self, *args, **kw) * (1 + 2**-50)
     )
     with pytest.raises(ValueError, match="different losses"):
-        stream.main(["--disk", str(tmp_path), *TINY])
+        stream.main(["--disk", str(tmp_path), *TINY.split()])
 
 
 def test_a_trace_and_its_picture(tmp_path: Path) -> None:
     picture = tmp_path / "step.svg"
     stream.main(
-        ["--disk", str(tmp_path), *TINY, "--trace", str(tmp_path / "trace.json"), "--picture", str(picture)]
+        [
+            "--disk",
+            str(tmp_path),
+            *TINY.split(),
+            "--trace",
+            str(tmp_path / "trace.json"),
+            "--picture",
+            str(picture),
+        ]
     )
     assert "<svg" in picture.read_text()
