@@ -4,7 +4,7 @@
 
     giant = openm6.giant.stream("Qwen3-4B", budget="6GiB", disk="/nvme/run", lr=1e-5)
     for batch in batches:                   # {"input_ids": ..., "labels": ...}
-        print(giant.step([batch]).loss)
+        print(giant.step(batch).loss)
     giant.save("Qwen3-4B-tuned")
 
 A `Giant` has a frame (embedding, heads: always in memory) and slots, whose parts live in a `TieredStore`: in
@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant import build, delinking, export, inference, streaming
-from openm6.giant.activations import Activations, HostActivations
+from openm6.giant.activations import open_activations
 from openm6.giant.budget import parse_bytes, settle
 from openm6.giant.build import Fill, Settings
 from openm6.giant.commit import read_record
 from openm6.giant.compute import Precision
 from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
 from openm6.giant.hugging_face import Source, skeleton
+from openm6.giant.keeper import Keeper
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.placement import Placement
@@ -80,15 +81,14 @@ class Giant:
         """One step over all micro-batches, whose losses count alike.
 
         Args:
-            micro_batches: batches as the loss reads them.
+            micro_batches: batches as the loss reads them; or one that is a mapping, as it is.
             lr: learning rate of this step; by default that of `stream`.
             loss_limit: a loss above it, or one that is not finite, skips the step: nothing changes.
 
         Raises:
             ValueError: no micro-batches, or whatever the store and the model raise.
         """
-        if not micro_batches:
-            raise ValueError("step needs at least one micro-batch")
+        micro_batches = streaming.listed(micro_batches)
         if self.settings.optimizer is None:
             raise ValueError(
                 "this giant was opened with optimizer=None, to run only; step needs an optimizer"
@@ -136,6 +136,7 @@ class Giant:
 
     def evaluate_losses(self, micro_batches: Sequence[Any]) -> tuple[float, dict[str, float]]:
         """The mean loss, and the means by name."""
+        micro_batches = streaming.listed(micro_batches)
         machine = self.prepare(micro_batches)
         modules = [self.frame.model, *self.frame.layers]
         modes = [module.training for module in modules]
@@ -213,6 +214,7 @@ class Giant:
     def close(self) -> None:
         """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
         if self._machine is not None:
+            self._machine.activations.close()
             self._machine.store.close()
             self._machine = None
         self.trace.close()
@@ -265,18 +267,22 @@ class Giant:
         Raises ValueError if the budget or the disk cannot hold the model.
         """
         if self._machine is None:
-            self._move_in(
-                lambda machine: build.memory_of_step(machine, micro_batches, self.settings, self._fill)
-            )
+            batches = streaming.listed(micro_batches)
+            self._move_in(lambda machine: build.memory_of_step(machine, batches, self.settings, self._fill))
         return self._ready("prepare")
 
-    def _move_in(self, memory_beside_parts: Callable[[Machine], int]) -> None:
+    def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, int]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
         before = build.memory_of_frame(self.frame, self.settings)
-        self._fixed_bytes = before + memory_beside_parts(machine)
+        takes, adds = memory_beside_parts(machine)
+        self._fixed_bytes = before + takes
         build.empty_frame(self.frame, filled)
-        machine.store = self._open_store(self._place({}))
+        settle()
+        store = machine.store = self._open_store(self._place({}))
+        machine.before_work = Keeper(
+            self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
+        ).check
         if self.frame.parameters:
             with machine.store.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
@@ -342,16 +348,13 @@ class Giant:
             frame=self.frame,
             slots=self.slots,
             store=None,  # pyright: ignore[reportArgumentType]
-            activations=self._activations(),
+            activations=open_activations(self.settings.activations, self.settings.disk),
             precision=Precision(self.settings.compute_dtype),
             updates=self._updates,
             trace=self.trace,
             seed=self.settings.seed,
             loss_weights=self.settings.loss_weights,
         )
-
-    def _activations(self) -> Activations:
-        return HostActivations()
 
 
 def stream(

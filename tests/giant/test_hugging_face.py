@@ -106,6 +106,20 @@ def test_what_was_trained_and_saved_opens_with_equal_weights(
     giant.close()
 
 
+def test_a_batch_may_be_one_mapping_or_a_list_of_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model", "qwen3")
+    ids_BT = torch.randint(3, 32, (2, 6))
+    batch = {"input_ids": ids_BT, "labels": ids_BT}
+    losses = []
+    for number, given in enumerate([batch, [batch]]):
+        giant = stream(tmp_path / "model", budget="8GiB", disk=tmp_path / str(number))
+        losses.append([giant.step(given).loss, giant.evaluate(given)])
+        with pytest.raises(ValueError, match="at least one micro-batch"):
+            giant.step([])
+        giant.close()
+    assert losses[0] == losses[1]
+
+
 def test_saving_over_the_source_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, "qwen3")
     before = (tmp_path / WEIGHTS).read_bytes()
