@@ -135,8 +135,10 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
     return settle() - leaving + waiting
 
 
-def memory_of_step(machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill) -> int:
-    """Bytes that a step over `batches` takes beside parts and frame, measured."""
+def memory_of_step(
+    machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill
+) -> tuple[int, int]:
+    """Bytes that a step over `batches` takes beside parts and frame, and that one piece of it adds, measured."""
 
     def weights(slot: Slot, part: str) -> dict[str, Tensor]:
         return _weights(slot, part, settings, fill)
@@ -146,13 +148,14 @@ def memory_of_step(machine: Machine, batches: Sequence[Any], settings: Settings,
 
 def memory_of_generating(
     machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
-) -> int:
-    """Bytes that generating takes beside parts and frame, measured."""
+) -> tuple[int, int]:
+    """Bytes that generating takes beside parts and frame, measured; it is one piece of work."""
     slot = machine.slots[0]
     weights = _weights(slot, slot.name, settings, fill)
-    return inference.memory_of_generating(
+    takes = inference.memory_of_generating(
         machine.frame, weights, machine.precision, input_ids, max_new_tokens
     )
+    return takes, takes
 
 
 def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:

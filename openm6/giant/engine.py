@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant import build, delinking, export, inference, streaming
-from openm6.giant.activations import Activations, HostActivations
+from openm6.giant.activations import open_activations
 from openm6.giant.budget import parse_bytes, settle
 from openm6.giant.build import Fill, Settings
 from openm6.giant.commit import read_record
 from openm6.giant.compute import Precision
 from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
 from openm6.giant.hugging_face import Source, skeleton
+from openm6.giant.keeper import Keeper
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.placement import Placement
@@ -176,6 +177,7 @@ class Giant:
         """
         machine = self._ready("delink")
         sharing = delinking.split(self.frame.sharing, unit)
+        settle()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
         self.slots = self.frame.slots
@@ -213,6 +215,7 @@ class Giant:
     def close(self) -> None:
         """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
         if self._machine is not None:
+            self._machine.activations.close()
             self._machine.store.close()
             self._machine = None
         self.trace.close()
@@ -269,13 +272,18 @@ class Giant:
             self._move_in(lambda machine: build.memory_of_step(machine, batches, self.settings, self._fill))
         return self._ready("prepare")
 
-    def _move_in(self, memory_beside_parts: Callable[[Machine], int]) -> None:
+    def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, int]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
         before = build.memory_of_frame(self.frame, self.settings)
-        self._fixed_bytes = before + memory_beside_parts(machine)
+        takes, adds = memory_beside_parts(machine)
+        self._fixed_bytes = before + takes
         build.empty_frame(self.frame, filled)
-        machine.store = self._open_store(self._place({}))
+        settle()
+        store = machine.store = self._open_store(self._place({}))
+        machine.before_work = Keeper(
+            self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
+        ).check
         if self.frame.parameters:
             with machine.store.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
@@ -341,16 +349,13 @@ class Giant:
             frame=self.frame,
             slots=self.slots,
             store=None,  # pyright: ignore[reportArgumentType]
-            activations=self._activations(),
+            activations=open_activations(self.settings.activations, self.settings.disk),
             precision=Precision(self.settings.compute_dtype),
             updates=self._updates,
             trace=self.trace,
             seed=self.settings.seed,
             loss_weights=self.settings.loss_weights,
         )
-
-    def _activations(self) -> Activations:
-        return HostActivations()
 
 
 def stream(

@@ -58,6 +58,14 @@ class ReadAhead:
         self._pumping = False
         self._failure: BaseException | None = None
 
+    @property
+    def buffer_bytes(self) -> int:
+        return self._pool.limit
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._pool.nbytes
+
     def resize(self, buffer_bytes: int) -> None:
         """Another limit; a smaller one takes hold as busy buffers become idle."""
         with self._lock:

@@ -182,6 +182,16 @@ class TieredStore:
             piece.nbytes for part in self._parts.values() for piece in part.pieces.values() if piece.resident
         )
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory that buffers may take."""
+        return self._ahead.buffer_bytes
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Memory that buffers take now."""
+        return self._ahead.buffered_bytes
+
     def layout(self, part: str) -> PartLayout:
         return self._part(part).layout
 

@@ -39,6 +39,8 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.work = 0  # the most that was added between two calls of `mark`
+        self._since = self._start = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -52,12 +54,17 @@ class PeakMemory(TorchDispatchMode):
                 self._count(each)
         return out
 
+    def mark(self) -> None:
+        """A piece of work ends, another begins."""
+        self.work = max(self.work, self._since - self._start)
+        self._since = self._start = self.live
+
     def _count(self, tensor: Tensor) -> None:
         storage, key = tensor.untyped_storage(), _key(tensor)
         nbytes = storage.nbytes()
         self._known.add(key)
         self.live += nbytes
-        self.peak = max(self.peak, self.live)
+        self.peak, self._since = max(self.peak, self.live), max(self._since, self.live)
 
         def freed() -> None:
             self._known.discard(key)
@@ -91,8 +98,9 @@ class _NoUpdates(Updates):
 
 def rehearse(
     machine: Machine, batches: Sequence[Any], weights: Callable[[Slot, str], Weights], *, training: bool
-) -> int:
-    """Bytes that a step over `batches` takes at its peak, without stored parts and the frame.
+) -> tuple[int, int]:
+    """Bytes that a step over `batches` takes at its peak, without stored parts and the frame; and the most that
+    one piece of it (a layer of a micro-batch, a loss) adds to what is there before.
 
     `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
     random state are as before.
@@ -116,10 +124,13 @@ def rehearse(
         chosen={},
     )
     with torch.random.fork_rng(devices=[]), machine.frame.still(), PeakMemory() as memory:
+        alone_machine.before_work = memory.mark
         boundaries = _rehearse(alone_machine, batches, training=training)
     streaming.drop_gradients(machine.frame)
-    others = max(0, machine.depth - 1) if training else 0
-    return round((1 + MARGIN) * memory.peak) + others * boundaries + SLACK
+    others = max(0, machine.depth - 1) if training and machine.activations.resident else 0
+    memory.mark()
+    kept = others * boundaries
+    return round((1 + MARGIN) * memory.peak) + kept + SLACK, round((1 + MARGIN) * memory.work) + SLACK
 
 
 def _rehearse(machine: Machine, batches: Sequence[Any], *, training: bool) -> int:

@@ -105,7 +105,7 @@ def test_a_global_clip_equals_that_of_the_loop(tier: Any, tmp_path: Path) -> Non
 
 
 def test_dropout_is_the_same_when_a_layer_is_computed_again(tmp_path: Path) -> None:
-    """With dropout the gradient of a step is that of its loss: a small step against it lowers that same loss."""
+    """The gradient of a step is that of its own loss: a small step against it lowers that same loss."""
     subject = MODELS["gpt2"]()
     subject.model.train()
     batch = subject.batch()
