@@ -111,7 +111,8 @@ def test_a_batch_may_be_one_mapping_or_a_list_of_them(tmp_path: Path) -> None:
     ids_BT = torch.randint(3, 32, (2, 6))
     batch = {"input_ids": ids_BT, "labels": ids_BT}
     losses = []
-    for number, given in enumerate([batch, [batch]]):
+    ways: list[Any] = [batch, [batch]]
+    for number, given in enumerate(ways):
         giant = stream(tmp_path / "model", budget="8GiB", disk=tmp_path / str(number))
         losses.append([giant.step(given).loss, giant.evaluate(given)])
         with pytest.raises(ValueError, match="at least one micro-batch"):
