@@ -79,7 +79,7 @@ class DiskActivations(Activations):
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._file = folder, tempfile.TemporaryFile(dir=folder)
+        self._folder, self._file = folder, tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this)
         self._kept: dict[Key, tuple[int, torch.Size, torch.dtype]] = {}
         self._free: dict[int, list[int]] = {}  # offsets by size
         self._end = 0

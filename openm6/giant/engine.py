@@ -33,7 +33,7 @@ from openm6.giant.compute import Precision
 from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
 from openm6.giant.hugging_face import Source, skeleton
 from openm6.giant.keeper import Keeper
-from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers import PartOptimizer, named_optimizer
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.placement import Placement
 from openm6.giant.report import StepReport, count_tokens, mean_losses
@@ -177,6 +177,8 @@ class Giant:
         """
         machine = self._ready("delink")
         sharing = delinking.split(self.frame.sharing, unit)
+        machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
+        machine.scratch.clear()
         settle()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
@@ -427,7 +429,7 @@ def stream(
     settings = Settings(
         budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),
-        optimizer=_optimizer(optimizer, global_clip),
+        optimizer=named_optimizer(optimizer, global_clip),
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,
@@ -442,13 +444,3 @@ def stream(
     )
     traced = trace if isinstance(trace, Trace) else Trace(trace)
     return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)
-
-
-def _optimizer(optimizer: PartOptimizer | str | None, global_clip: float | None) -> PartOptimizer | None:
-    if optimizer is None or isinstance(optimizer, PartOptimizer):
-        return optimizer
-    if optimizer == "adamw":
-        return AdamW(clip=1.0 if global_clip is None else None)
-    if optimizer == "adafactor":
-        return Adafactor()
-    raise ValueError(f"optimizer={optimizer!r} is unknown; use 'adamw', 'adafactor' or a PartOptimizer")

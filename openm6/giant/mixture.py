@@ -67,10 +67,12 @@ class _Routed:
 def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
     """All layers of the slot, each for all micro-batches."""
     for layer in slot.layers:
-        with machine.store.use(Access(slot.name, ("weights",))) as views:
-            with machine.trace.span("compute", f"{slot.name} body forward"):
-                leaves = machine.precision.leaves(views["weights"], "body")
-                routed = [_route(machine, layer, leaves, micro_batch) for micro_batch in micro_batches]
+        with (
+            machine.store.use(Access(slot.name, ("weights",))) as views,
+            machine.trace.span("compute", f"{slot.name} body forward"),
+        ):
+            leaves = machine.precision.leaves(views["weights"], "body")
+            routed = [_route(machine, layer, leaves, micro_batch) for micro_batch in micro_batches]
         _count(machine, routed)
         machine.chose(slot, _chosen(slot, routed))
         out = [
@@ -78,15 +80,17 @@ def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *
             for each in routed
         ]
         for expert in machine.chosen[slot.index]:
-            with machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views:
-                with machine.trace.span("compute", f"{slot.expert_name(expert)} forward"):
-                    leaves = machine.precision.leaves(views["weights"], "expert")
-                    for each, out_ND in zip(routed, out, strict=True):
-                        mine = each.slices[expert]
-                        if mine.start < mine.stop:
-                            rows_MD = each.h_ND.index_select(0, each.routing.token_M[mine])
-                            y_MD = _gated(machine, layer, leaves, rows_MD, each.routing.gate_M[mine])
-                            out_ND.index_add_(0, each.routing.token_M[mine], y_MD)
+            with (
+                machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
+                machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
+            ):
+                leaves = machine.precision.leaves(views["weights"], "expert")
+                for each, out_ND in zip(routed, out, strict=True):
+                    mine = each.slices[expert]
+                    if mine.start < mine.stop:
+                        rows_MD = each.h_ND.index_select(0, each.routing.token_M[mine])
+                        y_MD = _gated(machine, layer, leaves, rows_MD, each.routing.gate_M[mine])
+                        out_ND.index_add_(0, each.routing.token_M[mine], y_MD)
         for each, out_ND in zip(routed, out, strict=True):
             index = each.micro_batch.index
             x_BTD = each.x1_BTD + out_ND.to(each.h_ND.dtype).view(each.x1_BTD.shape)
@@ -100,7 +104,7 @@ def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) 
     if len(slot.layers) > 1:
         _backward_shared(machine, slot, micro_batches)
         return
-    [layer] = slot.layers
+    layer = slot.layers[0]
     with machine.store.use(machine.updates.access(slot.name)) as body:
         routed = _prepare(machine, slot, layer, body, micro_batches)
         for expert in _chosen(slot, routed):

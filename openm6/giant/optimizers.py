@@ -388,3 +388,14 @@ def _check_dtype(weight: TensorSpec) -> None:
 def _check_decay(weight_decay: float) -> None:
     if weight_decay < 0:
         raise ValueError(f"weight_decay ({weight_decay}) must not be negative")
+
+
+def named_optimizer(optimizer: PartOptimizer | str | None, global_clip: float | None) -> PartOptimizer | None:
+    """AdamW by name clips each part's gradient norm to 1, unless all gradients are clipped together."""
+    if optimizer is None or isinstance(optimizer, PartOptimizer):
+        return optimizer
+    if optimizer == "adamw":
+        return AdamW(clip=1.0 if global_clip is None else None)
+    if optimizer == "adafactor":
+        return Adafactor()
+    raise ValueError(f"optimizer={optimizer!r} is unknown; use 'adamw', 'adafactor' or a PartOptimizer")

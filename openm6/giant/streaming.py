@@ -161,16 +161,18 @@ def forward(machine: Machine, micro_batches: Sequence[MicroBatch], *, keep: bool
         if slot.experts:
             mixture.forward(machine, slot, micro_batches, keep=keep)
             continue
-        with machine.store.use(Access(slot.name, ("weights",))) as views:
-            with machine.trace.span("compute", f"{slot.name} forward"):
-                leaves = machine.precision.leaves(views["weights"])
-                for micro_batch in micro_batches:
-                    for layer in slot.layers:
-                        x = machine.activations.get(layer, micro_batch.index)
-                        x = machine.run(layer, leaves, x, micro_batch)
-                        machine.activations.put(layer + 1, micro_batch.index, x)
-                        if not keep:
-                            machine.activations.drop(layer, micro_batch.index)
+        with (
+            machine.store.use(Access(slot.name, ("weights",))) as views,
+            machine.trace.span("compute", f"{slot.name} forward"),
+        ):
+            leaves = machine.precision.leaves(views["weights"])
+            for micro_batch in micro_batches:
+                for layer in slot.layers:
+                    x = machine.activations.get(layer, micro_batch.index)
+                    x = machine.run(layer, leaves, x, micro_batch)
+                    machine.activations.put(layer + 1, micro_batch.index, x)
+                    if not keep:
+                        machine.activations.drop(layer, micro_batch.index)
 
 
 def leave(machine: Machine, micro_batches: Sequence[MicroBatch], *, gradients: bool) -> float:

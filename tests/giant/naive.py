@@ -1,6 +1,6 @@
 """Training as a plain loop in memory: what streaming must equal, bit for bit.
 
-For each micro-batch `(loss / count).backward()`; then each part (a slot, an expert, the frame) is updated by itself,
+For each micro-batch `(loss / count).backward()`; then each part (a slot, an expert, the frame) is updated alone,
 a shared slot with the mean over its layers. The optimizers are those of the engine, which their own tests
 compare with PyTorch's; `TorchAdamW` below is one more comparison.
 """

@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-def refuse(code: int):  # noqa: ANN201 - any function of os
+def refuse(code: int):
     def call(*args: object) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -217,7 +217,7 @@ def test_a_copy_of_a_truncated_file_is_refused(
 
 def test_no_permission_is_said_as_such(tmp_path: Path) -> None:
     with (
-        pytest.raises(TierError, match="Permission denied.*check the folder's permissions"),
+        pytest.raises(TierError, match=r"Permission denied.*check the folder's permissions"),
         reported("create", tmp_path / "x", "it"),
     ):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -43,6 +43,7 @@ def plain_block(
     block: Block, x_BTD: Tensor, positions_BT: Tensor, bias: Tensor, theta: float, eps: float
 ) -> Tensor:
     attention, ffn = block.attention, block.ffn
+    assert isinstance(ffn, FeedForward)
     heads, kv, C = attention.heads, attention.kv_heads, attention.head_dim
 
     def norm(module: torch.nn.Module, x: Tensor) -> Tensor:
