@@ -104,7 +104,7 @@ def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) 
     if len(slot.layers) > 1:
         _backward_shared(machine, slot, micro_batches)
         return
-    layer = slot.layers[0]
+    (layer,) = tuple(slot.layers)
     with machine.store.use(machine.updates.access(slot.name)) as body:
         routed = _prepare(machine, slot, layer, body, micro_batches)
         for expert in _chosen(slot, routed):
