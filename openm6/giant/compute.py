@@ -51,6 +51,10 @@ class Precision:
         self.dtype = dtype
         self._scratch: dict[str, Scratch] = defaultdict(Scratch)
 
+    def forget(self) -> None:
+        """Let go of the memory for cast weights."""
+        self._scratch.clear()
+
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 

@@ -1,10 +1,10 @@
-"""How much memory a step takes beside the parts: measured, by rehearsing it on a single layer.
+"""How much memory a step takes beside the parts: measured, by rehearsing it on a layer or two.
 
-The rehearsal is the streamed step itself, with all micro-batches, on the first layer of the largest slot; what it
-computes is thrown away. While it runs, every tensor that PyTorch allocates is counted until it is freed. Of the
-whole step's peak that is all but the inputs of the other layers, whose size is known then, and the state of
-the frame. Memory inside an operation (a matrix product's packing) is not seen; `MARGIN` is for that, and for
-what the C library keeps of freed blocks.
+The rehearsal is the streamed step itself, with all micro-batches, on the first layer of the largest slot (on
+two, if layers share it: their gradients wait for each other); what it computes is thrown away. While it runs,
+every tensor that PyTorch allocates is counted until it is freed. Of the whole step's peak that is all but the
+inputs of the other layers, whose size is known then, and the state of the frame. Memory inside an operation (a
+matrix product's packing) is not seen; `MARGIN` is for that, and for what the C library keeps of freed blocks.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def rehearse(
     given = {slot.name: weights(slot, slot.name)}
     if slot.experts:
         given[slot.expert_name(0)] = weights(slot, slot.expert_name(0))
-    alone = replace(slot, layers=slot.layers[:1])
+    # Of a shared slot two layers: its gradients (of a mixture, all experts' at once) wait for one another.
+    alone = replace(slot, layers=slot.layers[:2])
 
     def weights_of(part: str) -> Weights:
         return {} if part == FRAME else given[part if part == slot.name else slot.expert_name(0)]
@@ -127,27 +128,27 @@ def rehearse(
         alone_machine.before_work = memory.mark
         boundaries = _rehearse(alone_machine, batches, training=training)
     streaming.drop_gradients(machine.frame)
-    others = max(0, machine.depth - 1) if training and machine.activations.resident else 0
+    others = max(0, machine.depth - len(alone.layers)) if training and machine.activations.resident else 0
     memory.mark()
     kept = others * boundaries
     return round((1 + MARGIN) * memory.peak) + kept + SLACK, round((1 + MARGIN) * memory.work) + SLACK
 
 
 def _rehearse(machine: Machine, batches: Sequence[Any], *, training: bool) -> int:
-    """The step on one layer; returns the bytes of one layer's inputs."""
+    """The step on the layers of one slot; returns the bytes of one layer's inputs."""
     [slot] = machine.slots
-    [layer] = slot.layers
+    first, behind = slot.layers[0], slot.layers[-1] + 1
     running = streaming.enter(machine, batches)
     boundaries = 0
     for each in running:
         x = machine.activations.get(0, each.index)
         boundaries += x.nbytes
-        if layer:
-            machine.activations.put(layer, each.index, x)
+        if first:
+            machine.activations.put(first, each.index, x)
     streaming.forward(machine, running, keep=training)
     for each in running:
-        if layer + 1 != machine.depth:
-            machine.activations.put(machine.depth, each.index, machine.activations.get(layer + 1, each.index))
+        if behind != machine.depth:
+            machine.activations.put(machine.depth, each.index, machine.activations.get(behind, each.index))
     streaming.leave(machine, running, gradients=training)
     if training and all(each.gradient is not None for each in running):
         streaming.backward(machine, running)
