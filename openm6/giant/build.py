@@ -21,7 +21,7 @@ from openm6.giant import inference
 from openm6.giant.budget import settle
 from openm6.giant.frame import Frame
 from openm6.giant.optimizers import PartOptimizer
-from openm6.giant.parts import PartLayout, Section, TensorSpec
+from openm6.giant.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.slots import FRAME, Slot, specs
 from openm6.giant.store import Access, Tier, TieredStore
@@ -173,8 +173,18 @@ def solve_placement(
     fixed_bytes: int,
     settled: Mapping[str, Mapping[Section, Tier]],
 ) -> Placement:
-    """Where parts live. What the settings say goes before the budget, and `settled` parts stay where they are."""
+    """Where parts live. What the settings say goes before the budget, and `settled` parts stay where they are.
+
+    A mixture slot that layers share stays in memory: its experts are in use together, for their gradients wait
+    for the first of those layers.
+    """
     parts = layouts(slots, settings)
+    together: dict[str, Mapping[Section, Tier]] = {
+        part: dict.fromkeys(SECTIONS, "host")
+        for slot in slots
+        if slot.experts and len(slot.layers) > 1
+        for part, _, _ in slot.parts()
+    }
     wanted = {
         pattern: tiers
         for pattern, tiers in (settings.placement or {}).items()
@@ -186,7 +196,7 @@ def solve_placement(
         budget_bytes=settings.budget,
         fixed_bytes=fixed_bytes,
         buffer_bytes=settings.buffer_bytes,
-        override={**wanted, **settled},
+        override={**together, **wanted, **settled},
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from openm6.giant import AdamW, share, stream
+from openm6.giant import AdamW, build, share, stream
 from openm6.giant.budget import resident_bytes
 from tests.giant.naive import Naive, differences
 from tests.giant.subjects import experts, hugging_face, m6, toy
@@ -128,6 +129,23 @@ def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_not(tmp_pa
     with pytest.raises(ValueError, match="least budget"):
         giant.step([subject.batch()])
     assert [path for path in tmp_path.iterdir() if path.suffix in (".a", ".b")] == []
+
+
+def test_a_mixture_slot_that_layers_share_stays_in_memory(tmp_path: Path) -> None:
+    """Its experts are in use at once: a budget without room for them is refused before the first step."""
+    subject = experts()
+    share(subject.model)
+    with stream(subject.copy().model, budget="64GiB", disk=tmp_path / "a", loss=subject.loss) as giant:
+        giant.prepare([subject.batch()])
+        assert giant.placement is not None
+        pseudo, fixed = giant.placement.resident_bytes, giant.placement.fixed_bytes
+        slots, settings = giant.slots, replace(giant.settings, budget=fixed + pseudo)
+        tight = build.solve_placement(slots, settings, fixed_bytes=fixed, settled={})
+        assert {tier for tiers in tight.tiers.values() for tier in tiers.values()} == {"host"}
+        with pytest.raises(ValueError, match="least budget"):
+            build.solve_placement(
+                slots, replace(settings, budget=fixed + pseudo - 1), fixed_bytes=fixed, settled={}
+            )
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path: Path) -> None:
