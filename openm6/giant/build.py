@@ -137,7 +137,7 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
 
 def memory_of_step(
     machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill
-) -> tuple[int, int]:
+) -> tuple[int, dict[str, int]]:
     """Bytes that a step over `batches` takes beside parts and frame, and that one piece of it adds, measured."""
 
     def weights(slot: Slot, part: str) -> dict[str, Tensor]:
@@ -148,14 +148,14 @@ def memory_of_step(
 
 def memory_of_generating(
     machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
-) -> tuple[int, int]:
-    """Bytes that generating takes beside parts and frame, measured; it is one piece of work."""
+) -> tuple[int, dict[str, int]]:
+    """Bytes that generating takes beside parts and frame, measured; generating is not watched."""
     slot = machine.slots[0]
     weights = _weights(slot, slot.name, settings, fill)
     takes = inference.memory_of_generating(
         machine.frame, weights, machine.precision, input_ids, max_new_tokens
     )
-    return takes, takes
+    return takes, {}
 
 
 def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:

@@ -274,14 +274,15 @@ class Giant:
             self._move_in(lambda machine: build.memory_of_step(machine, batches, self.settings, self._fill))
         return self._ready("prepare")
 
-    def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, int]]) -> None:
+    def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, dict[str, int]]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
+        # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
+        before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes
         build.empty_frame(self.frame, filled)
-        settle()
         store = machine.store = self._open_store(self._place({}))
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)

@@ -10,7 +10,7 @@ is roomy that never happens; where it is tight, a piece of work begins without r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from openm6.giant.budget import resident_bytes, settle
@@ -24,16 +24,17 @@ class Keeper:
 
     Args:
         budget_bytes: what the process may hold resident.
-        work_bytes: the most that a piece of work adds to it.
+        work_bytes: the most that a piece of work adds to it, by its kind.
         growing: bytes that will become resident all the same: buffers not yet made.
     """
 
-    def __init__(self, budget_bytes: int, work_bytes: int, growing: Callable[[], int]) -> None:
+    def __init__(self, budget_bytes: int, work_bytes: Mapping[str, int], growing: Callable[[], int]) -> None:
         self.budget_bytes, self.work_bytes, self.growing = budget_bytes, work_bytes, growing
         self.settled = 0  # times that reserves were handed back
 
-    def check(self) -> None:
-        if _resident() + self.work_bytes + self.growing() > self.budget_bytes:
+    def check(self, kind: str) -> None:
+        """A piece of work of this kind begins."""
+        if _resident() + self.work_bytes.get(kind, 0) + self.growing() > self.budget_bytes:
             settle()
             self.settled += 1
 

@@ -162,7 +162,7 @@ def _route(machine: Machine, layer: int, leaves: Weights, micro_batch: MicroBatc
 def _run_body(
     machine: Machine, layer: int, leaves: Weights, x_BTD: Tensor, micro_batch: MicroBatch
 ) -> tuple[Tensor, Tensor, Routing]:
-    machine.before_work()
+    machine.before_work("layer")
     machine.reseed(layer, micro_batch.index)
     body = _Body(cast(Block, machine.frame.layers[layer]))
     call = micro_batch.calls[layer]
@@ -174,7 +174,7 @@ def _run_body(
 
 def _gated(machine: Machine, layer: int, leaves: Weights, rows_MD: Tensor, gate_M: Tensor) -> Tensor:
     """One expert on its rows, weighted with their gates."""
-    machine.before_work()
+    machine.before_work("layer")
     gated = cast(Experts, cast(Block, machine.frame.layers[layer]).ffn).gated
     up, down = leaves["ffn.up"], leaves["ffn.down"]
     with machine.precision.autocast():

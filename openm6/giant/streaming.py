@@ -68,15 +68,14 @@ class Machine:
     scratch: dict[str, Scratch] = field(default_factory=lambda: defaultdict(Scratch))
     step: int = 0  # that is under way
     chosen: dict[int, list[int]] = field(default_factory=dict)  # by slot: experts that got tokens last time
-    before_work: Callable[[], None] = lambda: (
-        None
-    )  # called before each layer of each micro-batch, and each loss
+    # Called before each layer of each micro-batch and each loss, with "layer" or "loss".
+    before_work: Callable[[str], None] = lambda kind: None
     _training: bool = False
 
     def run(self, layer: int, weights: Mapping[str, Tensor], x: Tensor, micro_batch: MicroBatch) -> Tensor:
         """One layer. What is random in it (dropout) is a function of step, layer and micro-batch, so that a
         layer computed again, or a run resumed, gets the same."""
-        self.before_work()
+        self.before_work("layer")
         self.reseed(layer, micro_batch.index)
         with self.precision.autocast():
             return self.frame.run(layer, weights, x, micro_batch.calls[layer])
@@ -184,7 +183,7 @@ def leave(machine: Machine, micro_batches: Sequence[MicroBatch], *, gradients: b
     for micro_batch in micro_batches:
         x = machine.activations.get(machine.depth, micro_batch.index).detach().requires_grad_(gradients)
         with machine.trace.span("compute", "loss"):
-            machine.before_work()
+            machine.before_work("loss")
             machine.reseed(-1, micro_batch.index)
             with torch.set_grad_enabled(gradients), machine.precision.autocast():
                 losses = machine.frame.leave(micro_batch.batch, x)
@@ -254,7 +253,7 @@ def backward_frame(machine: Machine, micro_batches: Sequence[MicroBatch]) -> Non
     deferred = defer_exit(machine, micro_batches)
     with frame.still(), machine.trace.span("compute", "frame backward"):
         for micro_batch in micro_batches:
-            machine.before_work()
+            machine.before_work("loss")
             machine.reseed(-1, micro_batch.index)
             roots: list[tuple[Tensor, Tensor | None]] = []
             with torch.enable_grad(), machine.precision.autocast():

@@ -39,8 +39,9 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.work = 0  # the most that was added between two calls of `mark`
+        self.work: dict[str, int] = {}  # by kind: the most that a piece of work added
         self._since = self._start = 0
+        self._kind = "layer"
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -54,10 +55,10 @@ class PeakMemory(TorchDispatchMode):
                 self._count(each)
         return out
 
-    def mark(self) -> None:
-        """A piece of work ends, another begins."""
-        self.work = max(self.work, self._since - self._start)
-        self._since = self._start = self.live
+    def mark(self, kind: str) -> None:
+        """A piece of work ends, and one of this kind begins."""
+        self.work[self._kind] = max(self.work.get(self._kind, 0), self._since - self._start)
+        self._since, self._start, self._kind = self.live, self.live, kind
 
     def _count(self, tensor: Tensor) -> None:
         storage, key = tensor.untyped_storage(), _key(tensor)
@@ -98,9 +99,9 @@ class _NoUpdates(Updates):
 
 def rehearse(
     machine: Machine, batches: Sequence[Any], weights: Callable[[Slot, str], Weights], *, training: bool
-) -> tuple[int, int]:
+) -> tuple[int, dict[str, int]]:
     """Bytes that a step over `batches` takes at its peak, without stored parts and the frame; and the most that
-    one piece of it (a layer of a micro-batch, a loss) adds to what is there before.
+    one piece of it, a "layer" of a micro-batch or a "loss", adds to what is there before.
 
     `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
     random state are as before.
@@ -129,9 +130,11 @@ def rehearse(
         boundaries = _rehearse(alone_machine, batches, training=training)
     streaming.drop_gradients(machine.frame)
     others = max(0, machine.depth - len(alone.layers)) if training and machine.activations.resident else 0
-    memory.mark()
+    memory.mark("layer")
     kept = others * boundaries
-    return round((1 + MARGIN) * memory.peak) + kept + SLACK, round((1 + MARGIN) * memory.work) + SLACK
+    holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
+    work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
+    return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
 
 
 def _rehearse(machine: Machine, batches: Sequence[Any], *, training: bool) -> int:
