@@ -53,9 +53,9 @@ class Subject:
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % VOCAB)
 
 
-def m6(layers: int) -> Subject:
-    """Two rows, each an image of four tokens that is seen as a whole, and causal text behind it."""
-    config = ModelConfig(
+def m6_config(layers: int) -> ModelConfig:
+    """A small M6 that reads pictures of four tokens."""
+    return ModelConfig(
         vocab_text=VOCAB,
         layers=layers,
         width=16,
@@ -67,10 +67,14 @@ def m6(layers: int) -> Subject:
         image_size=8,
         image_tokens=4,
     )
+
+
+def m6_stream() -> Stream:
+    """Two random rows, each an image of four tokens that is seen as a whole, and causal text behind it."""
     tokens = torch.randint(VOCAB, (2, 10))
     positions = torch.arange(10).expand(2, 10)
     zeros = torch.zeros_like(tokens)
-    stream = Stream(
+    return Stream(
         tokens,
         positions_BT=positions,
         example_BT=zeros,
@@ -79,8 +83,12 @@ def m6(layers: int) -> Subject:
         images_NCHW=torch.randn(2, 3, 8, 8),
         image_at=torch.tensor([0, 1, 2, 3, 10, 11, 12, 13]),
     )
+
+
+def m6(layers: int) -> Subject:
+    stream = m6_stream()
     return Subject(
-        M6(config),
+        M6(m6_config(layers)),
         lambda model: model.text_logits(model(stream)),
         lambda model: [model.slots[slot] for slot in model.sharing],
     )

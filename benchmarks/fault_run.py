@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,10 +26,12 @@ from openm6.giant.store import Access, TieredStore
 from openm6.model import M6, ModelConfig
 from openm6.model.config import ExpertsConfig
 
+Optimizer = Literal["adamw", "adafactor"]
+
 LAYERS, EXPERTS, VOCAB = 4, 4, 64
 DELINK = 4  # steps before the layers part
 STEPS = 10
-OPTIMIZERS = ("adamw", "adafactor")
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adafactor")
 BUDGET = "16GiB"  # the placement is given by hand
 
 Digests = dict[int, str]  # of what a run holds after its steps
@@ -52,7 +54,7 @@ def placement() -> dict[str, Any]:
     return {part: kinds[i % len(kinds)] for i, part in enumerate(parts)}
 
 
-def open_run(folder: Path, optimizer: str) -> Giant:
+def open_run(folder: Path, optimizer: Optimizer) -> Giant:
     """The run in `folder`: from its last commit, or from the start if it has none."""
     torch.manual_seed(0)
     model = M6(
@@ -72,7 +74,7 @@ def open_run(folder: Path, optimizer: str) -> Giant:
         model,
         budget=BUDGET,
         disk=folder,
-        optimizer="adamw" if optimizer == "adamw" else "adafactor",
+        optimizer=optimizer,
         weights_dtype=torch.float32 if optimizer == "adamw" else torch.bfloat16,
         lr=1e-2,
         loss=loss,
@@ -117,7 +119,7 @@ def digest_of(folder: Path) -> tuple[int, str]:
         return store.step, digest(store, extra)
 
 
-def run(folder: Path, optimizer: str, reports: Connection) -> None:
+def run(folder: Path, optimizer: Optimizer, reports: Connection) -> None:
     """Go on to the last step, and tell of every commit once it is made."""
     torch.set_num_threads(1)
     with open_run(folder, optimizer) as giant:
@@ -128,7 +130,7 @@ def run(folder: Path, optimizer: str, reports: Connection) -> None:
     reports.close()
 
 
-def unbroken(folder: Path, optimizer: str) -> Digests:
+def unbroken(folder: Path, optimizer: Optimizer) -> Digests:
     """Digests after every step of a run that nothing disturbs."""
     digests: Digests = {}
     with open_run(folder, optimizer) as giant:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openm6.giant.parts import raw_bytes
+
 Key = tuple[int, int]  # layer, micro-batch
 
 
@@ -87,7 +89,7 @@ class DiskActivations(Activations):
     def put(self, layer: int, micro_batch: int, x: Tensor) -> None:
         if (layer, micro_batch) in self._kept:
             self.drop(layer, micro_batch)
-        data = _bytes(x.contiguous())
+        data = raw_bytes(x.contiguous())
         free = self._free.get(len(data))
         if free:
             at = free.pop()
@@ -107,7 +109,7 @@ class DiskActivations(Activations):
     def get(self, layer: int, micro_batch: int) -> Tensor:
         at, shape, dtype = self._kept[layer, micro_batch]
         x = torch.empty(shape, dtype=dtype)
-        data, done = _bytes(x), 0
+        data, done = raw_bytes(x), 0
         while done < len(data):
             count = os.preadv(self._file.fileno(), [data[done:]], at + done)
             assert count, "a file that nobody else can reach has become shorter"
@@ -136,7 +138,3 @@ def open_activations(where: Literal["host", "disk"], folder: Path | None) -> Act
     if folder is None:
         raise ValueError("activations='disk' needs a folder: pass disk=...")
     return DiskActivations(folder)
-
-
-def _bytes(x: Tensor) -> memoryview:
-    return memoryview(x.detach().view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]

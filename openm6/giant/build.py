@@ -20,12 +20,12 @@ from torch import Tensor
 from openm6.giant import inference
 from openm6.giant.budget import settle
 from openm6.giant.frame import Frame
+from openm6.giant.machine import Machine
 from openm6.giant.optimizers import PartOptimizer
 from openm6.giant.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.slots import FRAME, Slot, specs
 from openm6.giant.store import Access, Tier, TieredStore
-from openm6.giant.streaming import Machine
 from openm6.giant.workspace import rehearse
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.

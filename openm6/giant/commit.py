@@ -123,8 +123,10 @@ def read_record(folder: Path) -> CommitRecord | None:
     return _record(content)
 
 
-def check_json(value: Any, where: str) -> None:
+def check_json(value: Any, where: str, *, holder: str = "a commit") -> None:
     """Refuse what JSON cannot hold or would change in silence; tuples come back as lists.
+
+    `where` names the value in errors, `holder` what it is to be written to.
 
     Raises:
         TierError: `value` holds something else than dicts with string keys, lists, tuples, strings, numbers,
@@ -133,15 +135,15 @@ def check_json(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TierError(f"{where} has the key {key!r}; keys of a commit must be strings.")
-            check_json(item, f"{where}.{key}")
+                raise TierError(f"{where} has the key {key!r}; keys of {holder} must be strings.")
+            check_json(item, f"{where}.{key}", holder=holder)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            check_json(item, f"{where}.{index}")
+            check_json(item, f"{where}.{index}", holder=holder)
     elif type(value) not in (str, int, float, bool, type(None)):
         raise TierError(
-            f"{where} is a {type(value).__name__}; a commit holds only dicts, lists, strings, numbers, "
-            "booleans and None."
+            f"{where} is a {type(value).__name__}; {holder} holds only dicts, lists, tuples, strings, "
+            "numbers, booleans and None."
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from openm6.giant.parts import TensorSpec, views
+from openm6.giant.parts import TensorSpec, packed_bytes, views
 
 Tensors = dict[str, Tensor]
 
@@ -26,8 +26,7 @@ class Scratch:
     def tensors(self, specs: Iterable[TensorSpec]) -> Tensors:
         """Uninitialised tensors; those of the call before are overwritten."""
         specs = tuple(specs)
-        # 64: `views` begins every tensor at a cache line.
-        needed = sum(-(-spec.nbytes // 64) * 64 for spec in specs)
+        needed = packed_bytes(specs)
         if needed > len(self._buffer):
             self._buffer = torch.empty(0, dtype=torch.uint8)  # let go of the old one first
             self._buffer = torch.empty(needed, dtype=torch.uint8)

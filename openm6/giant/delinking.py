@@ -11,23 +11,6 @@ from openm6.giant.slots import Slot
 from openm6.giant.store import TieredStore
 
 
-def split(sharing: Sequence[int], unit: int) -> list[int]:
-    """The slot of each layer, after every run of layers on one slot is cut into runs of `unit`.
-
-    Raises ValueError if `unit` does not divide every run.
-    """
-    new: list[int] = []
-    for slot in range(max(sharing) + 1):
-        run = list(sharing).count(slot)
-        if unit < 1 or run % unit:
-            raise ValueError(
-                f"unit={unit} does not divide the {run} layers that share slot {slot}; take one that does"
-            )
-        first = new[-1] + 1 if new else 0
-        new += [first + layer // unit for layer in range(run)]
-    return new
-
-
 def copy_parts(store: TieredStore, old: Sequence[Slot], new: Sequence[Slot], counts: dict[str, int]) -> None:
     """Make the parts of the slots `new` out of those of `old`; `counts` (updates of a part) go with them."""
     # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.

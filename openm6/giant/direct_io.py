@@ -18,7 +18,7 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -310,19 +310,18 @@ def _copy(
 
 def sync_folder(folder: Path) -> None:
     """Make new, renamed and deleted names of a folder safe on the disk."""
-    with reported("sync", folder, "the names of its files"):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    _sync(folder, "the names of its files", os.fsync)
 
 
 def _sync_data(file: Path) -> None:
-    with reported("sync", file, "its bytes"):
-        handle = os.open(file, os.O_RDONLY)
+    # macOS has no fdatasync.
+    _sync(file, "its bytes", os.fdatasync if hasattr(os, "fdatasync") else os.fsync)
+
+
+def _sync(path: Path, what: str, flush: Callable[[int], None]) -> None:
+    with reported("sync", path, what):
+        handle = os.open(path, os.O_RDONLY)
         try:
-            # macOS has no fdatasync.
-            (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(handle)
+            flush(handle)
         finally:
             os.close(handle)

@@ -33,13 +33,14 @@ from openm6.giant.compute import Precision
 from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
 from openm6.giant.hugging_face import Source, skeleton
 from openm6.giant.keeper import Keeper
+from openm6.giant.machine import Machine
 from openm6.giant.optimizers import PartOptimizer, named_optimizer
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.placement import Placement
 from openm6.giant.report import StepReport, count_tokens, mean_losses
+from openm6.giant.sharing import split_runs
 from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, Tier, TieredStore
-from openm6.giant.streaming import Machine
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
 from openm6.giant.vocabulary import store_frame_as
@@ -176,7 +177,7 @@ class Giant:
         Raises ValueError for a `unit` that does not divide a run, and if the disk has not the space.
         """
         machine = self._ready("delink")
-        sharing = delinking.split(self.frame.sharing, unit)
+        sharing = split_runs(self.frame.sharing, unit, where="delink")
         machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
         machine.scratch.clear()
         settle()  # the copies need what the allocator holds in reserve

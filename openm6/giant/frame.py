@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from openm6.giant.slots import Slot, slots_of
-from openm6.giant.stack import SlotStack, TiedStack, find_stack
+from openm6.giant.stack import SlotStack, TiedStack, assign, find_stack
 from openm6.model.layers import rotary
 from openm6.model.m6 import M6
 from openm6.model.stream import attention_bias
@@ -114,12 +114,9 @@ class Frame(ABC):
         # `.data`: views of one buffer would share a version counter, and autograd take a change of running
         # statistics for one of the weights.
         bound = {name: nn.Parameter(tensor.data) for name, tensor in tensors.items() if name in parameters}
-        for name, parameter in parameters.items():
-            if first[parameter] in bound:
-                _assign(self.model, name, bound[first[parameter]])
-        for name, buffer in tensors.items():
-            if name not in parameters:
-                _assign(self.model, name, buffer.data)
+        shared = {name: bound[first[p]] for name, p in parameters.items() if first[p] in bound}
+        buffers = {name: tensor.data for name, tensor in tensors.items() if name not in parameters}
+        assign(self.model, {**shared, **buffers})
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -323,11 +320,6 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         config.use_cache = before
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, tensor)
 
 
 def _forget_weights(layer: nn.Module) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from openm6.giant.parts import TensorSpec
-from openm6.giant.shards import SHARD_BYTES, Checkpoint, ShardWriter, read_json
+from openm6.giant.shards import SHARD_BYTES, Checkpoint, ShardWriter
+from openm6.giant.stack import assign
+from openm6.model.hf import read_json
 
 # What makes a folder complete beside its weights and config.json: copied as it is.
 COMPANIONS = (
@@ -84,9 +86,7 @@ def tied_parameters(model: nn.Module) -> dict[str, list[str]]:
 def put_parameter(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
     """Give a parameter, under all of its names, another tensor."""
     parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-    for name in names:
-        path, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(path), leaf, parameter)
+    assign(model, dict.fromkeys(names, parameter))
 
 
 class Source:

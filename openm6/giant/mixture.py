@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from openm6.giant.compute import Gradients
+from openm6.giant.machine import Machine, MicroBatch
 from openm6.giant.slots import Slot
 from openm6.giant.store import Access, Views
-from openm6.giant.streaming import Machine, MicroBatch
 from openm6.model.experts import Experts, Routing, run_expert
 from openm6.model.layers import Block
 

@@ -12,7 +12,7 @@ Sections begin at multiples of `PAGE`, so that each can be read and written with
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +56,7 @@ class PartLayout:
 
     def section_bytes(self, section: Section) -> int:
         """Size of a section, a multiple of PAGE."""
-        return _round_up(sum(_round_up(spec.nbytes, LINE) for spec in self.specs(section)), PAGE)
+        return _round_up(packed_bytes(self.specs(section)), PAGE)
 
     def section_offset(self, section: Section) -> int:
         """Where a section begins in the part's bytes."""
@@ -77,6 +77,11 @@ class PartLayout:
         return views(self.specs(section), buffer)
 
 
+def packed_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes that tensors take one behind the other, as `views` lays them out."""
+    return sum(_round_up(spec.nbytes, LINE) for spec in specs)
+
+
 def views(specs: Sequence[TensorSpec], buffer: Tensor) -> dict[str, Tensor]:
     """Tensors laid out one behind the other in a uint8 buffer, by name."""
     assert buffer.dtype == torch.uint8 and buffer.dim() == 1
@@ -86,6 +91,13 @@ def views(specs: Sequence[TensorSpec], buffer: Tensor) -> dict[str, Tensor]:
         start += _round_up(spec.nbytes, LINE)
     assert start <= len(buffer)
     return named
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory, to read into or write from."""
+    assert tensor.is_contiguous()
+    flat = tensor.detach().view(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
 
 
 def _round_up(number: int, multiple: int) -> int:

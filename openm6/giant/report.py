@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openm6.giant.streaming import MicroBatch
+from openm6.giant.machine import MicroBatch
 
 
 @dataclass(frozen=True)

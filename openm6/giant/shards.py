@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openm6.giant.parts import TensorSpec
+from openm6.giant.parts import TensorSpec, raw_bytes
+from openm6.model.hf import INDEX, WEIGHTS, read_json
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 _CHUNK_BYTES = 16 << 20  # scratch memory of a read or write that changes the dtype
 _DTYPES = {
@@ -123,7 +123,7 @@ class Checkpoint:
 
     @staticmethod
     def _fill(opened: BinaryIO, start: int, flat: Tensor) -> None:
-        view, done = _bytes(flat), 0
+        view, done = raw_bytes(flat), 0
         while done < len(view):
             count = os.preadv(opened.fileno(), [view[done : done + (1 << 30)]], start + done)
             if count == 0:
@@ -218,7 +218,7 @@ class ShardWriter:
         step = _CHUNK_BYTES // spec.dtype.itemsize
         self._open[file_name].seek(offset)
         for first in range(0, len(flat), step):
-            self._open[file_name].write(_bytes(flat[first : first + step].to(spec.dtype).cpu()))
+            self._open[file_name].write(raw_bytes(flat[first : first + step].to(spec.dtype).cpu()))
         self._missing[name] -= len(flat)
         assert self._missing[name] >= 0, f"{name} was written before"
 
@@ -285,21 +285,3 @@ def _plan(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec
         shards[-1].append(spec)
         room -= spec.nbytes
     return shards
-
-
-def _bytes(flat: Tensor) -> memoryview:
-    assert flat.is_contiguous() and flat.dim() == 1
-    return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} is not a Hugging Face folder: it has no {path.name}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content

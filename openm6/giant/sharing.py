@@ -100,7 +100,7 @@ def delink(
     if state not in get_args(StateRule):
         raise ValueError(f"state={state!r} is unknown; use one of {', '.join(get_args(StateRule))}.")
     stack = find_stack(model, layers)
-    new = _split(stack, unit)
+    new = split_runs(stack.sharing, unit, where=stack.path)
     shared = _parted_parameters(stack, new)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if optimizers:
@@ -152,19 +152,21 @@ def _drop_gradients(stack: Stack) -> None:
             parameter.grad = None
 
 
-def _split(stack: Stack, unit: int) -> list[int]:
-    """The sharing map after every slot's layers are split into runs of `unit`."""
-    old = stack.sharing
+def split_runs(sharing: Sequence[int], unit: int, *, where: str) -> list[int]:
+    """The sharing map after every slot's layers are split into runs of `unit`; `where` begins the error.
+
+    Raises `ValueError` if `unit` does not divide every run.
+    """
     if unit == 1:
-        return list(range(len(old)))
-    for slot in range(max(old) + 1):
-        run = [layer for layer, used in enumerate(old) if used == slot]
+        return list(range(len(sharing)))
+    for slot in range(max(sharing) + 1):
+        run = [layer for layer, used in enumerate(sharing) if used == slot]
         if unit < 1 or run != list(range(run[0], run[0] + len(run))) or len(run) % unit:
             raise ValueError(
-                f"{stack.path}: unit={unit} does not divide the run of layers {run} on slot {slot}; "
+                f"{where}: unit={unit} does not divide the run of layers {run} on slot {slot}; "
                 "take one that does."
             )
-    return [layer // unit for layer in range(len(old))]
+    return [layer // unit for layer in range(len(sharing))]
 
 
 def _parted_parameters(stack: Stack, new: Sequence[int]) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ Words: a *layer* is a step of the stack, a *slot* is the parameters that one or 
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, cast
 
@@ -138,7 +138,7 @@ class TiedStack(Stack):
                 _record(copies, _parameters(original), _parameters(state[slot]))
             taken.add(old_sharing[layer])
         for layer, slot in zip(self.layers, sharing, strict=True):
-            _assign(layer, state[slot])
+            assign(layer, state[slot])
         return copies
 
     @contextmanager
@@ -146,12 +146,12 @@ class TiedStack(Stack):
         states = [_state(layer) for layer in self.layers]
         for layer, state in zip(self.layers, states, strict=True):
             alias = _aliases(state.values())
-            _assign(layer, {name: alias[id(tensor)] for name, tensor in state.items()})
+            assign(layer, {name: alias[id(tensor)] for name, tensor in state.items()})
         try:
             yield [dict(layer.named_parameters()) for layer in self.layers]
         finally:
             for layer, state in zip(self.layers, states, strict=True):
-                _assign(layer, state)
+                assign(layer, state)
 
 
 def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedStack:
@@ -240,10 +240,11 @@ def _parameters(state: dict[str, Tensor]) -> list[nn.Parameter]:
     return list(dict.fromkeys(tensor for tensor in state.values() if isinstance(tensor, nn.Parameter)))
 
 
-def _assign(layer: nn.Module, state: dict[str, Tensor]) -> None:
-    for name, tensor in state.items():
+def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let parameters and buffers, by dotted name, be these tensors."""
+    for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
-        setattr(layer.get_submodule(path), leaf, tensor)
+        setattr(module.get_submodule(path), leaf, tensor)
 
 
 def _record(copies: Copies, originals: Iterable[nn.Parameter], duplicates: Iterable[nn.Parameter]) -> None:

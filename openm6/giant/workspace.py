@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from openm6.giant import streaming
 from openm6.giant.activations import HostActivations
+from openm6.giant.machine import Machine
 from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, Views
-from openm6.giant.streaming import Machine
 from openm6.giant.updates import Updates
 
 MARGIN = 0.05  # of the rehearsal's peak

@@ -44,7 +44,7 @@ def load_hf(source: str | Path | nn.Module, *, dtype: torch.dtype = torch.float3
         readers: Readers = {name: tensor.detach for name, tensor in source.state_dict().items()}
     else:
         folder, where = Path(source), str(source)
-        hf_config, readers = _read_json(folder / "config.json"), _open_folder(folder)
+        hf_config, readers = read_json(folder / "config.json"), _open_folder(folder)
     readers = {
         name.removeprefix("model."): read for name, read in readers.items() if "rotary_emb" not in name
     }
@@ -219,7 +219,7 @@ def _convert(model: M6, readers: Readers, *, dtype: torch.dtype, where: str) -> 
 def _open_folder(folder: Path) -> Readers:
     """Which file holds each tensor; nothing but headers is read here."""
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map", {})
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
         files = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
     else:
         files = [folder / WEIGHTS]
@@ -238,7 +238,8 @@ def _open_folder(folder: Path) -> Readers:
     return readers
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a Hugging Face folder; ValueError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from openm6.giant.commit import check_json
+
 CHECKPOINTS = "checkpoints"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -96,25 +98,6 @@ def _optimizer_parts(
                 else:
                     values[name] = _number(value)
     return tensors, {"groups": groups, "values": values}
-
-
-def _check_json(value: Any, where: str) -> None:
-    """Refuse what JSON cannot hold or would change in silence; only tuples may come back as lists."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(
-                    f"{where} has the key {key!r}; keys of a checkpoint's state must be strings."
-                )
-            _check_json(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_json(item, f"{where}.{index}")
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(
-            f"{where} is a {type(value).__name__}; a checkpoint's state holds only dicts, lists, "
-            "tuples, strings, numbers, booleans and None."
-        )
 
 
 def _file_sha256(path: Path) -> str:
@@ -190,7 +173,7 @@ def save_checkpoint(
             earlier checkpoints are intact).
     """
     assert step >= 0 and keep >= 1
-    _check_json(state, "state")
+    check_json(state, "state", holder="a checkpoint's state")
     root = Path(run_dir) / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     for stray in root.glob(f"{_TEMPORARY}*"):
@@ -198,7 +181,7 @@ def save_checkpoint(
 
     model_tensors, aliases = _model_tensors(model)
     optimizer_tensors, optimizer_values = _optimizer_parts(model, optimizer)
-    _check_json(optimizer_values, "optimizer")
+    check_json(optimizer_values, "optimizer", holder="a checkpoint's state")
     final = root / f"step-{step:08d}"
     folder = root / f"{_TEMPORARY}{final.name}"
     try:

@@ -6,15 +6,17 @@ save.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from openm6.giant.trigger import FractionTrigger
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.config import MixConfig, RunConfig
-from openm6.train.memory import resident_bytes
+from openm6.train.memory import native_bf16, resident_bytes
 from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import open_tokenizers
 
@@ -48,6 +50,8 @@ class Course(ABC, Generic[Work]):
         self.batches = self._batches(config.mix, seed=config.seed)
         self.step, self.tokens, self.skipped = 0, 0, 0
         self.window = Window()
+        self.bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+        self.usual_loss: float | None = None  # running mean that the spike guard compares with
 
     # What a kind of run must know how to do.
 
@@ -59,10 +63,6 @@ class Course(ABC, Generic[Work]):
     @abstractmethod
     def draw(self) -> Work:
         """What the next step computes."""
-
-    @abstractmethod
-    def time_to_delink(self, work: Work) -> bool:
-        """Whether the layers part before this step."""
 
     @abstractmethod
     def delink(self) -> None:
@@ -91,7 +91,22 @@ class Course(ABC, Generic[Work]):
     def close(self) -> None:
         """Let go of threads and files."""
 
+    def time_to_delink(self, work: Work) -> bool:
+        """Whether the layers part before this step: at the recipe's share of the steps."""
+        at = self.config.sharing.delink_at
+        return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
+
     # What is the same for all.
+
+    @property
+    def loss_limit(self) -> float:
+        """A loss above it, far above the usual one, is a spike: its step would do harm."""
+        return math.inf if self.usual_loss is None else self.config.optimizer.spike * self.usual_loss
+
+    def _learned_from(self, loss: float) -> None:
+        """A step with this loss was taken."""
+        usual = self.usual_loss
+        self.usual_loss = loss if usual is None else 0.98 * usual + 0.02 * loss
 
     @property
     def stage(self) -> str:
@@ -168,11 +183,13 @@ class Course(ABC, Generic[Work]):
             "data": self.batches.state_dict(),
             "tokens": self.tokens,
             "skipped": self.skipped,
+            "usual_loss": self.usual_loss,
             "window": self.window.sums,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        self.usual_loss = state["usual_loss"]
         self.window.sums = {name: (total, count) for name, (total, count) in state["window"].items()}
         self.batches.load_state_dict(state["data"])
 

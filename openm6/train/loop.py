@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
-from openm6.giant.trigger import CorrelationTrigger, FractionTrigger, adjacent_correlations
+from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
 from openm6.model.experts import balance_loss, collect_routings, drop_rate
@@ -27,7 +27,7 @@ from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.course import Course, Progress
-from openm6.train.memory import keep_large_blocks, native_bf16
+from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
 from openm6.train.optimizer import build_optimizer
@@ -91,7 +91,6 @@ class Run(Course[Batch]):
             if config.sharing.delink_on_correlation is not None
             else None
         )
-        self.usual_loss: float | None = None  # running mean that the spike guard compares with
         if checkpoint:
             self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
 
@@ -110,8 +109,7 @@ class Run(Course[Batch]):
         return next(self.batches)
 
     def time_to_delink(self, work: Batch) -> bool:
-        sharing = self.config.sharing
-        if sharing.delink_at < 1 and FractionTrigger(sharing.delink_at, self.config.steps).check(self.step):
+        if super().time_to_delink(work):
             return True
         if self.correlation is None:
             return False
@@ -128,9 +126,7 @@ class Run(Course[Batch]):
         return total_loss(losses, self.config.loss_weights), losses
 
     def _precision(self) -> torch.autocast:
-        wanted = self.config.precision
-        bf16 = native_bf16() if wanted == "auto" else wanted == "bf16"
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16)
 
     def train_step(self, work: Batch) -> None:
         settings = self.config.optimizer
@@ -153,7 +149,7 @@ class Run(Course[Batch]):
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip).item()
         if math.isfinite(norm):
             self.optimizer.step()
-            self.usual_loss = value if self.usual_loss is None else 0.98 * self.usual_loss + 0.02 * value
+            self._learned_from(value)
             by_task = {f"loss_{name}": each.item() for name, each in losses.items()}
             self.window.add(loss=value, grad_norm=norm, **by_task, **routed)
         else:
@@ -163,8 +159,7 @@ class Run(Course[Batch]):
 
     def _is_spike(self, value: float) -> bool:
         """Whether the step would do harm: a loss that is not finite, or far above the usual one."""
-        usual = self.usual_loss
-        return not math.isfinite(value) or (usual is not None and value > self.config.optimizer.spike * usual)
+        return not math.isfinite(value) or value > self.loss_limit
 
     @torch.no_grad()
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
@@ -181,13 +176,11 @@ class Run(Course[Batch]):
         return {
             **super()._state(),
             "delinked": not self.shared,
-            "usual_loss": self.usual_loss,
             "correlation": self.correlation.state_dict() if self.correlation else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
-        self.usual_loss = state["usual_loss"]
         if self.correlation and state["correlation"]:
             self.correlation.load_state_dict(state["correlation"])
 

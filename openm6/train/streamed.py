@@ -8,28 +8,26 @@ held-out losses, going on after a kill (from the last commit, one every `checkpo
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from openm6.giant.budget import format_bytes, parse_bytes
+from openm6.giant.build import layouts
 from openm6.giant.engine import Giant, stream
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.placement import solve
 from openm6.giant.report import StepReport
-from openm6.giant.trigger import FractionTrigger
 from openm6.model import M6
 from openm6.model.size import count
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.config import MemoryConfig, OptimizerConfig, RunConfig
 from openm6.train.course import Course
-from openm6.train.memory import native_bf16
 from openm6.train.objectives.seq2seq import task_losses
 from openm6.train.schedule import learning_rate
 from openm6.train.skeleton import first_values, skeleton
@@ -47,7 +45,6 @@ class StreamedRun(Course[list[Batch]]):
         self.memory = config.memory
         self.budget_bytes = parse_bytes(config.memory.host)
         self.folder = tiers_folder(config.memory, run_dir)
-        self.usual_loss: float | None = None  # running mean that the spike guard compares with
         self.traffic = Traffic()
         self.written_before = 0  # bytes, by processes that began this run
         self.giant = self._open()
@@ -65,14 +62,13 @@ class StreamedRun(Course[list[Batch]]):
         model = skeleton(
             config.model, seed=config.seed, unit=config.sharing.unit, shared=config.sharing.delink_at > 0
         )
-        bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
         return stream(
             model,
             budget=memory.host,
             disk=self.folder,
             optimizer=part_optimizer(config.optimizer),
             weights_dtype=_DTYPES[memory.weights],
-            compute_dtype=_DTYPES["bf16" if bf16 else "fp32"],
+            compute_dtype=_DTYPES["bf16" if self.bf16 else "fp32"],
             durability=memory.durability,
             activations=memory.activations,
             loss=lambda model, batch: task_losses(cast(M6, model), batch),
@@ -94,12 +90,8 @@ class StreamedRun(Course[list[Batch]]):
         giant, memory = self.giant, self.memory
         if not giant.shared or self.config.sharing.delink_at >= 1 or giant.placement is None:
             return
-        first = giant.slots[0].name
-        slot = {
-            part.removeprefix(first): each for part, each in giant.layouts().items() if part.startswith(first)
-        }
-        layers = range(self.config.model.layers)
-        real = {f"slot-{layer:04d}{part}": each for layer in layers for part, each in slot.items()}
+        slots = [replace(giant.slots[0], index=layer) for layer in range(self.config.model.layers)]
+        real = layouts(slots, giant.settings)
         placement = solve(real, budget_bytes=self.budget_bytes, fixed_bytes=giant.placement.fixed_bytes)
         needed, hint = sum(each.nbytes for each in real.values()), ""
         if memory.durability == "step":
@@ -128,25 +120,17 @@ class StreamedRun(Course[list[Batch]]):
         pseudo = self.memory.pseudo_micro_batches
         return pseudo if self.shared and pseudo is not None else self.memory.micro_batches
 
-    def time_to_delink(self, work: list[Batch]) -> bool:
-        at = self.config.sharing.delink_at
-        return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
-
     def delink(self) -> None:
         self.giant.delink()
 
     def train_step(self, work: list[Batch]) -> None:
-        settings, usual = self.config.optimizer, self.usual_loss
-        report = self.giant.step(
-            work,
-            lr=learning_rate(self.step, self.config.steps, settings),
-            loss_limit=math.inf if usual is None else settings.spike * usual,
-        )
+        rate = learning_rate(self.step, self.config.steps, self.config.optimizer)
+        report = self.giant.step(work, lr=rate, loss_limit=self.loss_limit)
         self.traffic.add(report)
         if report.skipped:
             self.skipped += 1
         else:
-            self.usual_loss = report.loss if usual is None else 0.98 * usual + 0.02 * report.loss
+            self._learned_from(report.loss)
             losses = dict(report.losses)
             routed = {"drop_rate": report.drop_rate} if self.config.model.experts is not None else {}
             if "balance" in losses:
@@ -178,11 +162,11 @@ class StreamedRun(Course[list[Batch]]):
             self.giant.commit(self._state())
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "usual_loss": self.usual_loss, "written": self.total_written}
+        return {**super()._state(), "written": self.total_written}
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
-        self.usual_loss, self.written_before = state["usual_loss"], state["written"]
+        self.written_before = state["written"]
 
     def export(self) -> Path | None:
         if not self.memory.export:

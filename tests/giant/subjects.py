@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.delink import SUBJECTS
-from openm6.modalities.resnet import ResNetConfig
-from openm6.model import M6, ModelConfig, Stream
+from benchmarks.delink import SUBJECTS, VOCAB, m6_config, m6_stream
+from benchmarks.residual_mlp import ResidualMLP
+from openm6.model import M6, Stream
 from openm6.model.config import ExpertsConfig
 from openm6.model.experts import balance_loss, collect_routings
 
-LAYERS, VOCAB = 4, 32
+LAYERS = 4
 
 
 @dataclass
@@ -50,39 +50,13 @@ class Subject:
 
 
 def m6(**changes: Any) -> Subject:
-    """Two rows, each a picture of four tokens that is seen as a whole, and causal text behind it."""
-    config = ModelConfig(
-        vocab_text=VOCAB,
-        layers=LAYERS,
-        width=16,
-        heads=2,
-        kv_heads=1,
-        head_dim=8,
-        ffn=24,
-        image=ResNetConfig(stem_width=4, widths=[8], depths=[1]),
-        image_size=8,
-        image_tokens=4,
-    )
-    model = M6(config.model_copy(update=changes))
+    """Pictures of four tokens, and causal text behind them."""
+    model = M6(m6_config(LAYERS).model_copy(update=changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:  # so that every part of the input matters
                 parameter.add_(0.1 * torch.randn_like(parameter))
-
-    def batch() -> Stream:
-        tokens = torch.randint(VOCAB, (2, 10))
-        positions, zeros = torch.arange(10).expand(2, 10), torch.zeros_like(tokens)
-        return Stream(
-            tokens,
-            positions_BT=positions,
-            example_BT=zeros,
-            branch_BT=zeros,
-            order_BT=positions.clamp_min(3),
-            images_NCHW=torch.randn(2, 3, 8, 8),
-            image_at=torch.tensor([0, 1, 2, 3, 10, 11, 12, 13]),
-        )
-
-    return Subject(model.train(), batch, _m6_losses, "slots")
+    return Subject(model.train(), m6_stream, _m6_losses, "slots")
 
 
 def _m6_losses(model: Any, stream: Stream) -> dict[str, Tensor]:
@@ -103,32 +77,10 @@ def hugging_face(name: str, path: str) -> Subject:
     return Subject(SUBJECTS[name](LAYERS).model, batch, None, path)
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.n, self.a, self.b = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.b(F.gelu(self.a(self.n(x))))
-
-
-class ResidualMLP(nn.Module):
-    """A stack and no frame."""
-
-    def __init__(self, layers: int, width: int) -> None:
-        super().__init__()
-        self.l = nn.ModuleList(ResidualBlock(width) for _ in range(layers))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        for block in self.l:
-            x = block(x)
-        return ((x - y) ** 2).mean()
-
-
 def toy(layers: int = LAYERS, width: int = 16) -> Subject:
-    return Subject(
-        ResidualMLP(layers, width), lambda: (torch.randn(2, 8, width), torch.randn(2, 8, width)), None, "l"
-    )
+    """A stack and no frame."""
+    model = ResidualMLP(layers, width)
+    return Subject(model, lambda: (torch.randn(2, 8, width), torch.randn(2, 8, width)), None, "layers")
 
 
 MODELS: dict[str, Callable[[], Subject]] = {

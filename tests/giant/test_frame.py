@@ -83,7 +83,7 @@ def test_running_statistics_move_once_a_pass() -> None:
 
 def frozen() -> nn.Module:
     model = toy().model
-    model.l[0].a.weight.requires_grad_(False)
+    model.layers[0].up.weight.requires_grad_(False)
     return model
 
 

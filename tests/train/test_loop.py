@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from openm6.train.config import RunConfig
 from openm6.train.loop import Run, train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
-from tests import tiny
+from tests import kills, tiny
 
 Content = dict[str, Any]
 
@@ -228,19 +225,9 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(
 ):
     """SIGKILL, several times: at the first batches, around the delink, while a checkpoint is written."""
     content = tiny.recipe(folder, optimizer=optimizer, precision="auto")
-    processes = multiprocessing.get_context("forkserver")  # PyTorch is imported once for all of them
-    processes.set_forkserver_preload(["tests.tiny"])
+    kills.finish(content, tmp_path / "a")
 
-    def begin(run_dir: Path) -> Any:
-        process = processes.Process(target=tiny.run, args=(content, run_dir), daemon=True)
-        process.start()
-        return process
-
-    unbroken = begin(tmp_path / "a")
-    unbroken.join()
-    assert unbroken.exitcode == 0
-
-    run_dir, rng, kills = tmp_path / "b", random.Random(5), 0
+    run_dir = tmp_path / "b"
     metrics, checkpoints = run_dir / "metrics.jsonl", run_dir / "checkpoints"
     moments: list[Callable[[], bool]] = [
         lambda: (run_dir / "config.yaml").exists(),
@@ -252,18 +239,8 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(
         lambda: any(checkpoints.glob("step-*9")),
         lambda: (run_dir / "model").exists(),
     ]
-    for moment in moments:
-        process = begin(run_dir)
-        while process.is_alive() and not moment():
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        process.kill()
-        process.join()
-        kills += process.exitcode == -9
-    assert kills >= 6
-    last = begin(run_dir)
-    last.join()
-    assert last.exitcode == 0
+    assert kills.kill_at(moments, content, run_dir, seed=5) >= 6
+    kills.finish(content, run_dir)
     assert lines(run_dir) == lines(tmp_path / "a")
     assert outcome(run_dir) == outcome(tmp_path / "a")
 

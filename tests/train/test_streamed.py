@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import random
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,7 @@ from openm6.train import streamed
 from openm6.train.config import RunConfig
 from openm6.train.loop import train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
-from tests import tiny
+from tests import kills, tiny
 
 Content = dict[str, Any]
 
@@ -221,19 +218,9 @@ def test_more_micro_batches_than_one_make_one_step(folder: Path, tmp_path: Path)
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(folder: Path, tmp_path: Path):
     """SIGKILL: at the first batches, around the delink, while a step is committed, at the end."""
     content = recipe(folder, model=EXPERTS, memory={"disk": str(tmp_path / "disk")})
-    processes = multiprocessing.get_context("forkserver")  # PyTorch is imported once for all of them
-    processes.set_forkserver_preload(["tests.tiny"])
+    kills.finish(content, tmp_path / "a")
 
-    def begin(run_dir: Path) -> Any:
-        process = processes.Process(target=tiny.run, args=(content, run_dir), daemon=True)
-        process.start()
-        return process
-
-    unbroken = begin(tmp_path / "a")
-    unbroken.join()
-    assert unbroken.exitcode == 0
-
-    run_dir, tiers, rng, kills = tmp_path / "b", tmp_path / "disk" / "openm6-b", random.Random(7), 0
+    run_dir, tiers = tmp_path / "b", tmp_path / "disk" / "openm6-b"
     metrics, record = run_dir / "metrics.jsonl", tiers / "commit.json"
     moments: list[Callable[[], bool]] = [
         lambda: tiers.exists(),
@@ -243,17 +230,7 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(folder: Path, tmp_
         lambda: record.exists() and '"step": 6' in record.read_text(),
         lambda: (run_dir / "model").exists(),
     ]
-    for moment in moments:
-        process = begin(run_dir)
-        while process.is_alive() and not moment():
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        process.kill()
-        process.join()
-        kills += process.exitcode == -9
-    assert kills >= 4
-    last = begin(run_dir)
-    last.join()
-    assert last.exitcode == 0
+    assert kills.kill_at(moments, content, run_dir, seed=7) >= 4
+    kills.finish(content, run_dir)
     assert lines(run_dir) == lines(tmp_path / "a")
     assert outcome(run_dir) == outcome(tmp_path / "a")
