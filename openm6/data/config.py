@@ -17,7 +17,7 @@ class DataConfig(BaseModel):
     `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps our fields
     (image, caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to
     their columns. `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or what the file
-    names begin with.
+    names begin with. `sets` keeps only the pictures of these icon sets (corpus-emoji).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +27,7 @@ class DataConfig(BaseModel):
     columns: dict[str, str] = Field(default_factory=dict)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     split: str | None = Field(default=None, min_length=1)
+    sets: list[str] | None = Field(default=None, min_length=1)
     shuffle: bool = True
     image_size: int | None = Field(
         default=64, ge=1, le=4096, description="None keeps each picture's own size"
@@ -38,6 +39,8 @@ class DataConfig(BaseModel):
         embedded = self.kind.startswith("corpus-")
         if embedded and (self.path or self.columns):
             raise ValueError(f"kind {self.kind} is embedded: leave out path and columns.")
+        if self.sets and self.kind != "corpus-emoji":
+            raise ValueError(f"sets chooses among the icon sets of corpus-emoji; {self.kind} has none.")
         if not embedded and not self.path:
             raise ValueError(f"kind {self.kind} needs a path to a file or a folder.")
         return self

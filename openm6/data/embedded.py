@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image
 
 from openm6.data.corpus import decode_image, load_emoji, load_poems
@@ -14,17 +16,30 @@ from openm6.data.records import Record
 
 
 class EmojiCorpus(Indexed):
-    """Emoji of one split (`train`, `val`, `concept_val`), or of all (None).
+    """Emoji of one split (`train`, `val`, `concept_val`), or of all (None); of some icon `sets`, or of all.
 
     `images` is uint8 (n, size, size, 4), decoded once; `rows` holds everything else, one dict a picture: id,
     concept, char, family, set, name_en, name_zh, keywords_en, keywords_zh, group_en, ..., colour_en,
     colour_zh. A record is a row with its `image` (a read-only view) and the names again as `caption_en` and
     `caption_zh`.
+    Raises ValueError for an unknown split, and for a set that the corpus does not have.
     """
 
-    def __init__(self, split: str | None = "train", *, image_size: int | None = None) -> None:
+    def __init__(
+        self,
+        split: str | None = "train",
+        *,
+        image_size: int | None = None,
+        sets: Sequence[str] | None = None,
+    ) -> None:
         table = load_emoji(split)
         self.name = f"corpus-emoji {split or 'all'}"
+        if sets is not None:
+            known = sorted(set(table["set"].to_pylist()))
+            if unknown := sorted(set(sets) - set(known)):
+                raise ValueError(f"corpus-emoji has no set '{unknown[0]}'; its sets are {', '.join(known)}.")
+            table = table.filter(pc.field("set").isin(list(sets)))
+            self.name += f" ({', '.join(sets)})"
         self.rows: list[dict[str, Any]] = table.drop_columns("image").to_pylist()
         for row in self.rows:
             row |= {"caption_en": row["name_en"], "caption_zh": row["name_zh"]}

@@ -25,7 +25,8 @@ from openm6.data.webdataset import WebDatasetReader
 def open_reader(config: DataConfig) -> Reader:
     """The reader of a config. Raises `ValueError` if the data is not there or not what the config says."""
     if config.kind == "corpus-emoji":
-        return _emoji(config.split or "train", config.image_size)
+        sets = tuple(config.sets) if config.sets else None
+        return _emoji(config.split or "train", config.image_size, sets)
     if config.kind == "corpus-poems":
         return PoemCorpus(config.split or "train")
     assert config.path is not None
@@ -44,9 +45,9 @@ def open_reader(config: DataConfig) -> Reader:
 
 
 @lru_cache(maxsize=4)
-def _emoji(split: str, image_size: int | None) -> EmojiCorpus:
+def _emoji(split: str, image_size: int | None, sets: tuple[str, ...] | None) -> EmojiCorpus:
     """A run opens the same pictures for several tasks; they are decoded and held once."""
-    return EmojiCorpus(split, image_size=image_size)
+    return EmojiCorpus(split, image_size=image_size, sets=sets)
 
 
 def open_source(config: DataConfig, *, seed: int, epochs: int | None = None) -> Source:

@@ -22,6 +22,7 @@ from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
 from openm6.model.experts import balance_loss, collect_routings, drop_rate
+from openm6.model.widen import widen_ffn
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
@@ -95,10 +96,13 @@ class Run(Course[Batch]):
             self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape."""
-        trained = load_model(folder)
-        if trained.config != self.config.model or max(slot_uses(trained)) > 1:
+        """Take the weights of a trained model of the same shape, or of one with narrower FFNs."""
+        trained, wanted = load_model(folder), self.config.model
+        narrower = wanted.model_copy(update={"ffn": trained.config.ffn})
+        if trained.config != narrower or max(slot_uses(trained)) > 1:
             raise ValueError(f"init: the model in {folder} has another shape than this recipe's `model`")
+        if trained.config.ffn != wanted.ffn:
+            trained = widen_ffn(trained, wanted.ffn)
         self.model.load_state_dict(trained.state_dict())
 
     @property
