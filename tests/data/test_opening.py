@@ -296,3 +296,18 @@ def test_the_guide_is_true(pets, animals, monkeypatch):
     assert next(names["source"])["text"].count("squared") == 1
     counts = [next(names["mixed"]).get("caption_en") == "a cat" for _ in range(8)]
     assert counts.count(True) == 6
+
+
+def test_sets_choose_among_the_icon_sets():
+    [both, one] = [
+        open_reader(DataConfig(kind="corpus-emoji", split="val", sets=sets))
+        for sets in (["noto", "twemoji"], ["twemoji"])
+    ]
+    assert isinstance(both, EmojiCorpus) and isinstance(one, EmojiCorpus)
+    assert {row["set"] for row in both.rows} == {"noto", "twemoji"}
+    assert one.rows == [row for row in both.rows if row["set"] == "twemoji"]
+    assert len(one.images) == len(one) > 0 and one.fingerprint != both.fingerprint
+    with pytest.raises(ValueError, match="no set 'tweemoji'; its sets are emojione, "):
+        open_reader(DataConfig(kind="corpus-emoji", sets=["tweemoji"]))
+    with pytest.raises(ValidationError, match="sets chooses among the icon sets of corpus-emoji"):
+        DataConfig(kind="folder", path="pets", sets=["noto"])

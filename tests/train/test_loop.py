@@ -263,6 +263,28 @@ def test_a_run_may_be_prolonged(folder: Path, tmp_path: Path):
     assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [2, 3, 4, 5]
 
 
+INIT = {"sharing": {"delink_at": 0}, "steps": 2}
+
+
+def test_a_run_begins_from_a_trained_model_and_may_widen_it(folder: Path, tmp_path: Path):
+    trained = start(tiny.recipe(folder, steps=2), tmp_path / "first")
+    for ffn in (48, 64):
+        content = tiny.recipe(folder, **INIT, model={**tiny.CONFIG, "ffn": ffn}, init=str(trained))
+        start(content, tmp_path / f"wide-{ffn}")
+    same, wide = (
+        next(line for line in lines(tmp_path / f"wide-{ffn}") if line.get("event") == "eval")
+        for ffn in (48, 64)
+    )
+    assert same["step"] == wide["step"] == 0
+    for key in ("val_caption_loss", "val_draw_loss"):
+        assert wide[key] == pytest.approx(same[key], rel=1e-5)
+    with pytest.raises(ValueError, match="another shape than this recipe's `model`"):
+        start(
+            tiny.recipe(folder, **INIT, model={**tiny.CONFIG, "layers": 2}, init=str(trained)),
+            tmp_path / "no",
+        )
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("seed", 4), ("row", 65), ("optimizer", {"lr": 1e-4}), ("loss_weights", {"ask": 2.0})],
