@@ -21,7 +21,9 @@ def widen_ffn(model: M6, ffn: int) -> M6:
     """
     before = model.config.ffn
     if model.config.experts is not None or ffn < before:
-        raise ValueError(f"only dense FFNs can be widened, and only upwards: ffn {before} cannot become {ffn}")
+        raise ValueError(
+            f"only dense FFNs can be widened, and only upwards: ffn {before} cannot become {ffn}"
+        )
     wide = M6(model.config.model_copy(update={"ffn": ffn}))
     assert len(wide.slots) == len(model.slots), "layers share slots: delink first"
     weights = model.state_dict()
