@@ -80,13 +80,17 @@ class Gradients:
 
     The order is that of a loop in memory that runs backward for each micro-batch: the layers of a shared slot
     are summed first, then the micro-batches; so in fp32 the bits are the same. An fp32 gradient is taken over
-    from autograd as it is, without a copy, and others are added to it in place.
+    from autograd as it is, without a copy, and others are added to it in place. With `once` every leaf gets one
+    gradient, so there is nothing to sum: those in bf16 are taken over as they are, too, and stay bf16.
     """
 
-    def __init__(self, leaves: Tensors, scratch: Scratch, *, shared: bool) -> None:
+    def __init__(self, leaves: Tensors, scratch: Scratch, *, shared: bool, once: bool = False) -> None:
+        assert not (shared and once)
         self.leaves = leaves
         self.sums: Tensors = {}
-        halves = [leaf_spec(name, leaf) for name, leaf in leaves.items() if leaf.dtype != torch.float32]
+        halves = []
+        if not once:
+            halves = [leaf_spec(name, leaf) for name, leaf in leaves.items() if leaf.dtype != torch.float32]
         self._room = scratch.tensors(halves)
         self._current: Tensors = {} if shared else self.sums
         self._hooks = [
@@ -98,7 +102,7 @@ class Gradients:
         gradient = leaf.grad
         assert gradient is not None
         leaf.grad = None
-        if name in self._room:
+        if name in self._room:  # bf16: the sum is not what autograd gave
             if name in self.sums:
                 self.sums[name] += gradient
             else:

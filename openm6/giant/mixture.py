@@ -105,19 +105,20 @@ def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) 
         _backward_shared(machine, slot, micro_batches)
         return
     (layer,) = tuple(slot.layers)
+    once = len(micro_batches) == 1 and machine.updates.reads_bf16
     with machine.store.use(machine.updates.access(slot.name)) as body:
         routed = _prepare(machine, slot, layer, body, micro_batches)
         for expert in _chosen(slot, routed):
             name = slot.expert_name(expert)
             with machine.store.use(machine.updates.access(name)) as views:
                 with machine.trace.span("compute", f"{name} backward"):
-                    gradients = _gradients(machine, views, "expert", shared=False)
+                    gradients = _gradients(machine, views, "expert", once=once)
                     for each in routed:
                         _expert_backward(machine, layer, expert, gradients, each)
                 with machine.trace.span("compute", f"{name} update"):
                     machine.updates.apply(name, views, gradients.mean(1))
         with machine.trace.span("compute", f"{slot.name} body backward"):
-            gradients = _gradients(machine, body, "body", shared=False)
+            gradients = _gradients(machine, body, "body", once=once)
             for each in routed:
                 _body_backward(machine, layer, gradients, each, len(micro_batches))
             machine.updates.apply(slot.name, body, gradients.mean(1))
@@ -196,9 +197,11 @@ def _count(machine: Machine, routed: Sequence[_Routed]) -> None:
             micro_batch.balance = routing.balance if so_far is None else so_far + routing.balance
 
 
-def _gradients(machine: Machine, views: Views, room: str, *, shared: bool) -> Gradients:
+def _gradients(
+    machine: Machine, views: Views, room: str, *, shared: bool = False, once: bool = False
+) -> Gradients:
     leaves = machine.precision.leaves(views["weights"], room)
-    return Gradients(leaves, machine.scratch[room], shared=shared)
+    return Gradients(leaves, machine.scratch[room], shared=shared, once=once)
 
 
 def _prepare(

@@ -25,6 +25,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,12 +36,16 @@ from openm6.giant.rounding import StochasticRounder, mix
 
 Tensors = Mapping[str, Tensor]
 
-BLOCK = 1 << 18  # weights that one pass works on: 1 MiB in fp32, which stays in the second-level cache
+# Weights that one pass works on. An update is a dozen passes over a block, which cost next to nothing while
+# its two blocks of scratch (256 KiB each) and the rounding's tables (1 MiB) stay in a second-level cache.
+BLOCK = 1 << 16
 LEAST_FACTORED = 8  # a matrix narrower than this (a 3 x 3 kernel) keeps its whole second moment
 
 
 class PartOptimizer(ABC):
     """Updates the weights of a part from its gradients and its state, in place."""
+
+    reads_bf16: ClassVar[bool] = False  # whether gradients may be bf16: half of what must be read
 
     @abstractmethod
     def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -69,7 +74,7 @@ class PartOptimizer(ABC):
 
         Args:
             weights: fp32 or bf16, by name.
-            gradients: fp32, the same names and shapes.
+            gradients: the same names and shapes; fp32, or bf16 if it `reads_bf16`.
             state: what `state_specs` named.
             lr: learning rate.
             step: counts from 1.
@@ -185,9 +190,12 @@ class Adafactor(PartOptimizer):
     matrices of small values) learn at rates that are orders of magnitude apart, and a rate of about 1e-2 is
     wanted instead.
 
-    bf16 weights are rounded stochastically. Sums over columns run in blocks whose size follows from the shape
+    bf16 weights are rounded stochastically. Gradients in bf16 are widened block by block, so they give what
+    their copies in fp32 would, bit for bit. Sums over columns run in blocks whose size follows from the shape
     alone; nothing depends on how the caller cuts the work.
     """
+
+    reads_bf16: ClassVar[bool] = True
 
     clip: float = 1.0
     weight_decay: float = 0.0
@@ -339,9 +347,10 @@ class _Workspace:
     def mean_squares(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """Mean squares of a stack's rows and columns; of other tensors the sum of squares alone."""
         if not is_factored(gradient.shape):
-            return (torch.linalg.vector_norm(gradient).square(),)
+            return (torch.linalg.vector_norm(gradient, dtype=torch.float32).square(),)
         stack = _matrices(gradient)
-        row_BR, col_BC = stack.new_empty(stack.shape[:2]), stack.new_zeros(len(stack), stack.shape[2])
+        like = {"dtype": torch.float32, "device": stack.device}
+        row_BR, col_BC = torch.empty(stack.shape[:2], **like), torch.zeros(len(stack), stack.shape[2], **like)
         for gradient_RC, row_R, col_C in zip(stack, row_BR, col_BC, strict=True):
             for rows in _blocks(gradient_RC):
                 square_RC = self.square(gradient_RC[rows])

@@ -133,7 +133,8 @@ def _slot_gradients(
 ) -> dict[str, Tensor]:
     leaves = machine.precision.leaves(views["weights"])
     shared = len(slot.layers) > 1 and len(micro_batches) > 1
-    gradients = Gradients(leaves, machine.scratch["part"], shared=shared)
+    once = len(slot.layers) == 1 and len(micro_batches) == 1 and machine.updates.reads_bf16
+    gradients = Gradients(leaves, machine.scratch["part"], shared=shared, once=once)
     for micro_batch in micro_batches:
         for layer in reversed(slot.layers):
             x = machine.activations.get(layer, micro_batch.index).detach().requires_grad_()

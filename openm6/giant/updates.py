@@ -40,6 +40,11 @@ class Updates:
         self.lr, self.skipped = lr, []
         self._norms.clear()
 
+    @property
+    def reads_bf16(self) -> bool:
+        """Whether `apply` takes gradients in bf16 as well."""
+        return self.global_clip is None and self.optimizer is not None and self.optimizer.reads_bf16
+
     def access(self, part: str) -> Access:
         """What the backward pass needs of a part."""
         if self.global_clip is None:
@@ -53,7 +58,8 @@ class Updates:
 
     @torch.no_grad()
     def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
-        """The part's gradients are complete. `views` are those of `access`; the gradients may be used up."""
+        """The part's gradients are complete: fp32, or bf16 if it `reads_bf16`. `views` are those of `access`; the
+        gradients may be used up."""
         if self.global_clip is None:
             self._update(part, views["weights"], views["state"], gradients, scale=1.0)
             return

@@ -116,7 +116,7 @@ def rehearse(
     def weights_of(part: str) -> Weights:
         return {} if part == FRAME else given[part if part == slot.name else slot.expert_name(0)]
 
-    updates = _NoUpdates(machine.updates.optimizer, seed=0)
+    updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
     alone_machine = replace(
         machine,
         slots=[alone],

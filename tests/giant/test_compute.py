@@ -47,3 +47,14 @@ def test_sums_are_fp32_and_the_mean_is_over_layers(dtype: torch.dtype) -> None:
     mean = gradients.mean(2)["w"]
     assert mean.dtype == torch.float32
     torch.testing.assert_close(mean, factors.float().sum(0) / 2)
+
+
+def test_the_only_gradient_stays_as_it_is() -> None:
+    leaves = Precision(torch.bfloat16).leaves({"w": torch.randn(3, 3, dtype=torch.bfloat16)})
+    scratch = Scratch()
+    gradients = Gradients(leaves, scratch, shared=False, once=True)
+    factor = torch.randn(3, 3).bfloat16()
+    (leaves["w"] * factor).sum().backward()
+    only = gradients.mean(1)["w"]
+    assert only.dtype == torch.bfloat16 and scratch.nbytes == 0
+    assert torch.equal(only, factor)

@@ -168,6 +168,22 @@ def test_adafactor_in_many_blocks(dtype: torch.dtype, monkeypatch: pytest.Monkey
         assert dtype == torch.float32 or same > 0.99
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adafactor_reads_bf16_gradients_as_their_fp32_copies(dtype: torch.dtype) -> None:
+    results = []
+    for widened in (False, True):
+        weights = {name: w.to(dtype) for name, w in tensors(0).items()}
+        optimizer = Adafactor(weight_decay=0.1)
+        state = state_of(optimizer, weights)
+        for step in range(1, 4):
+            gradients = {name: g.bfloat16() for name, g in tensors(step).items()}
+            if widened:
+                gradients = {name: g.float() for name, g in gradients.items()}
+            assert optimizer.update(weights, gradients, state, lr=1e-2, step=step, seed=step)
+        results.append({**weights, **state})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 @pytest.mark.parametrize("optimizer", BOTH, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_seed_decides_and_nothing_else(optimizer: PartOptimizer, dtype: torch.dtype) -> None:
