@@ -134,7 +134,9 @@ class AdamW(PartOptimizer):
         seed: int,
         scale: float = 1.0,
     ) -> bool:
-        grads = [gradients[name] for name in weights]
+        # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
+        gradients = {name: gradients[name].contiguous() for name in weights}
+        grads = list(gradients.values())
         if scale != 1.0:
             _multiply(grads, scale)
         norm = torch.nn.utils.get_total_norm(grads)
@@ -248,7 +250,7 @@ class Adafactor(PartOptimizer):
             place = mix(seed, index)
             if not is_factored(weight.shape):
                 square_N = state[f"{name}.square"].view(-1)
-                change.vector(weight.view(-1), gradients[name].view(-1), square_N, keep, work, place)
+                change.vector(weight.view(-1), gradients[name].reshape(-1), square_N, keep, work, place)
                 continue
             row_BR, col_BC = sums[name]
             for means, kind in ((row_BR, "row"), (col_BC, "col")):

@@ -185,6 +185,19 @@ def test_adafactor_reads_bf16_gradients_as_their_fp32_copies(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("optimizer", BOTH, ids=lambda o: type(o).__name__)
+def test_the_memory_layout_of_gradients_does_not_matter(optimizer: PartOptimizer) -> None:
+    """Autograd hands over what it has: a convolution's gradient may be channels-last, a matrix's transposed."""
+    results = []
+    for layout in (lambda g: g, lambda g: g.movedim(-1, 0).contiguous().movedim(0, -1) if g.dim() > 1 else g):
+        weights = tensors(0)
+        gradients = {name: layout(gradient) for name, gradient in tensors(1).items()}
+        assert optimizer.update(weights, gradients, state_of(optimizer, weights), lr=0.1, step=1, seed=1)
+        results.append(weights)
+    for name in SHAPES:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", BOTH, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_seed_decides_and_nothing_else(optimizer: PartOptimizer, dtype: torch.dtype) -> None:
     def run(seed: int) -> dict[str, Tensor]:

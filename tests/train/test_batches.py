@@ -29,7 +29,7 @@ def mix_of(folder: Path, **changes: Any) -> list[MixConfig]:
     return RunConfig.model_validate(tiny.recipe(folder, **changes)).mix
 
 
-def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96) -> Batches:
+def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96, cell_noise: float = 0.0) -> Batches:
     return Batches(
         mix,
         model=tiny.config(),
@@ -37,6 +37,7 @@ def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96) -> Batches:
         tokenizer=tiny.text_tokenizer(),
         image_tokenizer=tiny.image_tokenizer(),
         seed=seed,
+        cell_noise=cell_noise,
     )
 
 
@@ -201,3 +202,16 @@ def test_texts_of_gathers_every_text_once_an_epoch(folder: Path):
     for poem in tiny.POEMS:
         assert texts.count(poem[3]) == 1
     assert not any(text.endswith(".png") for text in texts)
+
+
+def test_cell_noise_is_read_and_never_the_target(folder: Path):
+    mix = [part(folder, 12, draw=1.0)]
+    plain, noisy, again = (next(batches(mix, row=256, cell_noise=noise)) for noise in (0.0, 0.5, 0.5))
+    assert_same(noisy, again)
+    assert torch.equal(noisy.cell_target, plain.cell_target)
+    read, wrong = plain.stream.cells_LK, noisy.stream.cells_LK
+    assert read is not None and wrong is not None
+    changed = (read != wrong).any(1).float().mean().item()
+    assert 0.1 < changed <= 0.7  # less than half where a cell meets its like
+    of_the_batch = {tuple(cell) for cell in read.tolist()}
+    assert {tuple(cell) for cell in wrong.tolist()} <= of_the_batch
