@@ -143,7 +143,7 @@ class Pipeline:
         candidates: int = 16,
         seed: int = 0,
         style: str | None = None,
-        sampling: Sampling = Sampling(temperature=1.0, top_p=0.95, guidance=2.0),  # noqa: B008 (immutable)
+        sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, guidance=1.5),  # noqa: B008 (immutable)
     ) -> Image.Image | list[Image.Image]:
         """A picture for each text: the best of `candidates` samples by `match`."""
         listed, style = read_texts(texts, "a text to draw"), style or ANY_STYLE

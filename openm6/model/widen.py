@@ -7,7 +7,7 @@ their columns of `down` are zero.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openm6.model.layers import FeedForward
 from openm6.model.m6 import M6
@@ -37,7 +37,7 @@ def widen_ffn(model: M6, ffn: int) -> M6:
     return wide
 
 
-def _more_rows(fresh_XD: nn.Parameter, trained_XD: Tensor, before: int) -> Tensor:
+def _more_rows(fresh_XD: Tensor, trained_XD: Tensor, before: int) -> Tensor:
     """`fresh` with the trained rows at the head of each of its parts (gate and up, or up alone)."""
     parts = len(trained_XD) // before
     mixed_PFD = fresh_XD.detach().clone().view(parts, -1, fresh_XD.shape[1])

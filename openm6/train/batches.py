@@ -38,10 +38,8 @@ class Batches:
         tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer | None,
         seed: int,
-        cell_noise: float = 0.0,
     ):
         self.mix, self.model, self.row, self.seed = mix, model, row, seed
-        self.cell_noise = cell_noise
         self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
         self.sources = [
             [open_source(data, seed=seed + 100 * i + j) for j, data in enumerate(part.data)]
@@ -110,8 +108,6 @@ class Batches:
         )
         if image_order:
             batch.stream.images_NCHW = normalise(torch.stack([pictures[index] for index in image_order]))
-        if self.cell_noise and batch.stream.cells_LK is not None:
-            batch.stream.cells_LK = _mixed_up(batch.stream.cells_LK, self.cell_noise, generator)
         self.step += 1
         return batch
 
@@ -152,16 +148,6 @@ class Batches:
         ]
         keep_colour = torch.tensor([keeps for _, _, keeps in seen])
         return augment(rgba, names, part.augment, generator, keep_colour=keep_colour)
-
-
-def _mixed_up(cells_LK: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """This share of the cells replaced by others of the batch: what a drawing in the making reads after it went
-    wrong. Targets stay right, so the model learns to come back to its words (cf. scheduled sampling,
-    1506.03099)."""
-    L = len(cells_LK)
-    other_L = torch.randint(max(1, L), (L,), generator=generator)
-    wrong_L = torch.rand(L, generator=generator) < share
-    return torch.where(wrong_L[:, None], cells_LK[other_L], cells_LK)
 
 
 def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:

@@ -95,9 +95,6 @@ class RunConfig(_Strict):
     seed: int = 0
     steps: int = Field(gt=0)
     row: int = Field(default=128, gt=0)  # positions a row of the stream
-    # Share of the drawings' cells that are read as another drawing's, so that what comes next follows from the
-    # words and not from the cells before alone.
-    cell_noise: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
     model: ModelConfig
     init: Literal["shipped"] | Path | None = None  # folder of a trained model to begin from

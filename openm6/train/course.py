@@ -47,7 +47,7 @@ class Course(ABC, Generic[Work]):
     def __init__(self, config: RunConfig, run_dir: Path):
         self.config, self.run_dir = config, run_dir
         self.tokenizer, self.image_tokenizer = open_tokenizers(config, run_dir)
-        self.batches = self._batches(config.mix, seed=config.seed, cell_noise=config.cell_noise)
+        self.batches = self._batches(config.mix, seed=config.seed)
         self.step, self.tokens, self.skipped = 0, 0, 0
         self.window = Window()
         self.bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
@@ -140,7 +140,7 @@ class Course(ABC, Generic[Work]):
                 self.save()
             begun += clock() - paused
 
-    def _batches(self, mix: list[MixConfig], *, seed: int, cell_noise: float = 0.0) -> Batches:
+    def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:
         return Batches(
             mix,
             model=self.config.model,
@@ -148,7 +148,6 @@ class Course(ABC, Generic[Work]):
             tokenizer=self.tokenizer,
             image_tokenizer=self.image_tokenizer,
             seed=seed,
-            cell_noise=cell_noise,
         )
 
     def _line(self, tokens_per_s: float) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.modalities.cells import to_cells
-from openm6.modalities.codes import ImageTokenizer
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches, texts_of
 from openm6.train.config import MixConfig, RunConfig
@@ -30,7 +29,7 @@ def mix_of(folder: Path, **changes: Any) -> list[MixConfig]:
     return RunConfig.model_validate(tiny.recipe(folder, **changes)).mix
 
 
-def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96, cell_noise: float = 0.0) -> Batches:
+def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96) -> Batches:
     return Batches(
         mix,
         model=tiny.config(),
@@ -38,7 +37,6 @@ def batches(mix: list[MixConfig], *, seed: int = 0, row: int = 96, cell_noise: f
         tokenizer=tiny.text_tokenizer(),
         image_tokenizer=tiny.image_tokenizer(),
         seed=seed,
-        cell_noise=cell_noise,
     )
 
 
@@ -203,18 +201,3 @@ def test_texts_of_gathers_every_text_once_an_epoch(folder: Path):
     for poem in tiny.POEMS:
         assert texts.count(poem[3]) == 1
     assert not any(text.endswith(".png") for text in texts)
-
-
-def test_cell_noise_is_read_and_never_the_target(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def encode(_: ImageTokenizer, pixels: Tensor) -> Tensor:  # an untrained one sees all pictures alike
-        return torch.randint(60, (len(pixels), 16), generator=torch.Generator().manual_seed(0))
-
-    monkeypatch.setattr(ImageTokenizer, "encode", encode)
-    mix = [part(folder, 12, draw=1.0)]
-    plain, noisy, again = (next(batches(mix, row=256, cell_noise=noise)) for noise in (0.0, 0.5, 0.5))
-    assert_same(noisy, again)
-    assert torch.equal(noisy.cell_target, plain.cell_target)
-    read, wrong = plain.stream.cells_LK, noisy.stream.cells_LK
-    assert read is not None and wrong is not None
-    assert 0.2 < (read != wrong).any(1).float().mean().item() < 0.8
-    assert {tuple(cell) for cell in wrong.tolist()} <= {tuple(cell) for cell in read.tolist()}

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from openm6.model.checkpoint import load_model
 from openm6.model.size import count
 from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.recipe import dump_recipe, load_recipe
+from openm6.train.tokenizers import model_folder
 from tests import tiny
 
 DATA = {"kind": "jsonl", "path": "x.jsonl"}
@@ -114,3 +116,8 @@ def test_m6_10t_has_ten_trillion_parameters_and_a_shard_its_512th():
     assert whole.slot == experts / 48 + 10_240 * router + attention + norms
     assert shard.slot == experts / 48 / 512 + 20 * router + attention + norms
     assert round(shard.total() / 1e9, 1) == 19.9
+
+
+def test_finetune_begins_from_the_shipped_models_shape():
+    recipe = Path(__file__).parents[2] / "configs" / "finetune.yaml"
+    assert load_recipe(recipe, [], RunConfig).model == load_model(model_folder("shipped")).config
