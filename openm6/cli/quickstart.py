@@ -49,7 +49,7 @@ def quickstart(
         console.print(gallery(samples, out), "", sep="\n")
     print(f"report: {report}\n")
     print("The shipped model is larger and was trained longer. Try:")
-    print("  .venv/bin/openm6 draw 'red apple' -o apple.png")
+    print("  .venv/bin/openm6 draw 'soccer ball' -o ball.png")
     print(f"  .venv/bin/openm6 caption {out / 'samples' / 'input-0.png'}")
 
 
