@@ -88,9 +88,8 @@ class Gradients:
         assert not (shared and once)
         self.leaves = leaves
         self.sums: Tensors = {}
-        halves = []
-        if not once:
-            halves = [leaf_spec(name, leaf) for name, leaf in leaves.items() if leaf.dtype != torch.float32]
+        summed = {} if once else leaves
+        halves = [leaf_spec(name, leaf) for name, leaf in summed.items() if leaf.dtype != torch.float32]
         self._room = scratch.tensors(halves)
         self._current: Tensors = {} if shared else self.sums
         self._hooks = [

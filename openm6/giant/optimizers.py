@@ -36,9 +36,7 @@ from openm6.giant.rounding import StochasticRounder, mix
 
 Tensors = Mapping[str, Tensor]
 
-# Weights that one pass works on. An update is a dozen passes over a block, which cost next to nothing while
-# its two blocks of scratch (256 KiB each) and the rounding's tables (1 MiB) stay in a second-level cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 18  # weights that one pass works on: 1 MiB in fp32, which stays in the second-level cache
 LEAST_FACTORED = 8  # a matrix narrower than this (a 3 x 3 kernel) keeps its whole second moment
 
 

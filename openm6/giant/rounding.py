@@ -10,8 +10,7 @@ lower half, and a shift: integer arithmetic, which needs no bf16 instructions.
 Every weight is rounded at every step, so the random bits must cost next to nothing. They are the exclusive or
 of two windows of two fixed tables of random numbers; where the windows begin is a hash of the seed and of the
 block. Inside a block all bits are independent, as those of one table are; the same weight meets the same two
-windows again once in 2^32 steps. The tables are small, so that they stay in the second-level cache: read from
-memory, they would be four times the traffic of the weights themselves.
+windows again once in 2^37 steps.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # values rounded at once
-_TABLE = 1 << 17  # numbers in a table: 0.5 MiB
+BLOCK = 1 << 17  # values rounded at once: small enough for the second-level cache
+_TABLE = 1 << 19  # numbers in a table: 2 MiB
 
 _MASK64 = (1 << 64) - 1
 
@@ -39,7 +38,7 @@ def mix(*numbers: int) -> int:
 
 
 class StochasticRounder:
-    """Rounds fp32 to bf16 stochastically; holds the scratch memory for it (256 KiB)."""
+    """Rounds fp32 to bf16 stochastically; holds the scratch memory for it (0.5 MiB)."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._tables = _tables(device)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from openm6.giant import AdamW, build, share, stream
+from openm6.giant import Adafactor, AdamW, build, share, stream
 from openm6.giant.budget import resident_bytes
 from tests.giant.naive import Naive, differences
 from tests.giant.subjects import experts, hugging_face, m6, toy
@@ -114,6 +114,25 @@ def test_bf16_weights_learn(tmp_path: Path) -> None:
         losses = [giant.step([batch, batch], lr=1e-2).loss for _ in range(8)]
         assert losses[-1] < losses[0] - 0.2
         assert not giant.step([batch]).skipped_parts
+
+
+def test_a_gradient_read_in_bf16_updates_as_its_fp32_copy_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = experts()
+    batches = [subject.batch() for _ in range(3)]
+    losses = []
+    for reads_bf16 in (True, False):
+        monkeypatch.setattr(Adafactor, "reads_bf16", reads_bf16)
+        with open_giant(
+            subject,
+            OPTIMIZERS["adafactor"],
+            tmp_path / str(reads_bf16),
+            weights_dtype=torch.bfloat16,
+            compute_dtype=torch.bfloat16,
+        ) as giant:
+            losses.append([giant.step([batch], lr=1e-2).loss for batch in batches * 2])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][3]
 
 
 def test_a_mapping_is_one_micro_batch_and_its_tokens_are_counted(tmp_path: Path) -> None:
