@@ -28,7 +28,7 @@ def draw(
 ) -> None:
     """Draw what words say, as PNG.
 
-    openm6 draw "red apple" -o apple.png
+    openm6 draw "soccer ball" -o ball.png
     """
     if not 1 <= size <= 4096:
         raise ValueError(f"--size must lie between 1 and 4096, not {size}")

@@ -7,7 +7,7 @@ What `openm6.load()` returns:
     m6.caption(["a.png", "b.png"], lang="zh")    # a list in, a list out
     m6.ask("photo.png", "what colour is it?")
     m6.ask("photo.png", ["what is it?", "这是什么？"])
-    m6.draw("red apple").save("apple.png")
+    m6.draw("soccer ball").save("ball.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
 """
