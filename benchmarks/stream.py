@@ -51,6 +51,7 @@ from openm6.train.memory import keep_large_blocks
 LR = 1e-4
 BLOCK = 32 << 20  # bytes of a transfer, as the engine's
 THREADS = 2
+BUFFERS = 1 << 30  # bytes for what is read ahead and written behind
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def open_streamed(model: M6, args: argparse.Namespace, folder: str) -> Giant:
         loss=loss,
         placement=placement,
         threads=THREADS,
+        buffer_bytes=BUFFERS,
         trace=args.trace,
     )
 
@@ -271,6 +273,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "width": args.width,
         "durability": args.durability,
         "budget": args.budget,
+        "buffer_bytes": BUFFERS,
         "precision": "fp32",
         "machine": machine(),
     }
@@ -289,7 +292,7 @@ DEFAULTS: dict[str, Any] = {
     "rounds": 2,
     "raw_mib": 2048,
     "raw_seconds": 3.0,
-    "budget": "2GiB",
+    "budget": "18GiB",  # of the process, in which the other side lives too; the slots are on the disk all the same
     "durability": "step",
 }
 
