@@ -71,11 +71,10 @@ def draw(trace: Path, picture: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.5 * len(lanes)), layout="constrained")
     for row, lane in enumerate(lanes):
         # Waits come last, on top of what they are part of.
-        for bar in sorted((bar for bar in bars if bar["lane"] == lane), key=lambda bar: kind(bar) == "wait"):
-            width = bar["stop"] - bar["start"]
-            axes.broken_barh(
-                [(bar["start"] - begin, width)], (row - 0.4, 0.8), color=COLOURS[kind(bar)], linewidth=0
-            )
+        for colour in sorted(COLOURS, key=lambda colour: colour == "wait"):
+            mine = [bar for bar in bars if bar["lane"] == lane and kind(bar) == colour]
+            spans = [(bar["start"] - begin, bar["stop"] - bar["start"]) for bar in mine]
+            axes.broken_barh(spans, (row - 0.4, 0.8), color=COLOURS[colour], linewidth=0)
     axes.set_yticks(range(len(lanes)), [lane.replace("_", " ") for lane in lanes])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
