@@ -46,13 +46,28 @@ def run_faked(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> dict[str,
 
 def test_deepspeed_runs_with_its_best_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = run_faked(monkeypatch, [2.001, 1.001, 0.5])
-    assert "pinned" in figures["deepspeed_best"]
+    assert all("pinned" in name for name in figures["deepspeed_best"])
     assert figures["products"] == "float32"
     assert figures["speedup"] == 4.0 and figures["memory_ratio"] == 0.25
     assert figures["other_products"]["speedup"] == 2.0
     assert figures["loss_ours"] == [[2.001, 1.001, 0.5]] * 2
     assert "failed" in figures["deepspeed_settings"]["prefetch"]
     assert [size["deepspeed"]["written_bytes_a_step"] for size in figures["sizes"]] == [2, 2]
+
+
+def test_where_the_best_setting_fails_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def large_models_fail_pinned(python: str, script: str, job: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if script == "deepspeed_side.py" and job["settings"]["pin_memory"] and job["layers"] == 4:
+            return {"steps": [], "failed": "AssertionError: out of pages"}
+        return fake(script, job, [2.001, 1.001, 0.5])
+
+    monkeypatch.setattr(versus, "start", large_models_fail_pinned)
+    monkeypatch.setattr(versus, "native_bf16", lambda: False)
+    figures = versus.run(Namespace(**SIZES, **OPTIONS, disk=Path("."), settings=None))
+    small, large = figures["sizes"]
+    assert "pinned" in small["deepspeed_setting"] and "pinned" not in large["deepspeed_setting"]
+    assert list(large["deepspeed_failed"].values()) == ["AssertionError: out of pages"]
+    assert large["deepspeed"]["seconds"] == 10.0
 
 
 def test_sides_that_train_differently_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
