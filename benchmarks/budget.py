@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     early = long["step_peak_bytes"][max(0, args.long_steps // 10 - 1)]
     return {
         "benchmark": "budget",
+        "command": "python benchmarks/budget.py --disk FOLDER",
         "worst_peak_over_budget": max(each["peak_over_budget"] for each in (*budgets, *depths, long)),
         "peak_over_budget": {each["budget"]: each["peak_over_budget"] for each in budgets},
         "growth_with_depth": depths[-1]["peak_bytes"] / depths[0]["peak_bytes"] - 1,

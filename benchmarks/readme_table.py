@@ -65,6 +65,31 @@ ROWS = [
     Row("ResNet backbone: largest difference", "parity", "resnet_max_abs_diff", "{:.1e}"),
     Row("Training step over the machine's matrix-product rate", "step", "gemm_share"),
     Row("Training tokens a second over `transformers`", "step", "vs_transformers", "{:.2f}x"),
+    Row(
+        "Streamed training: peak memory over its budget, the worst of 2, 4 and 8 GiB",
+        "budget",
+        "worst_peak_over_budget",
+    ),
+    Row("From the disk over in memory: tokens a second, large steps", "stream", "compute_bound_ratio"),
+    Row("From the disk: bytes a second over the raw disk's, small steps", "stream", "disk_share"),
+    Row(
+        "Qwen3 of 4B trained in 6 GiB, of 8B generating in 4 GiB: peak memory over the budget",
+        "hugging_face",
+        "worst_peak_over_budget",
+    ),
+    Row("SIGKILLs of a streamed run", "faults", "kills", "{}", versus="lost", versus_label="runs lost"),
+    Row("Steps of DeepSpeed ZeRO-3 on NVMe: times as long", "versus_deepspeed", "speedup", "{:.1f}"),
+    Row("Peak memory over DeepSpeed's", "versus_deepspeed", "memory_ratio"),
+    Row("Losses on 1, 2 and 4 processes: largest difference", "parallel", "max_loss_diff", "{:.1e}"),
+    Row(
+        "Bytes to other processes, a Real over a Pseudo Giant's step",
+        "parallel",
+        "comm_ratio",
+        "{:.1f}",
+        versus="comm_ratio_theory",
+        versus_label="by counting",
+    ),
+    Row("Step time, planned against measured: median error", "plan_error", "median_error"),
 ]
 
 
