@@ -16,13 +16,26 @@ from openm6.model.m6 import M6
 
 def save_model(model: M6, folder: Path) -> None:
     """Write `config.json` (shape and sharing) and `model.safetensors` (bf16; a shared slot once)."""
+    save_weights(
+        {name: narrowed(value) for name, value in model.state_dict().items()},
+        folder,
+        config=model.config,
+        sharing=model.sharing,
+    )
+
+
+def narrowed(value: torch.Tensor) -> torch.Tensor:
+    """As checkpoint folders hold it: floating point in bf16."""
+    return (value.bfloat16() if value.is_floating_point() else value).contiguous()
+
+
+def save_weights(
+    weights: dict[str, torch.Tensor], folder: Path, *, config: ModelConfig, sharing: list[int]
+) -> None:
+    """Write the folder from narrowed weights by name, wherever they come from."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"model": model.config.model_dump(), "sharing": model.sharing}
+    content = {"model": config.model_dump(), "sharing": sharing}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    weights = {
-        name: (value.bfloat16() if value.is_floating_point() else value).contiguous()
-        for name, value in model.state_dict().items()
-    }
     save_file(weights, str(folder / "model.safetensors"))
 
 

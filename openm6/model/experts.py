@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,13 @@ class Routing:
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+class Queue(NamedTuple):
+    """What a step's routing must know of assignments beside those of the tokens at hand."""
+
+    before_E: Tensor | int  # assignments of each expert that come first
+    all_E: Tensor  # assignments of each expert, those at hand included
+
+
 class Experts(nn.Module):
     """The FFN of a mixture layer: a router and E expert FFNs, each stored as (in, out) matrices."""
 
@@ -65,12 +73,18 @@ class Experts(nn.Module):
         routing = self.route(h_ND)
         if self._collected is not None:
             self._collected.append(routing)
-        y_MD = run_experts(
-            h_ND.index_select(0, routing.token_M), self.up, self.down, routing.counts_E, gated=self.gated
-        )
+        y_MD = self.run(h_ND.index_select(0, routing.token_M), routing.counts_E)
         out_ND = torch.zeros_like(h_ND, dtype=torch.promote_types(h_ND.dtype, torch.float32))
         out_ND = out_ND.index_add(0, routing.token_M, routing.gate_M[:, None] * y_MD)
         return out_ND.to(h_BTD.dtype).view(h_BTD.shape)
+
+    def run(self, h_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """Every expert's FFN on its rows, (M, D) -> (M, D); the rows are sorted by expert."""
+        return run_experts(h_MD, self.up, self.down, counts_E, gated=self.gated)
+
+    def queue(self, chosen_E: Tensor) -> Queue:
+        """Where the assignments at hand stand: here they are all of the step's."""
+        return Queue(0, chosen_E)
 
     def route(self, h_ND: Tensor) -> Routing:
         """Choose experts for N tokens; the arithmetic is float32 (float64 for float64), autocast or not.
@@ -90,17 +104,21 @@ class Experts(nn.Module):
         expert = (choice_NZK + first_Z1).flatten()
 
         chosen_E = torch.bincount(expert, minlength=config.experts)
+        before_E, all_E = self.queue(chosen_E)
+        assigned = int(all_E.sum())
         order = expert.argsort(stable=True)
         counts_E, dropped = chosen_E, 0
         if config.capacity is not None and self.training:
-            limit = math.ceil(config.capacity * len(expert) / config.experts)
+            limit = math.ceil(config.capacity * assigned / config.experts)
             place = torch.arange(len(order), device=order.device)
-            place -= (chosen_E.cumsum(0) - chosen_E).repeat_interleave(chosen_E)
-            order, counts_E = order[place < limit], chosen_E.clamp(max=limit)
+            place -= (chosen_E.cumsum(0) - chosen_E - before_E).repeat_interleave(chosen_E)
+            order, counts_E = order[place < limit], chosen_E.minimum((chosen_E.new_tensor(limit) - before_E).clamp(0))
             dropped = len(expert) - len(order)
         per_token = config.prototypes * config.top_k
-        share_E = chosen_E / max(1, N * config.top_k)  # of each expert in its prototype, before any drop
+        tokens = assigned // per_token  # of the step; N of them are at hand
+        share_E = all_E / max(1, tokens * config.top_k)  # of each expert in its prototype, before any drop
         balance = X * (share_E * probability_NZX.mean(0).flatten()).sum() / config.prototypes
+        balance = balance * (N / max(1, tokens)) if N else probability_NZX.sum()
         return Routing(
             order // per_token, gate_NZK.flatten().index_select(0, order), counts_E, dropped, balance
         )

@@ -109,15 +109,15 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         layer: int,
     ) -> Tensor:
-        B, T, _ = x_BTD.shape
-        q, k, v = (part.view(B, T, -1, self.head_dim) for part in self.qkv(x_BTD).split(self.sizes, dim=-1))
+        parts = self.qkv(x_BTD).split(self.sizes, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         q_BHTC = rotate(self.q_norm(q), *rope).transpose(1, 2)
         k_BKSC = rotate(self.k_norm(k), *rope).transpose(1, 2)
         v_BKSC = v.transpose(1, 2)
         if cache is not None:
             k_BKSC, v_BKSC = cache.append(layer, k_BKSC, v_BKSC)
         y_BHTC = attend(q_BHTC, k_BKSC, v_BKSC, bias_B1TS)
-        return self.out(y_BHTC.transpose(1, 2).reshape(B, T, -1))
+        return self.out(y_BHTC.transpose(1, 2).flatten(2))
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, bias_B1TS: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class M6(nn.Module):
         """Tokens, image features and drawing cells as one (B, T, D)."""
         x_BTD = self.embed(stream.tokens_BT)
         B, T, D = x_BTD.shape
-        if stream.images_NCHW is not None and len(stream.images_NCHW):
+        if stream.images_NCHW is not None:
             if self.image is None:
                 raise ValueError("this model does not see: its config has no image backbone")
             features = self.image(stream.images_NCHW).reshape(-1, D)

@@ -100,7 +100,7 @@ def _optimizer_parts(
     return tensors, {"groups": groups, "values": values}
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -112,7 +112,7 @@ def _json_sha256(value: Any) -> str:
 # -------------------- writing
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -174,32 +174,17 @@ def save_checkpoint(
     """
     assert step >= 0 and keep >= 1
     check_json(state, "state", holder="a checkpoint's state")
-    root = Path(run_dir) / CHECKPOINTS
-    root.mkdir(parents=True, exist_ok=True)
-    for stray in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stray)
-
+    root, folder = begin(run_dir, step)
     model_tensors, aliases = _model_tensors(model)
     optimizer_tensors, optimizer_values = _optimizer_parts(model, optimizer)
     check_json(optimizer_values, "optimizer", holder="a checkpoint's state")
-    final = root / f"step-{step:08d}"
-    folder = root / f"{_TEMPORARY}{final.name}"
     try:
-        folder.mkdir()
         save_file(model_tensors, folder / MODEL_FILE, metadata={"format": "pt"})
         save_file(optimizer_tensors, folder / OPTIMIZER_FILE, metadata={"format": "pt"})
-        content = {
-            "format": _FORMAT,
-            "step": step,
-            "files": {name: _file_sha256(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
-            "aliases": aliases,
-            "optimizer": optimizer_values,
-            "state": state,
-        }
-        sealed = {"sha256": _json_sha256(content), **content}
-        (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
+        files = {name: file_sha256(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+        seal(folder, step, files=files, aliases=aliases, optimizer=optimizer_values, state=state)
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         if not _is_disk_full(error):
@@ -211,10 +196,50 @@ def save_checkpoint(
             "it goes on from the last checkpoint."
         ) from error
 
+    return publish(run_dir, step, folder, keep=keep)
+
+
+def begin(run_dir: Path, step: int) -> tuple[Path, Path]:
+    """Clear away what an earlier attempt left; the folder of checkpoints, and a new one to fill."""
+    root = Path(run_dir) / CHECKPOINTS
+    root.mkdir(parents=True, exist_ok=True)
+    for stray in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stray)
+    folder = root / f"{_TEMPORARY}step-{step:08d}"
+    folder.mkdir()
+    return root, folder
+
+
+def seal(
+    folder: Path,
+    step: int,
+    *,
+    files: dict[str, str],
+    aliases: dict[str, str],
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Write state.json; `files` are the SHA-256 of the others by name."""
+    content = {
+        "format": _FORMAT,
+        "step": step,
+        "files": files,
+        "aliases": aliases,
+        "optimizer": optimizer,
+        "state": state,
+    }
+    sealed = {"sha256": _json_sha256(content), **content}
+    (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
+
+
+def publish(run_dir: Path, step: int, folder: Path, *, keep: int) -> Path:
+    """Give a filled folder, safe on the disk, its name; delete what it makes outdated."""
+    root = folder.parent
+    final = root / f"step-{step:08d}"
     if final.exists():
         _discard(final)
     os.rename(folder, final)
-    _sync(root)
+    sync(root)
     others = [entry for entry in _steps(run_dir) if entry[0] != step]
     abandoned = [path for other, path in others if other > step]
     outdated = [path for other, path in others if other < step][: len(others) - len(abandoned) - (keep - 1)]
@@ -250,7 +275,7 @@ def verify_checkpoint(path: Path) -> None:
         file = Path(path) / name
         if not file.is_file():
             raise ValueError(f"the checkpoint {path} is damaged: {name} is missing.")
-        if _file_sha256(file) != expected:
+        if file_sha256(file) != expected:
             raise ValueError(f"the checkpoint {path} is damaged: {name} was truncated or altered.")
 
 
@@ -365,6 +390,11 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     path = Path(path)
     verify_checkpoint(path)
     content = _read_state(path)
+    if MODEL_FILE not in content["files"]:  # written by several ranks
+        from openm6.train.sharded_checkpoint import load_shards
+
+        load_shards(path, model=model, optimizer=optimizer)
+        return {**content["state"], "step": content["step"]}
     tensors = load_file(path / MODEL_FILE)
     tensors |= {alias: tensors[name] for alias, name in content["aliases"].items()}
     present = _plain(model).state_dict()

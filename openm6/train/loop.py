@@ -9,6 +9,7 @@ again ends bit for bit like one that was not.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from openm6.giant.ranks import Ranks, joined
 from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
 from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
-from openm6.model.experts import balance_loss, collect_routings, drop_rate
+from openm6.model.experts import Routing, balance_loss, collect_routings, drop_rate
 from openm6.model.widen import widen_ffn
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
@@ -43,14 +45,35 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     `openm6.load`; None for a recipe whose `memory.export` is false.
 
     Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics
-    line.
+    line. Under `torchrun` all of its processes train one model together (docs/many-machines.md).
     Raises ValueError for a folder that holds another run, and for data or files that cannot be used.
     """
     keep_large_blocks()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    check_same_run(config, run_dir)
-    dump_recipe(config, run_dir / "config.yaml")
-    run = Run(config, run_dir) if config.memory is None else StreamedRun(config, run_dir)
+    with joined() as ranks:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        check_same_run(config, run_dir)
+        if ranks is not None:
+            ranks.barrier()  # all have read the recipe that is there before it is written again
+        if ranks is None or ranks.first:
+            dump_recipe(config, run_dir / "config.yaml")
+        run = _open(config, run_dir, ranks)
+        if ranks is not None and not ranks.first:  # rank 0 speaks for all
+            with closing(run):
+                run.to_the_end(lambda line: None, time.perf_counter)
+                return run.export()
+        return _told(run, run_dir, on_progress)
+
+
+def _open(config: RunConfig, run_dir: Path, ranks: Ranks | None) -> Run | StreamedRun:
+    if ranks is not None:
+        from openm6.train.parallel_run import ParallelRun  # it is a kind of `Run`
+
+        return ParallelRun(config, run_dir, ranks)
+    return Run(config, run_dir) if config.memory is None else StreamedRun(config, run_dir)
+
+
+def _told(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | None) -> Path | None:
+    """Take the run to its end, and write down what it tells."""
     with closing(run), MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
         # A delink right after the last checkpoint happens again when the run goes on, and is told once.
         told = {_what(line) for line in read_metrics(run_dir)}
@@ -77,7 +100,7 @@ class Run(Course[Batch]):
 
     def __init__(self, config: RunConfig, run_dir: Path):
         super().__init__(config, run_dir)
-        checkpoint = latest_checkpoint(run_dir)
+        checkpoint = self._latest()
         torch.manual_seed(config.seed)
         self.model = M6(config.model)
         saved = read_checkpoint_state(checkpoint) if checkpoint else None
@@ -87,13 +110,24 @@ class Run(Course[Batch]):
         if config.init is not None and checkpoint is None:
             self._begin_from(model_folder(config.init))
         self.optimizer = build_optimizer(self.model, config.optimizer)
+        self._place()
         self.correlation = (
             CorrelationTrigger(rho=config.sharing.delink_on_correlation, every=config.sharing.check_every)
             if config.sharing.delink_on_correlation is not None
             else None
         )
         if checkpoint:
-            self._restore(load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer))
+            self._load(checkpoint)
+            self._restore(read_checkpoint_state(checkpoint))
+
+    def _latest(self) -> Path | None:
+        return latest_checkpoint(self.run_dir)
+
+    def _load(self, checkpoint: Path) -> None:
+        load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer)
+
+    def _place(self) -> None:
+        """Bring the new model and optimizer where they will live: here they are there."""
 
     def _begin_from(self, folder: Path) -> None:
         """Take the weights of a trained model of the same shape, or of one with narrower FFNs."""
@@ -117,9 +151,10 @@ class Run(Course[Batch]):
             return True
         if self.correlation is None:
             return False
-        return self.correlation.check(
-            self.step, lambda: adjacent_correlations(self.model, lambda: self._loss(work)[0])
-        )
+        return self.correlation.check(self.step, lambda: self._correlations(work))
+
+    def _correlations(self, work: Batch) -> list[float]:
+        return adjacent_correlations(self.model, lambda: self._loss(work)[0])
 
     def delink(self) -> None:
         delink(self.model, self.optimizer, state=self.config.sharing.optimizer_state)
@@ -140,26 +175,39 @@ class Run(Course[Batch]):
         self.optimizer.zero_grad(set_to_none=True)
         with collect_routings(self.model) as routings:
             loss, losses = self._loss(work)
-        routed: dict[str, float] = {}
+        routed: list[Routing] = []
         if self.config.model.experts is not None:
-            balance = balance_loss(routings)
-            loss = loss + self.config.model.experts.balance_loss * balance
-            routed = {"drop_rate": drop_rate(routings), "balance": balance.item() / len(routings)}
-        value = loss.item()
+            routed = routings
+            loss = loss + self.config.model.experts.balance_loss * balance_loss(routings)
+        told = self._figures(loss, losses, routed)
+        value = told["loss"]
         norm = math.nan
         if not self._is_spike(value):
             loss.backward()
             average_shared_gradients(self.model)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip).item()
+            norm = self._clip(settings.clip)
         if math.isfinite(norm):
             self.optimizer.step()
             self._learned_from(value)
-            by_task = {f"loss_{name}": each.item() for name, each in losses.items()}
-            self.window.add(loss=value, grad_norm=norm, **by_task, **routed)
+            self.window.add(**{"loss": value, "grad_norm": norm, **told})
         else:
             self.skipped += 1
         self.step += 1
         self.tokens += work.tokens
+
+    def _figures(
+        self, loss: torch.Tensor, losses: dict[str, torch.Tensor], routings: list[Routing]
+    ) -> dict[str, float]:
+        """What a metrics line tells of a step: its loss first."""
+        told = {"loss": loss.item(), **{f"loss_{name}": each.item() for name, each in losses.items()}}
+        if routings:
+            balance = balance_loss(routings).item() / len(routings)
+            told |= {"drop_rate": drop_rate(routings), "balance": balance}
+        return told
+
+    def _clip(self, limit: float) -> float:
+        """Bound the norm of all gradients; returns what it was."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
 
     def _is_spike(self, value: float) -> bool:
         """Whether the step would do harm: a loss that is not finite, or far above the usual one."""
@@ -169,7 +217,9 @@ class Run(Course[Batch]):
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
         with _evaluating(self.model):
             for _ in range(self.config.eval_steps):
-                yield {name: loss.item() for name, loss in self._loss(next(batches))[1].items()}
+                loss, losses = self._loss(next(batches))
+                told = self._figures(loss, losses, [])
+                yield {name.removeprefix("loss_"): told[name] for name in told if name != "loss"}
 
     def save(self) -> None:
         save_checkpoint(

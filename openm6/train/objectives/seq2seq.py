@@ -20,16 +20,7 @@ MAX_MATCH_SCALE = 4.6  # log 100, as CLIP
 def task_losses(model: M6, batch: Batch) -> dict[str, Tensor]:
     """Mean loss of every task in the batch: nats a token, a code (`draw`) or a pair (`match`)."""
     hidden = model(batch.stream).flatten(0, 1)
-    losses: dict[str, Tensor] = {}
-    # The heads run only where something is predicted.
-    if len(batch.text_at):
-        logits_MV = model.text_logits(hidden[batch.text_at]).float()
-        nats_M = F.cross_entropy(logits_MV, batch.text_target, reduction="none")
-        losses |= _by_task(batch, batch.text_task, nats_M)
-    if len(batch.cell_at):
-        logits_LKQ = model.code_logits(hidden[batch.cell_at], batch.cell_target).float()
-        nats = F.cross_entropy(logits_LKQ.flatten(0, 1), batch.cell_target.flatten(), reduction="none")
-        losses |= _by_task(batch, batch.cell_task, nats.view(batch.cell_target.shape).mean(1))
+    losses = {name: nats_M.mean() for name, nats_M in task_nats(model, batch, hidden).items()}
     if len(batch.match_image_at) and len(batch.match_text_at):
         losses["match"] = _info_nce(
             model,
@@ -40,9 +31,25 @@ def task_losses(model: M6, batch: Batch) -> dict[str, Tensor]:
     return losses
 
 
+def task_nats(model: M6, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+    """What each predicted position of every task costs, (M) each, from the hidden states (B x T, D); of all
+    tasks but `match`."""
+    found: dict[str, Tensor] = {}
+    # The heads run only where something is predicted.
+    if len(batch.text_at):
+        logits_MV = model.text_logits(hidden[batch.text_at]).float()
+        nats_M = F.cross_entropy(logits_MV, batch.text_target, reduction="none")
+        found |= _by_task(batch, batch.text_task, nats_M)
+    if len(batch.cell_at):
+        logits_LKQ = model.code_logits(hidden[batch.cell_at], batch.cell_target).float()
+        nats = F.cross_entropy(logits_LKQ.flatten(0, 1), batch.cell_target.flatten(), reduction="none")
+        found |= _by_task(batch, batch.cell_task, nats.view(batch.cell_target.shape).mean(1))
+    return found
+
+
 def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
     shares = ((name, task_M == index) for index, name in enumerate(batch.tasks))
-    return {name: nats_M[mine].mean() for name, mine in shares if mine.any()}
+    return {name: nats_M[mine] for name, mine in shares if mine.any()}
 
 
 def _info_nce(model: M6, image_MD: Tensor, text_MD: Tensor, same_MM: Tensor) -> Tensor:

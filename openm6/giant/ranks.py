@@ -1,0 +1,159 @@
+"""The processes of a run that `torchrun` started: who they are, what they agree on, and whether all still live.
+
+    with joined() as ranks:            # None in a process that torchrun did not start
+        name = ranks.agree(find)       # rank 0 looks, all get what it found
+        ...
+
+Every rank has a pulse: a thread that counts up a number in the rendezvous store and watches the number of the
+next rank. A rank whose pulse stops (killed, frozen, cut off) is named by the one that watches it, and all ranks
+end within `PATIENCE` seconds, whatever they wait for; then `torchrun --max-restarts` starts them again. So a
+collective may wait as long as the slowest rank honestly needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+BEAT = 2.0  # seconds
+PATIENCE = 40.0  # seconds without a beat after which a rank counts as lost
+_LAST_RESORT = timedelta(hours=1)  # of a collective; the pulse is far quicker
+_LOST = "openm6/lost"
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this process speaks for the run: rank 0, or the only one."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+class Ranks:
+    """This process among those of the run. `device` is its GPU, or the processor."""
+
+    def __init__(self, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():  # not measured: developed on machines without a GPU
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_LAST_RESORT)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # A client of its own for each thread: one that waits holds its connection.
+        default = dist.distributed_c10d._get_default_store()
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart
+        self._store = dist.PrefixStore(f"openm6/{attempt}", default.clone())
+        self._pulse = Pulse(
+            dist.PrefixStore(f"openm6/{attempt}", default.clone()), self.rank, self.size, patience, beat
+        )
+        self._asked = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, find: Callable[[], Any]) -> Any:
+        """What rank 0 finds, a plain JSON value, on every rank; the others wait as long as it takes."""
+        self._asked += 1
+        key = f"agreed/{self._asked}"
+        if self.first:
+            self._store.set(key, json.dumps(find()))
+        while not self._store.check([key]):
+            time.sleep(0.05)
+        return json.loads(self._store.get(key))
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        dist.all_reduce(torch.zeros(1, device=self.device))
+
+    def failed(self, error: BaseException) -> None:
+        """Tell the others why this rank ends; or, if a collective broke here, wait for who is lost."""
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+            self._pulse.wait_for_verdict()
+        with suppress(Exception):
+            if not self._store.check([_LOST]):
+                what = " ".join(str(error).split())[:300]
+                self._store.set(_LOST, f"rank {self.rank} failed: {type(error).__name__}: {what}")
+
+    def leave(self) -> None:
+        self._pulse.stop()
+        dist.destroy_process_group()
+
+
+class Pulse:
+    """Beats for this rank and watches the next one; ends the process with a sentence when one is lost."""
+
+    def __init__(self, store: Any, rank: int, size: int, patience: float, beat: float) -> None:
+        self.store, self.rank, self.size, self.patience, self.beat = store, rank, size, patience, beat
+        self._stopped = threading.Event()
+        store.set(f"host/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        store.set(f"pulse/{rank}", "0")
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def wait_for_verdict(self) -> None:
+        """A collective has broken: give the pulse time to find out who is lost, and to end this process."""
+        self._thread.join(self.patience + 3 * self.beat)
+
+    def _run(self) -> None:
+        watched = (self.rank + 1) % self.size
+        seen, since, count = b"", time.monotonic(), 0
+        while not self._stopped.wait(self.beat):
+            try:
+                count += 1
+                self.store.set(f"pulse/{self.rank}", str(count))
+                if self.store.check([_LOST]):
+                    return self._end(self.store.get(_LOST).decode())
+                now = self.store.get(f"pulse/{watched}") if self.store.check([f"pulse/{watched}"]) else b""
+                if now != seen:
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    where = self.store.get(f"host/{watched}").decode() if seen else "never seen"
+                    lost = f"rank {watched} ({where}) has not been heard of for {self.patience:.0f} s"
+                    self.store.set(_LOST, lost)
+                    return self._end(lost)
+            except Exception:
+                if not self._stopped.is_set():
+                    self._end("the rendezvous store is gone, and with it rank 0's machine or torchrun")
+                return
+
+    def _end(self, why: str) -> None:
+        if self._stopped.is_set():
+            return
+        sentence = f"openm6: rank {self.rank} stops: {why}; the run goes on from its last commit when started again"
+        print(sentence, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks | None]:
+    """The ranks of the run while inside; None in a process that `torchrun` did not start."""
+    if not launched():
+        yield None
+        return
+    ranks = Ranks()
+    try:
+        yield ranks
+        ranks.barrier()
+    except BaseException as error:
+        ranks.failed(error)
+        raise
+    ranks.leave()

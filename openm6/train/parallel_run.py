@@ -1,0 +1,128 @@
+"""A run on several ranks: `Run`, with the model on all of them and every step's batch shared out.
+
+The Pseudo Giant is on every rank; at the delink the same processes cut the Real Giant among themselves. What a
+step computes is what one process would compute, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from openm6.giant.parallel import Parallel
+from openm6.giant.ranks import Ranks
+from openm6.giant.trigger import adjacent_correlations
+from openm6.model.checkpoint import narrowed, save_weights
+from openm6.model.experts import Routing, balance_loss
+from openm6.tasks.collate import Batch, to_device
+from openm6.train import checkpoint, sharded_checkpoint
+from openm6.train.config import RunConfig
+from openm6.train.loop import Run
+from openm6.train.objectives.seq2seq import total_loss
+from openm6.train.shares import figures, partial_losses, take
+from openm6.train.tokenizers import open_tokenizers
+
+
+class ParallelRun(Run):
+    """A run in memory, on `ranks`. Raises ValueError for a recipe that needs one process."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
+        check_can_spread(config)
+        self.ranks = ranks
+        # Rank 0 may have to train and keep the text tokenizer; then all open it.
+        ranks.agree(lambda: ranks.first and open_tokenizers(config, run_dir) is None)
+        super().__init__(config, run_dir)
+
+    def _latest(self) -> Path | None:
+        found = self.ranks.agree(lambda: _named(checkpoint.latest_checkpoint(self.run_dir)))
+        return None if found is None else Path(found)
+
+    def _place(self) -> None:
+        self.model.to(self.ranks.device)
+        self.parallel = Parallel(self.model)
+        if not self.shared:
+            self.parallel.shard(self.optimizer)
+
+    def _load(self, path: Path) -> None:
+        if (path / checkpoint.MODEL_FILE).is_file():
+            sharded_checkpoint.load_whole(path, model=self.model, optimizer=self.optimizer)
+        else:
+            sharded_checkpoint.load_shards(path, model=self.model, optimizer=self.optimizer)
+
+    def _correlations(self, work: Batch) -> list[float]:
+        """The mean over ranks, each of its own rows: so all decide alike."""
+        mine = adjacent_correlations(self.model, lambda: self._loss(work)[0])
+        summed = self.parallel.total(torch.tensor(mine, dtype=torch.float64, device=self.ranks.device))
+        return (summed / self.ranks.size).tolist()
+
+    def delink(self) -> None:
+        self.parallel.delink(self.optimizer, state=self.config.sharing.optimizer_state)
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        mine = to_device(take(batch, self.ranks.rank, self.ranks.size), self.ranks.device)
+        with self._precision():
+            losses = partial_losses(self.model, mine, batch, self.parallel.everyone)
+        return total_loss(losses, self.config.loss_weights), losses
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def _figures(
+        self, loss: torch.Tensor, losses: dict[str, torch.Tensor], routings: list[Routing]
+    ) -> dict[str, float]:
+        told: dict[str, torch.Tensor | float] = {"loss": loss.detach()}
+        told |= {f"loss_{name}": each.detach() for name, each in losses.items()}
+        if routings:
+            told["balance"] = balance_loss(routings).detach() / len(routings)
+            told["dropped"] = sum(each.dropped for each in routings)
+            told["kept"] = sum(len(each.token_M) for each in routings)
+        summed = self.parallel.total(figures(told, self.ranks.device)).tolist()
+        whole = dict(zip(told, summed, strict=True))
+        if routings:
+            dropped, kept, balance = (whole.pop(name) for name in ("dropped", "kept", "balance"))
+            whole |= {"drop_rate": dropped / max(1.0, dropped + kept), "balance": balance}
+        return whole
+
+    def _clip(self, limit: float) -> float:
+        self.parallel.sum_gradients()
+        return self.parallel.clip(limit)
+
+    def save(self) -> None:
+        sharded_checkpoint.save_shards(
+            self.run_dir,
+            self.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            state=self._state(),
+            ranks=self.ranks,
+        )
+
+    def export(self) -> Path:
+        folder = self.run_dir / "model"
+        weights: dict[str, torch.Tensor] = {}
+        for name, tensor in self.parallel.whole_tensors():
+            if self.ranks.first:
+                weights[name] = narrowed(tensor).cpu()
+        if self.ranks.first:
+            save_weights(weights, folder, config=self.model.config, sharing=self.model.sharing)
+            self._save_tokenizers(folder)
+        return folder
+
+
+def _named(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def check_can_spread(config: RunConfig) -> None:
+    """Raises ValueError for a recipe that only one process can run."""
+    if config.memory is not None:
+        raise ValueError(
+            "memory: a streamed run is one process for now; start it without torchrun, or leave out memory"
+        )
+    delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
+    if config.optimizer.kind == "muon" and delinks:
+        raise ValueError(
+            "optimizer.kind: muon needs whole matrices, and several processes cut a Real Giant's; set it to "
+            "adamw, or sharing.delink_at to 1"
+        )

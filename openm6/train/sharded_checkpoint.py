@@ -1,0 +1,147 @@
+"""Checkpoints of several ranks, by `torch.distributed.checkpoint`: every rank writes its shards, as safetensors.
+
+    run_dir/checkpoints/step-00000500/
+        shard-00001-model-00001-of-00001.safetensors    what rank 0 wrote: shards, and where each begins
+        shard-00002-...                                 what rank 1 wrote
+        state.json                                      as in `openm6.train.checkpoint`
+
+Tensors are named "model/<name>" and "optimizer/<parameter>/<key>", and are cut anew for whoever loads them: any
+number of ranks, or one process. A checkpoint of one process loads on several ranks as well. All ranks need the
+run folder, so on several machines it lies on a file system that all of them see.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from openm6.giant.commit import check_json
+from openm6.giant.ranks import Ranks
+from openm6.train import checkpoint
+
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
+
+
+def save_shards(
+    run_dir: Path,
+    step: int,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    ranks: Ranks,
+    keep: int = 2,
+) -> None:
+    """`save_checkpoint` by all ranks together: atomic, every file flushed and its SHA-256 kept.
+
+    Raises ValueError if `state` is not plain JSON.
+    """
+    check_json(state, "state", holder="a checkpoint's state")
+    folder = Path(ranks.agree(lambda: str(checkpoint.begin(run_dir, step)[1])))
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(dict(_tensors(model, optimizer)), storage_writer=writer)
+    ranks.barrier()
+    # Each rank reads again and flushes its share of the files.
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+    sums: dict[str, str] = {}
+    for path in files[ranks.rank :: ranks.size]:
+        checkpoint.sync(path)
+        sums[path.name] = checkpoint.file_sha256(path)
+    gathered: list[Any] = [None] * ranks.size
+    dist.all_gather_object(gathered, sums)
+    if ranks.first:
+        every = {name: digest for each in gathered for name, digest in sorted(each.items())}
+        checkpoint.seal(folder, step, files=every, aliases={}, optimizer={}, state=state)
+        checkpoint.sync(folder / checkpoint.STATE_FILE)
+        checkpoint.sync(folder)
+        checkpoint.publish(run_dir, step, folder, keep=keep)
+    ranks.barrier()
+
+
+def load_shards(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put such a checkpoint's tensors into `model` and `optimizer`, whole or cut as they are here.
+
+    Raises ValueError if it is of another model.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    saved = reader.read_metadata().state_dict_metadata
+    parameters = dict(model.named_parameters())
+    wanted = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for name in saved:
+        if name.startswith(_OPTIMIZER):
+            owner, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
+            parameter = _known(path, owner, parameters)
+            like = parameter if saved[name].size == parameter.shape else torch.zeros(())
+            wanted[name] = optimizer.state[parameter].setdefault(key, torch.zeros_like(like.detach()))
+    _fits(path, {name: each.size for name, each in saved.items()}, wanted)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        alone = not dist.is_initialized()
+        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)  # pyright: ignore[reportArgumentType]
+
+
+def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
+    """Cut a checkpoint of one process for this rank, tensor by tensor.
+
+    Raises ValueError if it is of another model.
+    """
+    parameters = dict(model.named_parameters())
+    present = model.state_dict()
+    with safe_open(path / checkpoint.MODEL_FILE, framework="pt") as file:
+        _fits(path, {name: file.get_slice(name).get_shape() for name in file.keys()}, present)  # noqa: SIM118
+        for name in file.keys():  # noqa: SIM118
+            _fill(present[name], file.get_tensor(name))
+    with safe_open(path / checkpoint.OPTIMIZER_FILE, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            owner, _, key = name.rpartition("/")
+            parameter, value = _known(path, owner, parameters), file.get_tensor(name)
+            like = parameter if value.shape == parameter.shape else torch.zeros(())
+            state = torch.zeros_like(like.detach())
+            _fill(state, value)
+            optimizer.state[parameter][key] = state
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in model.state_dict().items():
+        yield _MODEL + name, tensor
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            yield f"{_OPTIMIZER}{names[parameter]}/{key}", value
+
+
+def _known(path: Path, name: str, parameters: dict[str, nn.Parameter]) -> nn.Parameter:
+    if name not in parameters:
+        raise ValueError(f"the checkpoint {path} does not fit: only it has a parameter {name!r}.")
+    return parameters[name]
+
+
+def _fits(path: Path, saved: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+    for name in sorted({*saved, *wanted}):
+        have = tuple(saved[name]) if name in saved else None
+        want = tuple(wanted[name].shape) if name in wanted else None
+        if have != want:
+            raise ValueError(
+                f"the checkpoint {path} does not fit: {name!r} is {have or 'absent'} in it and "
+                f"{want or 'absent'} in this run; use the configuration that it was saved with."
+            )
+
+
+@torch.no_grad()
+def _fill(target: Tensor, value: Tensor) -> None:
+    if isinstance(target, DTensor):
+        cut = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        target.to_local().copy_(cut.to_local())
+    else:
+        target.copy_(value)
