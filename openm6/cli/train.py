@@ -30,8 +30,12 @@ def train(
 
     openm6 train m6-small optimizer.lr=5e-4 steps=500
     """
+    from openm6.giant.ranks import first, launched
+
     path = find_recipe(recipe)
     if makes_image_tokenizer(path):
+        if launched():
+            raise ValueError(f"{recipe} trains an image tokenizer, in one process: start it without torchrun")
         from openm6.train.image_tokenizer import ImageTokenizerRunConfig
         from openm6.train.recipe import load_recipe
 
@@ -50,6 +54,11 @@ def train(
 
     config = load_recipe(path, overrides or [], RunConfig)
     folder = out or Path("runs") / config.name
+    if not first():  # rank 0 shows and writes what there is to see
+        from openm6.train.loop import train as run
+
+        run(config, folder)
+        return
     report, _ = train_and_report(config, folder, quiet=as_json)
     show(summary(recipe, config, folder, report), as_json=as_json, line=f"report: {report}")
 

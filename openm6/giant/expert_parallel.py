@@ -32,8 +32,9 @@ class RankedExperts(Experts):
     axis: Group | None
 
     def queue(self, chosen_E: Tensor) -> Queue:
-        chosen_RE = chosen_E.new_empty(self.everyone.size, len(chosen_E))
-        dist.all_gather_into_tensor(chosen_RE, chosen_E, group=self.everyone.handle)
+        by_rank = [torch.empty_like(chosen_E) for _ in range(self.everyone.size)]
+        dist.all_gather(by_rank, chosen_E, group=self.everyone.handle)
+        chosen_RE = torch.stack(by_rank)
         return Queue(chosen_RE[: self.everyone.rank].sum(0), chosen_RE.sum(0))
 
     def run(self, h_MD: Tensor, counts_E: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class RankedExperts(Experts):
         R = self.axis.size
         mine_RL = counts_E.view(R, -1)
         theirs_RL = torch.empty_like(mine_RL)
-        dist.all_to_all_single(theirs_RL, mine_RL.contiguous(), group=self.axis.handle)
+        dist.all_to_all_single(theirs_RL.view(-1), counts_E.contiguous(), group=self.axis.handle)
         sent, received = mine_RL.sum(1).tolist(), theirs_RL.sum(1).tolist()
         rows_MD = exchanged(h_MD, sent, received, self.axis)
         # They come rank by rank, and by expert within a rank; the experts want them by expert, then by rank.
@@ -50,7 +51,11 @@ class RankedExperts(Experts):
         expert_M = expert_M.repeat_interleave(theirs_RL.flatten())
         order_M = expert_M.argsort(stable=True)
         y_MD = run_experts(
-            rows_MD.index_select(0, order_M), _local(self.up), _local(self.down), theirs_RL.sum(0), gated=self.gated
+            rows_MD.index_select(0, order_M),
+            _local(self.up),
+            _local(self.down),
+            theirs_RL.sum(0),
+            gated=self.gated,
         )
         return exchanged(y_MD.index_select(0, order_M.argsort()), received, sent, self.axis)
 

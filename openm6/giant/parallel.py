@@ -202,7 +202,11 @@ def _like(value: Any, old: nn.Parameter, new: nn.Parameter, divisor: int) -> Any
     # Every rank has the whole of it: each takes its part and nothing is sent.
     cut = distribute_tensor(value, new.device_mesh, new.placements, src_data_rank=None)
     return DTensor.from_local(
-        cut.to_local().clone(), new.device_mesh, new.placements, run_check=False, shape=new.shape,
+        cut.to_local().clone(),
+        new.device_mesh,
+        new.placements,
+        run_check=False,
+        shape=new.shape,
         stride=new.stride(),
     )
 

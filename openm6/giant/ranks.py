@@ -138,7 +138,9 @@ class Pulse:
     def _end(self, why: str) -> None:
         if self._stopped.is_set():
             return
-        sentence = f"openm6: rank {self.rank} stops: {why}; the run goes on from its last commit when started again"
+        sentence = (
+            f"openm6: rank {self.rank} stops: {why}; the run goes on from its last commit when started again"
+        )
         print(sentence, file=sys.stderr, flush=True)
         os._exit(1)
 

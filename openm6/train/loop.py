@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from openm6.giant.ranks import Ranks, joined
+from openm6.giant.ranks import Ranks, joined, launched
 from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
 from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
 from openm6.model import M6
@@ -49,6 +49,8 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     Raises ValueError for a folder that holds another run, and for data or files that cannot be used.
     """
     keep_large_blocks()
+    if launched():
+        check_can_spread(config)
     with joined() as ranks:
         run_dir.mkdir(parents=True, exist_ok=True)
         check_same_run(config, run_dir)
@@ -261,6 +263,20 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
                 f"{run_dir} holds a run whose '{key}' differs from this recipe; choose another folder "
                 "with --out, or delete that one"
             )
+
+
+def check_can_spread(config: RunConfig) -> None:
+    """Raises ValueError for a recipe that only one process can run."""
+    if config.memory is not None:
+        raise ValueError(
+            "memory: a streamed run is one process for now; start it without torchrun, or leave out memory"
+        )
+    delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
+    if config.optimizer.kind == "muon" and delinks:
+        raise ValueError(
+            "optimizer.kind: muon needs whole matrices, and several processes cut a Real Giant's; set it to "
+            "adamw, or sharing.delink_at to 1"
+        )
 
 
 def _computed(config: RunConfig, key: str) -> Any:

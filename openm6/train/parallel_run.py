@@ -25,10 +25,9 @@ from openm6.train.tokenizers import open_tokenizers
 
 
 class ParallelRun(Run):
-    """A run in memory, on `ranks`. Raises ValueError for a recipe that needs one process."""
+    """A run in memory, on `ranks`."""
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
-        check_can_spread(config)
         self.ranks = ranks
         # Rank 0 may have to train and keep the text tokenizer; then all open it.
         ranks.agree(lambda: ranks.first and open_tokenizers(config, run_dir) is None)
@@ -112,17 +111,3 @@ class ParallelRun(Run):
 
 def _named(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def check_can_spread(config: RunConfig) -> None:
-    """Raises ValueError for a recipe that only one process can run."""
-    if config.memory is not None:
-        raise ValueError(
-            "memory: a streamed run is one process for now; start it without torchrun, or leave out memory"
-        )
-    delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
-    if config.optimizer.kind == "muon" and delinks:
-        raise ValueError(
-            "optimizer.kind: muon needs whole matrices, and several processes cut a Real Giant's; set it to "
-            "adamw, or sharing.delink_at to 1"
-        )

@@ -114,11 +114,11 @@ def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
-        yield _MODEL + name, tensor
+        yield _MODEL + name, tensor.contiguous()  # a convolution's may be channels last
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            yield f"{_OPTIMIZER}{names[parameter]}/{key}", value
+            yield f"{_OPTIMIZER}{names[parameter]}/{key}", value.contiguous()
 
 
 def _known(path: Path, name: str, parameters: dict[str, nn.Parameter]) -> nn.Parameter:

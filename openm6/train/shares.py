@@ -79,9 +79,7 @@ def partial_losses(model: M6, mine: Batch, whole: Batch, group: Group) -> dict[s
     nats = task_nats(model, mine, hidden)
     nothing = 0.0 * hidden.sum()
     counts = _targets(whole)
-    losses = {
-        task: nats[task].sum() / count if task in nats else nothing for task, count in counts.items()
-    }
+    losses = {task: nats[task].sum() / count if task in nats else nothing for task, count in counts.items()}
     if len(whole.match_image_at) and len(whole.match_text_at):
         losses["match"] = _match(model, mine, whole, hidden, group)
     return losses
@@ -124,9 +122,7 @@ def _one_way(scores_MV: Tensor, same_MV: Tensor) -> Tensor:
     if not len(scores_MV):
         return scores_MV.sum()
     wanted = same_MV.float()
-    return F.cross_entropy(
-        scores_MV, wanted / wanted.sum(1, keepdim=True).clamp_min(1), reduction="sum"
-    )
+    return F.cross_entropy(scores_MV, wanted / wanted.sum(1, keepdim=True).clamp_min(1), reduction="sum")
 
 
 def figures(values: dict[str, Tensor | float], device: torch.device) -> Tensor:
