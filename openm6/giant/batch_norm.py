@@ -7,6 +7,8 @@ Shape suffixes: N images of this rank, C channels, H and W rows and columns.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -45,4 +47,4 @@ def synchronise(model: nn.Module, group: Group) -> None:
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm
-            module.group = group  # pyright: ignore[reportAttributeAccessIssue]
+            cast(GlobalBatchNorm, module).group = group

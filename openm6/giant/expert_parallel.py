@@ -13,6 +13,7 @@ Legend: R ranks, E experts, L experts of this rank, M rows, D width.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,8 @@ def spread_tokens(model: nn.Module, everyone: Group) -> None:
     for module in model.modules():
         if type(module) is Experts:
             module.__class__ = RankedExperts
-            module.everyone, module.axis = everyone, None  # pyright: ignore[reportAttributeAccessIssue]
+            cast(RankedExperts, module).everyone = everyone
+            cast(RankedExperts, module).axis = None
 
 
 def axis_size(experts: int, ranks: int) -> int:

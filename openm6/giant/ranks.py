@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 BEAT = 2.0  # seconds
 PATIENCE = 40.0  # seconds without a beat after which a rank counts as lost
@@ -54,11 +55,11 @@ class Ranks:
         dist.init_process_group(backend, timeout=_LAST_RESORT)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         # A client of its own for each thread: one that waits holds its connection.
-        default = dist.distributed_c10d._get_default_store()
+        default: Any = dist.distributed_c10d._get_default_store()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart
-        self._store = dist.PrefixStore(f"openm6/{attempt}", default.clone())
+        self._store = PrefixStore(f"openm6/{attempt}", default.clone())
         self._pulse = Pulse(
-            dist.PrefixStore(f"openm6/{attempt}", default.clone()), self.rank, self.size, patience, beat
+            PrefixStore(f"openm6/{attempt}", default.clone()), self.rank, self.size, patience, beat
         )
         self._asked = 0
 

@@ -112,10 +112,8 @@ class Experts(nn.Module):
             limit = math.ceil(config.capacity * assigned / config.experts)
             place = torch.arange(len(order), device=order.device)
             place -= (chosen_E.cumsum(0) - chosen_E - before_E).repeat_interleave(chosen_E)
-            order, counts_E = (
-                order[place < limit],
-                chosen_E.minimum((chosen_E.new_tensor(limit) - before_E).clamp(0)),
-            )
+            room_E = (torch.full_like(chosen_E, limit) - before_E).clamp(min=0)
+            order, counts_E = order[place < limit], chosen_E.minimum(room_E)
             dropped = len(expert) - len(order)
         per_token = config.prototypes * config.top_k
         tokens = assigned // per_token  # of the step; N of them are at hand

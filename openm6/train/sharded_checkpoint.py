@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -45,12 +47,20 @@ def save_shards(
 ) -> None:
     """`save_checkpoint` by all ranks together: atomic, every file flushed and its SHA-256 kept.
 
-    Raises ValueError if `state` is not plain JSON.
+    Raises ValueError if `state` is not plain JSON, and if the disk is full (earlier checkpoints are intact).
     """
     check_json(state, "state", holder="a checkpoint's state")
     folder = Path(ranks.agree(lambda: str(checkpoint.begin(run_dir, step)[1])))
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(dict(_tensors(model, optimizer)), storage_writer=writer)
+    try:
+        save(dict(_tensors(model, optimizer)), storage_writer=writer)
+    except CheckpointException as error:
+        if "No space left" not in str(error):
+            raise
+        raise ValueError(
+            f"the disk is full: the checkpoint of step {step} does not fit into {folder.parent}; free some space "
+            "and start the same command again: it goes on from the last checkpoint."
+        ) from error
     ranks.barrier()
     # Each rank reads again and flushes its share of the files.
     files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
@@ -75,20 +85,20 @@ def load_shards(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
     Raises ValueError if it is of another model.
     """
     reader = HuggingFaceStorageReader(str(path))
-    saved = reader.read_metadata().state_dict_metadata
+    saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
     parameters = dict(model.named_parameters())
     wanted = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     for name in saved:
         if name.startswith(_OPTIMIZER):
             owner, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
             parameter = _known(path, owner, parameters)
-            like = parameter if saved[name].size == parameter.shape else torch.zeros(())
-            wanted[name] = optimizer.state[parameter].setdefault(key, torch.zeros_like(like.detach()))
+            like = parameter.detach() if saved[name].size == parameter.shape else torch.zeros(())
+            wanted[name] = optimizer.state[parameter].setdefault(key, torch.zeros_like(like))
     _fits(path, {name: each.size for name, each in saved.items()}, wanted)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         alone = not dist.is_initialized()
-        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)  # pyright: ignore[reportArgumentType]
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)  # pyright: ignore[reportArgumentType]
 
 
 def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
@@ -106,8 +116,8 @@ def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
         for name in file.keys():  # noqa: SIM118
             owner, _, key = name.rpartition("/")
             parameter, value = _known(path, owner, parameters), file.get_tensor(name)
-            like = parameter if value.shape == parameter.shape else torch.zeros(())
-            state = torch.zeros_like(like.detach())
+            like = parameter.detach() if value.shape == parameter.shape else value
+            state = torch.zeros_like(like)
             _fill(state, value)
             optimizer.state[parameter][key] = state
 
@@ -115,7 +125,7 @@ def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
 def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         yield _MODEL + name, tensor.contiguous()  # a convolution's may be channels last
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             yield f"{_OPTIMIZER}{names[parameter]}/{key}", value.contiguous()

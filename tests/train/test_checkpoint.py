@@ -251,7 +251,7 @@ def test_state_that_json_would_change_is_refused(tmp_path, state, message):
         save_checkpoint(tmp_path, 1, model=model, optimizer=fused(model), state=state)
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sync"])
+@pytest.mark.parametrize("where", ["save_file", "sync"])
 def test_full_disk_names_the_bytes_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, where):
     model, optimizer = saved(tmp_path, [1])
 
