@@ -89,6 +89,7 @@ class Ranks:
             if not self._store.check([_LOST]):
                 what = " ".join(str(error).split())[:300]
                 self._store.set(_LOST, f"rank {self.rank} failed: {type(error).__name__}: {what}")
+        self._pulse.stop()  # this process ends by its own error
 
     def leave(self) -> None:
         self._pulse.stop()
