@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def begin(work: Callable[..., Any], size: int, *args: Any) -> tuple[list[Any], A
     return processes, reports
 
 
-def on_ranks(work: Callable[..., Any], size: int, *args: Any, seconds: float = 100) -> list[Any]:
+def on_ranks(work: Callable[..., Any], size: int, *args: Any, seconds: float = 400) -> list[Any]:
     """What `work(*args)` returns on each rank. Fails with the traceback of a rank that raised."""
     processes, reports = begin(work, size, *args)
     results: dict[int, Any] = {}
@@ -39,7 +40,7 @@ def on_ranks(work: Callable[..., Any], size: int, *args: Any, seconds: float = 1
         for _ in range(size):
             rank, result, failure = reports.get(timeout=seconds)
             assert failure is None, f"rank {rank}:\n{failure}"
-            results[rank] = result
+            results[rank] = pickle.loads(result)
     finally:
         for process in processes:
             process.join(5 if len(results) == size else 0)
@@ -54,6 +55,7 @@ def _rank(
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        reports.put((rank, work(*args), None))
+        # By value: tensors would go through memory that is gone when this process is.
+        reports.put((rank, pickle.dumps(work(*args)), None))
     except BaseException:
         reports.put((rank, None, traceback.format_exc()))

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, TCPStore
 
 BEAT = 2.0  # seconds
 PATIENCE = 40.0  # seconds without a beat after which a rank counts as lost
@@ -52,15 +53,20 @@ class Ranks:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_LAST_RESORT)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # A client of its own for each thread: one that waits holds its connection.
-        default: Any = dist.distributed_c10d._get_default_store()
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart
-        self._store = PrefixStore(f"openm6/{attempt}", default.clone())
-        self._pulse = Pulse(
-            PrefixStore(f"openm6/{attempt}", default.clone()), self.rank, self.size, patience, beat
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _store(serve=self.rank == 0)
+        # torchrun's store outlives a restart of its processes: nobody may take up an address that is left in it.
+        attempt = f"openm6/{meet(store, self.rank, self.size)}"
+        dist.init_process_group(
+            backend,
+            store=PrefixStore(attempt, store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=_LAST_RESORT,
         )
+        # A client of its own for each thread: one that waits holds its connection.
+        self._store = PrefixStore(attempt, _store())
+        self._pulse = Pulse(PrefixStore(attempt, _store()), self.rank, self.size, patience, beat)
         self._asked = 0
 
     @property
@@ -94,6 +100,48 @@ class Ranks:
     def leave(self) -> None:
         self._pulse.stop()
         dist.destroy_process_group()
+
+
+def _store(*, serve: bool = False) -> TCPStore:
+    """A client of the rendezvous store; `serve`: and the store itself, unless torchrun has one."""
+    serve = serve and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=serve,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def meet(store: Any, rank: int, size: int) -> str:
+    """A name for this gathering of ranks that none before it in the same store had.
+
+    Every rank says a word that nobody said before; rank 0 names a gathering of the words that it hears, until all
+    who said them have answered to one name. Words that are left from killed processes are not answered for.
+    """
+    word = uuid.uuid4().hex
+    store.set(f"openm6/word/{rank}", word)
+    said: list[str] = []
+    name = ""
+    while True:
+        if rank == 0 and store.check([f"openm6/word/{each}" for each in range(size)]):
+            heard = [store.get(f"openm6/word/{each}").decode() for each in range(size)]
+            if heard != said:
+                said, name = heard, uuid.uuid4().hex
+                store.set("openm6/gathering", json.dumps({"name": name, "words": said}))
+            if store.check(
+                [f"openm6/{name}/here/{each}" for each in range(1, size)] or [f"openm6/word/{rank}"]
+            ):
+                store.set(f"openm6/{name}/complete", "")
+                return name
+        elif rank > 0 and store.check(["openm6/gathering"]):
+            gathering = json.loads(store.get("openm6/gathering"))
+            if gathering["words"][rank : rank + 1] == [word]:
+                store.set(f"openm6/{gathering['name']}/here/{rank}", "")
+                if store.check([f"openm6/{gathering['name']}/complete"]):
+                    return gathering["name"]
+        time.sleep(0.02)
 
 
 class Pulse:
@@ -144,6 +192,8 @@ class Pulse:
             f"openm6: rank {self.rank} stops: {why}; the run goes on from its last commit when started again"
         )
         print(sentence, file=sys.stderr, flush=True)
+        if self.rank == 0:
+            time.sleep(3 * self.beat)  # it may be the one that serves the store, in which the others read why
         os._exit(1)
 
 

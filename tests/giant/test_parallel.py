@@ -19,6 +19,9 @@ from openm6.giant.sharing import delink, share
 from tests import tiny
 from tests.ranked import on_ranks
 
+# Each starts processes, and a busy machine lets them wait.
+pytestmark = pytest.mark.timeout(900)
+
 
 def everyone() -> Group:
     assert dist.group.WORLD is not None
@@ -62,8 +65,9 @@ def test_gradients_go_through_collectives():
 def normalised(size: int, empty: bool) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     images, direction = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4)
-    norm = nn.Sequential(nn.BatchNorm2d(3))
-    nn.init.normal_(norm[0].weight)
+    layer = nn.BatchNorm2d(3)
+    norm = nn.Sequential(layer)
+    nn.init.normal_(layer.weight)
     if size == 1:
         mine = slice(0, 6)
         y = norm(images)
@@ -78,7 +82,7 @@ def normalised(size: int, empty: bool) -> dict[str, torch.Tensor]:
             (y * direction[mine]).sum().backward()
             for parameter in norm.parameters():
                 dist.all_reduce(parameter.grad)
-    found = {**norm.state_dict(), "weight.grad": norm[0].weight.grad, "bias.grad": norm[0].bias.grad}
+    found = {**norm.state_dict(), "weight.grad": layer.weight.grad, "bias.grad": layer.bias.grad}
     return {**{name: each.detach().clone() for name, each in found.items()}, "y": y.detach().clone()}
 
 
@@ -102,7 +106,8 @@ def test_experts_are_spread_over_as_many_ranks_as_divide_them():
 def parted(rule: Any, kind: str) -> dict[str, torch.Tensor]:
     """A Pseudo Giant's weights and Adam state, whole, after the delink on these ranks."""
     with joined() as ranks:
-        model = tiny.m6(**({"experts": {"experts": 4}} if kind == "experts" else {}))
+        changes: dict[str, Any] = {"experts": {"experts": 4}} if kind == "experts" else {}
+        model = tiny.m6(**changes)
         share(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         for parameter in model.parameters():

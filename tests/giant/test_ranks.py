@@ -12,6 +12,9 @@ import pytest
 from openm6.giant import ranks
 from tests.ranked import begin, on_ranks
 
+# Each starts processes, and a busy machine lets them wait.
+pytestmark = pytest.mark.timeout(900)
+
 
 def test_a_process_alone_is_first_and_joins_nobody(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -23,7 +26,7 @@ def test_a_process_alone_is_first_and_joins_nobody(monkeypatch: pytest.MonkeyPat
 def agreeing() -> list[object]:
     with ranks.joined() as joined:
         assert joined is not None and joined.first == ranks.first() == (joined.rank == 0)
-        found = [joined.agree(lambda n=n: {"rank": joined.rank, "n": n}) for n in range(3)]
+        found = [joined.agree(lambda n=n, rank=joined.rank: {"rank": rank, "n": n}) for n in range(3)]
         joined.barrier()
         return found
 
