@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.distributed_c10d import PrefixStore
 
 BEAT = 2.0  # seconds
 PATIENCE = 40.0  # seconds without a beat after which a rank counts as lost
