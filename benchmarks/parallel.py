@@ -106,6 +106,8 @@ def run_until(content: Content, run_dir: Path, stop: int) -> None:
     def both(self: Any, save: Any) -> None:
         save(self)
         if self.step == stop:
+            if isinstance(self, ParallelRun):
+                self.ranks.leave()
             raise Stopped
 
     from openm6.train.loop import Run

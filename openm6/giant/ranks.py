@@ -99,7 +99,10 @@ class Ranks:
         self._pulse.stop()  # this process ends by its own error
 
     def leave(self) -> None:
+        """All ranks are done, and part."""
+        self.barrier()  # so nobody's pulse is missed ...
         self._pulse.stop()
+        self.barrier()  # ... and the store is there as long as anybody's beats
         dist.destroy_process_group()
 
 
@@ -207,8 +210,7 @@ def joined() -> Iterator[Ranks | None]:
     ranks = Ranks()
     try:
         yield ranks
-        ranks.barrier()
+        ranks.leave()
     except BaseException as error:
         ranks.failed(error)
         raise
-    ranks.leave()

@@ -127,6 +127,8 @@ def stopped(content: Content, run_dir: Path, stop: int) -> None:
         def both(folder: Path, step: int, **rest: Any) -> None:
             function(folder, step, **rest)
             if step == stop:
+                if "ranks" in rest:
+                    rest["ranks"].leave()
                 raise Stopped
 
         return both
