@@ -25,6 +25,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import socket
 import struct
@@ -80,7 +81,17 @@ def on_ranks(work: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     ]
     for process in processes:
         process.start()
-    results = dict(reports.get() for _ in processes)
+    results: dict[int, Any] = {}
+    while len(results) < size:
+        try:
+            rank, result = reports.get(timeout=1)
+            results[rank] = result
+        except queue.Empty:
+            failed = [
+                rank for rank, process in enumerate(processes) if process.exitcode and rank not in results
+            ]
+            if failed:
+                raise RuntimeError(f"rank {failed[0]} failed; its error stands above") from None
     for process in processes:
         process.join()
     return [results[rank] for rank in range(size)]
@@ -187,6 +198,7 @@ def traffic(content: Content, run_dir: Path) -> Content:
     """Bytes that this rank receives a step, by stage."""
     with joined() as ranks:
         assert ranks is not None
+        run_dir.mkdir(exist_ok=True)
         work = ParallelRun(RunConfig.model_validate(content), run_dir, ranks)
         found = {}
         for stage in ("pseudo", "real"):

@@ -55,7 +55,8 @@ class Ranks:
             torch.cuda.set_device(self.device)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = _store(serve=self.rank == 0)
+        self._serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = _store(serve=self._serves)
         # torchrun's store outlives a restart of its processes: nobody may take up an address that is left in it.
         attempt = f"openm6/{meet(store, self.rank, self.size)}"
         dist.init_process_group(
@@ -97,6 +98,8 @@ class Ranks:
                 what = " ".join(str(error).split())[:300]
                 self._store.set(_LOST, f"rank {self.rank} failed: {type(error).__name__}: {what}")
         self._pulse.stop()  # this process ends by its own error
+        if self._serves:
+            time.sleep(3 * self._pulse.beat)  # until the others have read it
 
     def leave(self) -> None:
         """All ranks are done, and part."""
@@ -107,8 +110,7 @@ class Ranks:
 
 
 def _store(*, serve: bool = False) -> TCPStore:
-    """A client of the rendezvous store; `serve`: and the store itself, unless torchrun has one."""
-    serve = serve and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    """A client of the rendezvous store; `serve`: and the store itself, where torchrun has none."""
     return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
