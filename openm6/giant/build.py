@@ -19,13 +19,19 @@ from torch import Tensor
 
 from openm6.giant import inference
 from openm6.giant.budget import settle
+from openm6.giant.collectives import Group
+from openm6.giant.commit import CommitRecord, read_record
+from openm6.giant.cuts import piece, pieces
 from openm6.giant.frame import Frame
 from openm6.giant.machine import Machine
 from openm6.giant.optimizers import PartOptimizer
 from openm6.giant.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
+from openm6.giant.ranked_store import RankedStore, RankedUpdates, agreed_record
 from openm6.giant.slots import FRAME, Slot, specs
 from openm6.giant.store import Access, Tier, TieredStore
+from openm6.giant.trace import Trace
+from openm6.giant.updates import Updates
 from openm6.giant.workspace import rehearse
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
@@ -50,6 +56,7 @@ class Settings:
     threads: int = 2
     placement: Mapping[str, Mapping[Section, Tier]] | None = None
     buffer_bytes: int | None = None
+    group: Group | None = None  # of the ranks that train this model together
 
 
 # -------------------- layouts
@@ -58,10 +65,16 @@ class Settings:
 def layouts(slots: Sequence[Slot], settings: Settings) -> dict[str, PartLayout]:
     """The layout of every part of the slots."""
     return {
-        name: _layout(specs(shapes, settings.weights_dtype), (), settings)
+        name: _slot_layout(slot, specs(shapes, settings.weights_dtype), settings)
         for slot in slots
         for name, shapes, _ in slot.parts()
     }
+
+
+def _slot_layout(slot: Slot, weights: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
+    if settings.group is None or len(slot.layers) > 1:
+        return _layout(weights, (), settings)
+    return replace(_layout(pieces(weights, settings.group.size), (), settings), whole=weights)
 
 
 def frame_layout(frame: Frame, settings: Settings) -> PartLayout:
@@ -117,11 +130,18 @@ def empty_frame(frame: Frame, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def fill_part(
-    slot: Slot, shapes: Mapping[str, Any], expert: int | None, weights: dict[str, Tensor], fill: Fill
+    slot: Slot, part: str, weights: dict[str, Tensor], fill: Fill, group: Group | None = None
 ) -> None:
-    """First values of a part's weights."""
-    for name in shapes:
-        fill(f"{slot.path}.{name}", weights[name], expert)
+    """First values of a part's weights, or of this rank's pieces of them."""
+    shapes, expert = next((shapes, expert) for name, shapes, expert in slot.parts() if name == part)
+    for name, shape in shapes.items():
+        path, out = f"{slot.path}.{name}", weights[name]
+        if group is None:
+            fill(path, out, expert)
+            continue
+        whole = torch.empty(shape, dtype=out.dtype)
+        fill(path, whole, expert)
+        out.copy_(piece(whole, group.rank, group.size))
 
 
 # -------------------- memory and placement
@@ -146,6 +166,19 @@ def memory_of_step(
     return rehearse(machine, batches, weights, training=settings.optimizer is not None)
 
 
+def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
+    """Bytes that the whole weights and gradients of parts that are cut take, in use and on their way."""
+    if settings.group is None:
+        return 0
+    in_use = []
+    for slot in slots:
+        body, *experts = (
+            sum(4 * torch.Size(shape).numel() for shape in shapes.values()) for _, shapes, _ in slot.parts()
+        )
+        in_use.append(body + max(experts, default=0))
+    return 3 * max(in_use)
+
+
 def memory_of_generating(
     machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
 ) -> tuple[int, dict[str, int]]:
@@ -160,9 +193,9 @@ def memory_of_generating(
 
 def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:
     """The first values of a part, in memory of their own."""
-    shapes, expert = next((shapes, expert) for name, shapes, expert in slot.parts() if name == part)
+    shapes = next(shapes for name, shapes, _ in slot.parts() if name == part)
     tensors = {name: torch.empty(shape, dtype=settings.weights_dtype) for name, shape in shapes.items()}
-    fill_part(slot, shapes, expert, tensors, fill)
+    fill_part(slot, part, tensors, fill)
     return tensors
 
 
@@ -203,6 +236,85 @@ def solve_placement(
 # -------------------- the store
 
 
+def ranks(settings: Settings) -> int:
+    """How many processes train the model."""
+    return 1 if settings.group is None else settings.group.size
+
+
+def updates(settings: Settings) -> Updates:
+    """The updates of a run that begins."""
+    if settings.group is None or settings.optimizer is None:
+        return Updates(settings.optimizer, seed=settings.seed, global_clip=settings.global_clip)
+    if settings.global_clip is not None:
+        raise ValueError("global_clip is for one process; leave it out: each part is clipped by itself")
+    return RankedUpdates(settings.optimizer, settings.group, seed=settings.seed)
+
+
+def last_commit(settings: Settings) -> CommitRecord | None:
+    """The committed step that a run with these settings goes on from, if there is one.
+
+    Raises ValueError if it is one of another number of processes.
+    """
+    if settings.disk is None or settings.durability == "none":
+        return None
+    if settings.group is None:
+        record = read_record(settings.disk)
+    else:
+        record = agreed_record(settings.disk, settings.group)
+    if record is None or record.durability == "none":
+        return None
+    before, now = record.extra["giant"].get("ranks", 1), ranks(settings)
+    if before != now:
+        raise ValueError(
+            f"{settings.disk} holds the tiers of a run on {before} processes, each with its piece of every part: "
+            f"start it with {before}, not {now}, or delete the folder to start anew"
+        )
+    return record
+
+
+def open_store(
+    frame: Frame,
+    slots: Sequence[Slot],
+    settings: Settings,
+    fill: Fill,
+    *,
+    placement: Callable[[str], Mapping[Section, Tier]],
+    buffer_bytes: int,
+    resumes: bool,
+    trace: Trace,
+) -> TieredStore:
+    """The store of the last commit if the run `resumes`, else a new one with first values."""
+    kind = TieredStore if settings.group is None else RankedStore
+    if resumes:
+        assert settings.disk is not None
+        store, _ = kind.open(
+            settings.disk,
+            placement=placement,
+            buffer_bytes=buffer_bytes,
+            threads=settings.threads,
+            trace=trace,
+        )
+    else:
+        store = kind(
+            settings.disk,
+            placement=placement,
+            buffer_bytes=buffer_bytes,
+            durability=settings.durability,
+            threads=settings.threads,
+            trace=trace,
+        )
+    if isinstance(store, RankedStore):
+        assert settings.group is not None
+        store.group = settings.group
+    if not resumes:
+        try:
+            fill_store(store, frame, slots, settings, fill)
+        except BaseException:
+            store.close()
+            raise
+    return store
+
+
 @torch.no_grad()
 def fill_store(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], settings: Settings, fill: Fill
@@ -223,9 +335,9 @@ def fill_store(
         with store.use(Access(FRAME, ("weights",))) as views:
             frame.bind(views["weights"])  # the model's own are let go
     for slot in slots:
-        for part, shapes, expert in slot.parts():
+        for part, _, _ in slot.parts():
             with store.create(part, new[part]) as views:
-                fill_part(slot, shapes, expert, views["weights"], fill)
+                fill_part(slot, part, views["weights"], fill, settings.group if new[part].whole else None)
                 if settings.optimizer:
                     settings.optimizer.initialise(views["weights"], views["state"])
         for name in [name for name in frame.weights if name.startswith(f"{slot.path}.")]:

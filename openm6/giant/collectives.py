@@ -13,6 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# PyTorch 2.13 gave them these names, and warns of those before.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True)
 class Group:
@@ -27,6 +31,12 @@ class Group:
     @property
     def size(self) -> int:
         return dist.get_world_size(self.handle)
+
+    def total(self, figures: Tensor) -> Tensor:
+        """The sum of figures over the ranks; not for gradients."""
+        figures = figures.clone()
+        dist.all_reduce(figures, group=self.handle)
+        return figures
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self

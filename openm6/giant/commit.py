@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,8 +69,10 @@ def part_file(folder: Path, stem: str, side: Side) -> Path:
     return folder / f"{stem}.{side}"
 
 
-def write_record(folder: Path, record: CommitRecord) -> None:
+def write_record(folder: Path, record: CommitRecord, ready: Callable[[], None] | None = None) -> None:
     """Replace the folder's record, atomically; every byte that it names must be safe on the disk already.
+
+    `ready` is called when the new record is safe, under its temporary name, and before it takes effect.
 
     Raises:
         TierError: `extra` is not plain JSON, or the disk is full or failing. Unless it was the very last sync
@@ -89,6 +91,9 @@ def write_record(folder: Path, record: CommitRecord) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+        if ready is not None:
+            sync_folder(folder)
+            ready()
         os.rename(temporary, final)
     sync_folder(folder)
 
@@ -167,11 +172,11 @@ def _content(record: CommitRecord) -> dict[str, Any]:
         "step": record.step,
         "layouts": [
             {
-                section: [
+                each: [
                     [spec.name, list(spec.shape), str(spec.dtype).removeprefix("torch.")]
-                    for spec in layout.specs(section)
+                    for spec in getattr(layout, each)
                 ]
-                for section in SECTIONS
+                for each in (*SECTIONS, *(["whole"] if layout.whole else []))
             }
             for layout in places
         ],
@@ -184,10 +189,10 @@ def _record(content: dict[str, Any]) -> CommitRecord:
     layouts = [
         PartLayout(
             **{
-                section: tuple(
+                each: tuple(
                     TensorSpec(name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in specs
                 )
-                for section, specs in layout.items()
+                for each, specs in layout.items()
             }
         )
         for layout in content["layouts"]

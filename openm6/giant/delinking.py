@@ -5,24 +5,36 @@ Parts keep the names that follow from their slots' numbers, so numbers move up a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from openm6.giant.parts import PartLayout
+from openm6.giant.ranked_store import RankedStore
 from openm6.giant.slots import Slot
 from openm6.giant.store import TieredStore
 
 
-def copy_parts(store: TieredStore, old: Sequence[Slot], new: Sequence[Slot], counts: dict[str, int]) -> None:
+def copy_parts(
+    store: TieredStore,
+    old: Sequence[Slot],
+    new: Sequence[Slot],
+    layouts: Mapping[str, PartLayout],
+    counts: dict[str, int],
+) -> None:
     """Make the parts of the slots `new` out of those of `old`; `counts` (updates of a part) go with them."""
+    # Ranks share a slot whole and cut each layer's own: then even the first of the new slots is another part.
     # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
     for slot in reversed(new):
         source = next(each for each in old if slot.layers[0] in each.layers)
-        if slot.name == source.name:
-            continue
         pairs = [(a[0], b[0]) for a, b in zip(source.parts(), slot.parts(), strict=True)]
         for source_part, part in pairs:
-            if part in store.parts:
-                store.remove(part)
-            store.copy(source_part, part)
-            counts.pop(part, None)
-            if source_part in counts:
-                counts[part] = counts[source_part]
+            if layouts[part] != store.layout(source_part):
+                assert isinstance(store, RankedStore)
+                store.cut(source_part, part, layouts[part])
+            elif part != source_part:
+                if part in store.parts:
+                    store.remove(part)
+                store.copy(source_part, part)
+            if part != source_part:
+                counts.pop(part, None)
+                if source_part in counts:
+                    counts[part] = counts[source_part]

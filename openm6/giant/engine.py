@@ -28,7 +28,7 @@ from openm6.giant import build, delinking, export, inference, streaming
 from openm6.giant.activations import open_activations
 from openm6.giant.budget import parse_bytes, settle
 from openm6.giant.build import Fill, Settings
-from openm6.giant.commit import read_record
+from openm6.giant.collectives import Group
 from openm6.giant.compute import Precision
 from openm6.giant.frame import Frame, Loss, ModuleFrame, open_frame
 from openm6.giant.hugging_face import Source, skeleton
@@ -42,7 +42,6 @@ from openm6.giant.sharing import split_runs
 from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, Tier, TieredStore
 from openm6.giant.trace import Trace
-from openm6.giant.updates import Updates
 from openm6.giant.vocabulary import store_frame_as
 
 
@@ -67,7 +66,7 @@ class Giant:
         self.extra: dict[str, Any] = {}
         self.placement: Placement | None = None
         self._fill = fill
-        self._updates = Updates(settings.optimizer, seed=settings.seed, global_clip=settings.global_clip)
+        self._updates = build.updates(settings)
         self._resumes = False
         self._find_commit()
         self.slots: list[Slot] = frame.slots
@@ -116,6 +115,8 @@ class Giant:
                 norm = streaming.finish(machine)
         self.steps += 1
         after = machine.store.stats
+        routed = torch.tensor([[each.dropped, each.assigned] for each in running]).sum(0)
+        dropped, assigned = machine.summed(routed).tolist()
         return StepReport(
             loss=loss,
             losses=mean_losses(running),
@@ -128,7 +129,7 @@ class Giant:
             skipped=skipped,
             skipped_parts=tuple(machine.updates.skipped),
             gradient_norm=norm,
-            drop_rate=sum(each.dropped for each in running) / max(1, sum(each.assigned for each in running)),
+            drop_rate=dropped / max(1, assigned),
         )
 
     def evaluate(self, micro_batches: Sequence[Any]) -> float:
@@ -190,7 +191,7 @@ class Giant:
             {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
         )
         machine.store.resize(self.placement.buffer_bytes)
-        delinking.copy_parts(machine.store, old, self.slots, self._updates.counts)
+        delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
         machine.slots = self.slots
         machine.chosen.clear()
 
@@ -201,7 +202,7 @@ class Giant:
 
         Raises TierError with durability "none", and if the disk is full (the last commit stands).
         """
-        own = {"sharing": self.frame.sharing, "updates": self._updates.counts}
+        own = {"sharing": self.frame.sharing, "updates": self._updates.counts, "ranks": build.ranks(self.settings)}
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
 
     def save(self, folder: str | Path) -> None:
@@ -282,9 +283,19 @@ class Giant:
         takes, adds = memory_beside_parts(machine)
         # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
-        self._fixed_bytes = before + takes
+        self._fixed_bytes = before + takes + build.memory_of_gathering(self.slots, self.settings)
         build.empty_frame(self.frame, filled)
-        store = machine.store = self._open_store(self._place({}))
+        placement = self._place({})
+        store = machine.store = build.open_store(
+            self.frame,
+            self.slots,
+            self.settings,
+            self._fill,
+            placement=self._tiers,
+            buffer_bytes=placement.buffer_bytes,
+            resumes=self._resumes,
+            trace=self.trace,
+        )
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
         ).check
@@ -303,8 +314,8 @@ class Giant:
 
     def _find_commit(self) -> None:
         """Take over what the disk's last commit says, if there is one."""
-        record = None if self.settings.disk is None else read_record(self.settings.disk)
-        if record is None or record.durability != "step" or self.settings.durability != "step":
+        record = build.last_commit(self.settings)
+        if record is None:
             return
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
         self._updates.counts |= record.extra["giant"]["updates"]
@@ -321,33 +332,6 @@ class Giant:
         assert self.placement is not None
         return self.placement(part)
 
-    def _open_store(self, placement: Placement) -> TieredStore:
-        settings = self.settings
-        if self._resumes:
-            assert settings.disk is not None
-            store, _ = TieredStore.open(
-                settings.disk,
-                placement=self._tiers,
-                buffer_bytes=placement.buffer_bytes,
-                threads=settings.threads,
-                trace=self.trace,
-            )
-            return store
-        store = TieredStore(
-            settings.disk,
-            placement=self._tiers,
-            buffer_bytes=placement.buffer_bytes,
-            durability=settings.durability,
-            threads=settings.threads,
-            trace=self.trace,
-        )
-        try:
-            build.fill_store(store, self.frame, self.slots, settings, self._fill)
-        except BaseException:
-            store.close()
-            raise
-        return store
-
     def _machine_without_store(self) -> Machine:
         return Machine(
             frame=self.frame,
@@ -359,6 +343,7 @@ class Giant:
             trace=self.trace,
             seed=self.settings.seed,
             loss_weights=self.settings.loss_weights,
+            **({} if self.settings.group is None else {"summed": self.settings.group.total}),
         )
 
 
@@ -383,6 +368,7 @@ def stream(
     placement: Mapping[str, Mapping[Section, Tier]] | None = None,
     buffer_bytes: int | None = None,
     trace: Trace | str | Path | None = None,
+    group: Group | None = None,
 ) -> Giant:
     """Open a model for training within a memory budget; the module itself is taken over.
 
@@ -413,6 +399,8 @@ def stream(
         placement: {part: {section: tier}} that goes before what the budget says.
         buffer_bytes: for what is read ahead and written behind; by default, what suits the budget.
         trace: file for a Chrome trace of compute and I/O.
+        group: ranks that train this model together, each with a `disk` of its own. The loss of a micro-batch is the
+            sum of what they compute of it; slots of a single layer are cut among them.
 
     Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
     """
@@ -443,6 +431,7 @@ def stream(
         threads=threads,
         placement=placement,
         buffer_bytes=buffer_bytes,
+        group=group,
     )
     traced = trace if isinstance(trace, Trace) else Trace(trace)
     return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)

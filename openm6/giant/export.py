@@ -12,6 +12,7 @@ from torch import Tensor
 from openm6.giant.frame import Frame, M6Frame
 from openm6.giant.hugging_face import save_folder
 from openm6.giant.parts import TensorSpec
+from openm6.giant.ranked_store import RankedStore
 from openm6.giant.shards import ShardWriter
 from openm6.giant.slots import Slot
 from openm6.giant.store import Access, TieredStore
@@ -20,11 +21,16 @@ from openm6.giant.store import Access, TieredStore
 def save(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
 ) -> None:
-    """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens.
+    """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
+    ranks, which hold a piece of each part, the first writes.
 
     Raises ValueError if the disk has not the space, or `folder` is `source`.
     """
-    if isinstance(frame, M6Frame):
+    if isinstance(store, RankedStore) and store.group.rank:
+        for part in (part for slot in slots for part, _, _ in slot.parts()):
+            with store.use(Access(part, ("weights",))):
+                pass  # its pieces have gone to the rank that writes
+    elif isinstance(frame, M6Frame):
         _save_m6(store, frame, slots, folder)
     else:
         _save_module(store, frame, slots, folder, source)

@@ -54,6 +54,8 @@ class Machine:
     chosen: dict[int, list[int]] = field(default_factory=dict)  # by slot: experts that got tokens last time
     # Called before each layer of each micro-batch and each loss, with "layer" or "loss".
     before_work: Callable[[str], None] = lambda kind: None
+    # Figures of this process's micro-batches summed over the ranks of the run.
+    summed: Callable[[Tensor], Tensor] = lambda figures: figures
     _training: bool = False
 
     def run(self, layer: int, weights: Mapping[str, Tensor], x: Tensor, micro_batch: MicroBatch) -> Tensor:

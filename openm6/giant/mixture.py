@@ -74,7 +74,7 @@ def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *
             leaves = machine.precision.leaves(views["weights"], "body")
             routed = [_route(machine, layer, leaves, micro_batch) for micro_batch in micro_batches]
         _count(machine, routed)
-        machine.chose(slot, _chosen(slot, routed))
+        machine.chose(slot, _chosen(machine, routed))
         out = [
             torch.zeros_like(each.h_ND, dtype=torch.promote_types(each.h_ND.dtype, torch.float32))
             for each in routed
@@ -108,7 +108,7 @@ def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) 
     once = len(micro_batches) == 1 and machine.updates.reads_bf16
     with machine.store.use(machine.updates.access(slot.name)) as body:
         routed = _prepare(machine, slot, layer, body, micro_batches)
-        for expert in _chosen(slot, routed):
+        for expert in _chosen(machine, routed):
             name = slot.expert_name(expert)
             with machine.store.use(machine.updates.access(name)) as views:
                 with machine.trace.span("compute", f"{name} backward"):
@@ -134,7 +134,7 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
             for micro_batch in micro_batches:
                 for layer in reversed(slot.layers):
                     [each] = _prepare(machine, slot, layer, body, [micro_batch])
-                    for expert in _chosen(slot, [each]):
+                    for expert in _chosen(machine, [each]):
                         name = slot.expert_name(expert)
                         if expert not in experts:
                             views = held.enter_context(machine.store.use(machine.updates.access(name)))
@@ -182,8 +182,8 @@ def _gated(machine: Machine, layer: int, leaves: Weights, rows_MD: Tensor, gate_
         return gate_M[:, None] * run_expert(rows_MD.to(up.dtype), up, down, gated=gated)
 
 
-def _chosen(slot: Slot, routed: Sequence[_Routed]) -> list[int]:
-    counts_E = torch.stack([each.routing.counts_E for each in routed]).sum(0)
+def _chosen(machine: Machine, routed: Sequence[_Routed]) -> list[int]:
+    counts_E = machine.summed(torch.stack([each.routing.counts_E for each in routed]).sum(0))
     return counts_E.nonzero().flatten().tolist()
 
 

@@ -50,6 +50,7 @@ class PartLayout:
     weights: tuple[TensorSpec, ...]
     state: tuple[TensorSpec, ...] = ()
     gradients: tuple[TensorSpec, ...] = ()
+    whole: tuple[TensorSpec, ...] = ()  # if these are one rank's pieces: the weights that they are cut from
 
     def specs(self, section: Section) -> tuple[TensorSpec, ...]:
         return getattr(self, section)

@@ -288,6 +288,9 @@ class TieredStore:
             TierError: durability is "none", a part is in use for writing, or the disk is full or failing: the
                 store then takes no more uses, and the last commit stands.
         """
+        self._commit(step, extra)
+
+    def _commit(self, step: int, extra: dict[str, Any], ready: Callable[[], None] | None = None) -> None:
         folder = self._folder
         if folder is None or not folder.two_sided:
             raise TierError(
@@ -310,7 +313,7 @@ class TieredStore:
             self._disk.sync(sorted({folder.file(piece) for piece in changed}))
             folder.sync_names()
             parts = {name: part.record() for name, part in self._parts.items()}
-            write_record(folder.path, CommitRecord(step, parts, extra))
+            write_record(folder.path, CommitRecord(step, parts, extra), ready)
             self._step = step
             for piece in changed:
                 assert piece.side is not None

@@ -94,8 +94,9 @@ def leave(machine: Machine, micro_batches: Sequence[MicroBatch], *, gradients: b
             if micro_batch.balance is not None:  # its gradients come from the layers themselves
                 losses["balance"] = micro_batch.balance
                 loss = loss + machine.balance_weight * micro_batch.balance
-            total += loss.item()
-            micro_batch.losses = {name: each.detach() for name, each in losses.items()}
+            whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
+            total += whole.item()
+            micro_batch.losses = dict(zip(losses, by_name, strict=True))
             if gradients and math.isfinite(total):
                 torch.autograd.backward(loss / len(micro_batches), inputs=[x, *parameters])
                 micro_batch.gradient, x.grad = x.grad, None

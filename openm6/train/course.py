@@ -21,7 +21,7 @@ from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import open_tokenizers
 
 Progress = Callable[[dict[str, Any]], None]
-Work = TypeVar("Work", Batch, list[Batch])  # what one step computes
+Work = TypeVar("Work", Batch, list[Any])  # what one step computes
 
 
 class Window:

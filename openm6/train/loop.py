@@ -68,9 +68,10 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
 
 def _open(config: RunConfig, run_dir: Path, ranks: Ranks | None) -> Run | StreamedRun:
     if ranks is not None:
-        from openm6.train.parallel_run import ParallelRun  # it is a kind of `Run`
+        from openm6.train.parallel_run import ParallelRun, ParallelStreamedRun  # the first is a kind of `Run`
 
-        return ParallelRun(config, run_dir, ranks)
+        kind = ParallelRun if config.memory is None else ParallelStreamedRun
+        return kind(config, run_dir, ranks)
     return Run(config, run_dir) if config.memory is None else StreamedRun(config, run_dir)
 
 
@@ -267,9 +268,10 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
 
 def check_can_spread(config: RunConfig) -> None:
     """Raises ValueError for a recipe that only one process can run."""
-    if config.memory is not None:
+    if config.optimizer.kind == "adafactor":
         raise ValueError(
-            "memory: a streamed run is one process for now; start it without torchrun, or leave out memory"
+            "optimizer.kind: adafactor needs whole rows and columns, and several processes cut every matrix among "
+            "themselves; set it to adamw, or start the run without torchrun"
         )
     delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
     if config.optimizer.kind == "muon" and delinks:

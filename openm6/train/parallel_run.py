@@ -1,4 +1,4 @@
-"""A run on several ranks: `Run`, with the model on all of them and every step's batch shared out.
+"""Runs on several ranks: `Run` and `StreamedRun`, with the model on all of them and every step's batch shared out.
 
 The Pseudo Giant is on every rank; at the delink the same processes cut the Real Giant among themselves. What a
 step computes is what one process would compute, up to the order of sums.
@@ -7,12 +7,19 @@ step computes is what one process would compute, up to the order of sums.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
+from openm6.giant.batch_norm import synchronise
+from openm6.giant.collectives import Group
+from openm6.giant.expert_parallel import spread_tokens
 from openm6.giant.parallel import Parallel
 from openm6.giant.ranks import Ranks
 from openm6.giant.trigger import adjacent_correlations
+from openm6.model import M6
 from openm6.model.checkpoint import narrowed, save_weights
 from openm6.model.experts import Routing, balance_loss
 from openm6.tasks.collate import Batch, to_device
@@ -20,7 +27,8 @@ from openm6.train import checkpoint, sharded_checkpoint
 from openm6.train.config import RunConfig
 from openm6.train.loop import Run
 from openm6.train.objectives.seq2seq import total_loss
-from openm6.train.shares import figures, partial_losses, take
+from openm6.train.shares import Share, figures, partial_losses, take
+from openm6.train.streamed import StreamedRun
 from openm6.train.tokenizers import open_tokenizers
 
 
@@ -106,6 +114,42 @@ class ParallelRun(Run):
         if self.ranks.first:
             save_weights(weights, folder, config=self.model.config, sharing=self.model.sharing)
             self._save_tokenizers(folder)
+        return folder
+
+
+class ParallelStreamedRun(StreamedRun):
+    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its piece
+    of every slot (`openm6.giant.ranked_store`)."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
+        assert dist.group.WORLD is not None
+        self.ranks, self.group = ranks, Group(dist.group.WORLD)
+        ranks.agree(lambda: ranks.first and open_tokenizers(config, run_dir) is None)
+        super().__init__(config, run_dir)
+
+    def _folder(self) -> Path:
+        return super()._folder() / f"rank-{self.ranks.rank:04d}"
+
+    def _spread(self, model: M6) -> None:
+        assert self.group is not None
+        synchronise(model, self.group)
+        spread_tokens(model, self.group)
+
+    def _losses(self, model: nn.Module, work: Share) -> dict[str, torch.Tensor]:
+        assert self.group is not None
+        return partial_losses(cast(M6, model), work.mine, work.whole, self.group)
+
+    def _work(self, batch: Batch) -> Share:
+        return Share(take(batch, self.ranks.rank, self.ranks.size), batch)
+
+    def export(self) -> Path | None:
+        if not self.memory.export:
+            return None
+        folder = self.run_dir / "model"
+        self.giant.save(folder)
+        if self.ranks.first:
+            self._save_tokenizers(folder)
+        self.ranks.barrier()
         return folder
 
 

@@ -9,7 +9,7 @@ Legend: M chosen positions of this rank, D size of the match embedding, V of all
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,26 @@ from torch import Tensor
 
 from openm6.giant.collectives import Group, gathered
 from openm6.model import M6
+from openm6.model.stream import Stream
 from openm6.tasks.collate import Batch
 from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE, task_nats
+
+
+@dataclass(frozen=True)
+class Share:
+    """A batch, and this rank's rows of it."""
+
+    mine: Batch
+    whole: Batch
+
+    @property
+    def stream(self) -> Stream:
+        """What the model is run on here."""
+        return self.mine.stream
+
+    @property
+    def tokens(self) -> int:
+        return self.whole.tokens
 
 
 def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:

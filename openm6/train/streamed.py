@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from openm6.giant.budget import format_bytes, parse_bytes
 from openm6.giant.build import layouts
+from openm6.giant.collectives import Group
 from openm6.giant.engine import Giant, stream
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.placement import solve
@@ -36,15 +38,17 @@ _PROBES = 64  # batches that are looked at for the largest
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class StreamedRun(Course[list[Batch]]):
+class StreamedRun(Course[list[Any]]):
     """A run whose model is a `Giant`. Close it: its tiers have threads and files."""
+
+    group: Group | None = None  # of the ranks that train it together
 
     def __init__(self, config: RunConfig, run_dir: Path):
         super().__init__(config, run_dir)
         assert config.memory is not None
         self.memory = config.memory
         self.budget_bytes = parse_bytes(config.memory.host)
-        self.folder = tiers_folder(config.memory, run_dir)
+        self.folder = self._folder()
         self.traffic = Traffic()
         self.written_before = 0  # bytes, by processes that began this run
         self.giant = self._open()
@@ -62,6 +66,7 @@ class StreamedRun(Course[list[Batch]]):
         model = skeleton(
             config.model, seed=config.seed, unit=config.sharing.unit, shared=config.sharing.delink_at > 0
         )
+        self._spread(model)
         return stream(
             model,
             budget=memory.host,
@@ -71,19 +76,35 @@ class StreamedRun(Course[list[Batch]]):
             compute_dtype=_DTYPES["bf16" if self.bf16 else "fp32"],
             durability=memory.durability,
             activations=memory.activations,
-            loss=lambda model, batch: task_losses(cast(M6, model), batch),
+            loss=self._losses,
             loss_weights=config.loss_weights,
             fill=first_values(model, seed=config.seed),
             seed=config.seed,
             trace=memory.trace,
+            group=self.group,
         )
 
-    def _largest_work(self) -> list[Batch]:
+    # What a rank does otherwise.
+
+    def _folder(self) -> Path:
+        return tiers_folder(self.memory, self.run_dir)
+
+    def _spread(self, model: M6) -> None:
+        """Let a new model know of the ranks: here there are none."""
+
+    def _losses(self, model: nn.Module, work: Any) -> dict[str, Tensor]:
+        return task_losses(cast(M6, model), work)
+
+    def _work(self, batch: Batch) -> Any:
+        """What this process computes of a micro-batch; it has the batch's `tokens`."""
+        return batch
+
+    def _largest_work(self) -> list[Any]:
         """As much as a step may have to compute: what it takes of the budget is measured on that."""
         probe = self._batches(self.config.mix, seed=self.config.seed)
         largest = max((next(probe) for _ in range(_PROBES)), key=lambda batch: batch.stream.tokens_BT.numel())
         pseudo = self.memory.pseudo_micro_batches or 1
-        return [largest] * max(self.memory.micro_batches, pseudo)
+        return [self._work(largest)] * max(self.memory.micro_batches, pseudo)
 
     def _require_space(self) -> None:
         """Whether the disk will hold the Real Giant is asked now, and not when the layers part."""
@@ -112,8 +133,8 @@ class StreamedRun(Course[list[Batch]]):
     def shared(self) -> bool:
         return self.giant.shared
 
-    def draw(self) -> list[Batch]:
-        return [next(self.batches) for _ in range(self._micro_batches)]
+    def draw(self) -> list[Any]:
+        return [self._work(next(self.batches)) for _ in range(self._micro_batches)]
 
     @property
     def _micro_batches(self) -> int:
@@ -123,7 +144,7 @@ class StreamedRun(Course[list[Batch]]):
     def delink(self) -> None:
         self.giant.delink()
 
-    def train_step(self, work: list[Batch]) -> None:
+    def train_step(self, work: list[Any]) -> None:
         rate = learning_rate(self.step, self.config.steps, self.config.optimizer)
         report = self.giant.step(work, lr=rate, loss_limit=self.loss_limit)
         self.traffic.add(report)
@@ -154,7 +175,8 @@ class StreamedRun(Course[list[Batch]]):
         return self.written_before + self.giant.store.stats.bytes_written
 
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
-        losses = self.giant.evaluate_losses([next(batches) for _ in range(self.config.eval_steps)])[1]
+        work = [self._work(next(batches)) for _ in range(self.config.eval_steps)]
+        losses = self.giant.evaluate_losses(work)[1]
         yield {name: loss for name, loss in losses.items() if name != "balance"}
 
     def save(self) -> None:
