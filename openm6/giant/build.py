@@ -257,10 +257,8 @@ def last_commit(settings: Settings) -> CommitRecord | None:
     """
     if settings.disk is None or settings.durability == "none":
         return None
-    if settings.group is None:
-        record = read_record(settings.disk)
-    else:
-        record = agreed_record(settings.disk, settings.group)
+    group = settings.group
+    record = read_record(settings.disk) if group is None else agreed_record(settings.disk, group)
     if record is None or record.durability == "none":
         return None
     before, now = record.extra["giant"].get("ranks", 1), ranks(settings)

@@ -32,6 +32,10 @@ class Group:
     def size(self) -> int:
         return dist.get_world_size(self.handle)
 
+    def meet(self) -> None:
+        """Wait until every rank has come here."""
+        dist.barrier(group=self.handle)
+
     def total(self, figures: Tensor) -> Tensor:
         """The sum of figures over the ranks; not for gradients."""
         figures = figures.clone()

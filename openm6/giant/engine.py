@@ -202,7 +202,11 @@ class Giant:
 
         Raises TierError with durability "none", and if the disk is full (the last commit stands).
         """
-        own = {"sharing": self.frame.sharing, "updates": self._updates.counts, "ranks": build.ranks(self.settings)}
+        own = {
+            "sharing": self.frame.sharing,
+            "updates": self._updates.counts,
+            "ranks": build.ranks(self.settings),
+        }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
 
     def save(self, folder: str | Path) -> None:
@@ -333,7 +337,7 @@ class Giant:
         return self.placement(part)
 
     def _machine_without_store(self) -> Machine:
-        return Machine(
+        machine = Machine(
             frame=self.frame,
             slots=self.slots,
             store=None,  # pyright: ignore[reportArgumentType]
@@ -343,8 +347,10 @@ class Giant:
             trace=self.trace,
             seed=self.settings.seed,
             loss_weights=self.settings.loss_weights,
-            **({} if self.settings.group is None else {"summed": self.settings.group.total}),
         )
+        if self.settings.group is not None:
+            machine.summed = self.settings.group.total
+        return machine
 
 
 def stream(

@@ -25,7 +25,7 @@ from openm6.giant.commit import RECORD, TEMPORARY, CommitRecord, read_record
 from openm6.giant.cuts import add_up, gather, piece
 from openm6.giant.direct_io import TierError, sync_folder
 from openm6.giant.optimizers import AdamW, PartOptimizer
-from openm6.giant.parts import PartLayout
+from openm6.giant.parts import PartLayout, Section
 from openm6.giant.store import Access, TieredStore, Views
 from openm6.giant.updates import Updates
 
@@ -57,7 +57,7 @@ class RankedStore(TieredStore):
     def cut(self, source: str, part: str, layout: PartLayout) -> None:
         """Make `part`, of this layout, of this rank's pieces of the whole part `source`, which it may replace."""
         group = self.group
-        own: dict[str, dict[str, Tensor]] = {}
+        own: dict[Section, dict[str, Tensor]] = {}
         with super().use(Access(source, ("weights", "state"))) as views:
             for section, tensors in views.items():
                 own[section] = {name: piece(each, group.rank, group.size) for name, each in tensors.items()}
@@ -70,7 +70,7 @@ class RankedStore(TieredStore):
 
     def commit(self, step: int, extra: dict[str, Any]) -> None:
         """See `TieredStore.commit`. No rank's new record takes effect before all are safe on their disks."""
-        self._commit(step, extra, ready=lambda: dist.barrier(group=self.group.handle))
+        self._commit(step, extra, ready=self.group.meet)
 
 
 def agreed_record(folder: Path, group: Group) -> CommitRecord | None:

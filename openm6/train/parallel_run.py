@@ -15,6 +15,7 @@ from torch import nn
 
 from openm6.giant.batch_norm import synchronise
 from openm6.giant.collectives import Group
+from openm6.giant.commit import RECORD
 from openm6.giant.expert_parallel import spread_tokens
 from openm6.giant.parallel import Parallel
 from openm6.giant.ranks import Ranks
@@ -28,7 +29,7 @@ from openm6.train.config import RunConfig
 from openm6.train.loop import Run
 from openm6.train.objectives.seq2seq import total_loss
 from openm6.train.shares import Share, figures, partial_losses, take
-from openm6.train.streamed import StreamedRun
+from openm6.train.streamed import StreamedRun, tiers_folder
 from openm6.train.tokenizers import open_tokenizers
 
 
@@ -128,7 +129,13 @@ class ParallelStreamedRun(StreamedRun):
         super().__init__(config, run_dir)
 
     def _folder(self) -> Path:
-        return super()._folder() / f"rank-{self.ranks.rank:04d}"
+        folder = tiers_folder(self.memory, self.run_dir)
+        if (folder / RECORD).exists():
+            raise ValueError(
+                f"{folder} holds the tiers of a run in one process: start it without torchrun, or delete the "
+                "folder to start anew"
+            )
+        return folder / f"rank-{self.ranks.rank:04d}"
 
     def _spread(self, model: M6) -> None:
         assert self.group is not None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from openm6.giant.budget import format_bytes, parse_bytes
 from openm6.giant.build import layouts
 from openm6.giant.collectives import Group
+from openm6.giant.commit import RECORD
 from openm6.giant.engine import Giant, stream
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.placement import solve
@@ -87,7 +88,13 @@ class StreamedRun(Course[list[Any]]):
     # What a rank does otherwise.
 
     def _folder(self) -> Path:
-        return tiers_folder(self.memory, self.run_dir)
+        folder = tiers_folder(self.memory, self.run_dir)
+        if ranks := len(list(folder.glob(f"rank-*/{RECORD}"))):
+            raise ValueError(
+                f"{folder} holds the tiers of a run on {ranks} processes: start it under torchrun with as many, or "
+                "delete the folder to start anew"
+            )
+        return folder
 
     def _spread(self, model: M6) -> None:
         """Let a new model know of the ranks: here there are none."""
