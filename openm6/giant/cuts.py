@@ -56,7 +56,7 @@ def add_up(
     gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: Group, *, cut: bool
 ) -> dict[str, Tensor]:
     """The sums over ranks, fp32, of gradients by name: with `cut` this rank's pieces of them, else all of each.
-    `weights` are all of the part.
+    `weights` are all of the part; the gradients may be used up.
 
     A rank may have no gradient where others have one. A weight that no rank has a gradient of has none.
     """

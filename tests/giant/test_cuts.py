@@ -49,8 +49,9 @@ def gathered_and_added_up() -> dict[str, Any]:
         gradients = {name: each * (group.rank + 1) for name, each in weights().items() if name != "scalar"}
         if group.rank == 0:
             del gradients["bias"]
-        found["whole"] = add_up(gradients, weights(), group, cut=False)
-        found["cut"] = add_up(gradients, weights(), group, cut=True)
+        for how, cut in (("cut", True), ("whole", False)):
+            mine = {name: each.clone() for name, each in gradients.items()}  # they may be used up
+            found[how] = add_up(mine, weights(), group, cut=cut)
         return found
 
 

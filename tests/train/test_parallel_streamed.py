@@ -65,7 +65,8 @@ def test_ranks_compute_what_one_process_computes(folder: Path, tmp_path: Path, k
     content = streamed(folder, kind)
     on_ranks(on_disk, 1, content, tmp_path / "a")
     on_ranks(on_disk, 2, content, tmp_path / "b")
-    check_equal(told(tmp_path / "b"), told(tmp_path / "a"))
+    # AdamW's first steps divide small sums by small sums; `match` multiplies what comes of it by its scale.
+    check_equal(told(tmp_path / "b"), told(tmp_path / "a"), loss=2e-5)
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
     assert {name: each.shape for name, each in a.items()} == {name: each.shape for name, each in b.items()}
     # Each rank reads half of what one process reads: but for padding to pages, and the checksums' pages.
