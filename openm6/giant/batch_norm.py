@@ -25,12 +25,13 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x_NCHW = input.float()
         with torch.autocast(input.device.type, enabled=False):
-            sums = torch.cat([x_NCHW.sum((0, 2, 3)), x_NCHW.new_tensor([x_NCHW[:, 0].numel()])])
-            sums = summed(sums, self.group)
+            # Summed in float64, as PyTorch's own does on processors: flat pictures have next to no variance.
+            sums = x_NCHW.sum((0, 2, 3), dtype=torch.float64)
+            sums = summed(torch.cat([sums, sums.new_tensor([x_NCHW[:, 0].numel()])]), self.group)
             n = sums[-1].detach()
-            mean_C = sums[:-1] / n
+            mean_C = (sums[:-1] / n).float()
             centred = x_NCHW - mean_C[:, None, None]
-            var_C = summed(centred.square().sum((0, 2, 3)), self.group) / n
+            var_C = (summed(centred.square().sum((0, 2, 3), dtype=torch.float64), self.group) / n).float()
             y_NCHW = centred * (torch.rsqrt(var_C + self.eps) * self.weight)[:, None, None]
             y_NCHW = y_NCHW + self.bias[:, None, None]
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
