@@ -190,6 +190,11 @@ def _touched(tensor: Tensor) -> int:
 
 def _product_flops(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> float:
     """FLOPs of a matrix product; 0 for what is none. A product with a vector is bound by memory: also 0."""
+    if "scaled_dot_product" in name:  # query, key, value; backward begins with the gradient
+        backward = name.endswith("backward")
+        query, key = given[1:3] if backward else given[:2]
+        # Scores and their product with the values; backward computes the scores again and four products more.
+        return (10.0 if backward else 4.0) * query.numel() * key.shape[-2]
     operands = given[1:] if name in ("addmm", "baddbmm") else given
     if name not in ("mm", "bmm", "addmm", "baddbmm"):
         return 0.0
