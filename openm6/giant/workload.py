@@ -92,7 +92,7 @@ class Pieces:
     def layer(self, rows: float, row: int) -> Piece:
         """A layer on (rows, row, D); of a mixture the body with its router."""
         piece = self._layers(row)(rows)
-        return piece if self.config.experts is None else piece + self._router(rows * row)
+        return piece if self.config.experts is None else piece + self.router(rows * row)
 
     def _layer(self, row: int) -> Affine:
         def traced(rows: int) -> Piece:
@@ -123,7 +123,7 @@ class Pieces:
             for name, parameter in module.named_parameters()
         }
 
-    def _router(self, positions: float) -> Piece:
+    def router(self, positions: float) -> Piece:
         """Scores, softmax, choice and sorting, in fp32; what depends on values cannot be traced."""
         config = self.config
         assert config.experts is not None
