@@ -49,6 +49,13 @@ class Job:
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model
     device_share: int = 1  # devices that share the model
 
+    def on_devices(self) -> Job:
+        """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""
+        return replace(self, streamed=True, budget=None, process_bytes=0)
+
+    def with_work(self, work: Work) -> Job:
+        return replace(self, work=work)
+
     @property
     def weights_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.weights == "bf16" else torch.float32
