@@ -14,14 +14,13 @@ THIS = "cpu-2core"
 
 
 def plan(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of one in configs/.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or the name of one in configs/.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Dotted settings: memory.host=8GiB model.layers=24")
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", help="A hardware profile: a YAML file, or the name of one that comes along.")
+        str,
+        typer.Option("--on", help="A hardware profile: a YAML file, or the name of one that comes along."),
     ] = THIS,
     tokens: Annotated[
         float | None, typer.Option(help="Tokens of the whole run; default: those of the recipe's steps.")
@@ -29,11 +28,17 @@ def plan(
     micro_tokens: Annotated[
         float | None, typer.Option(help="Tokens of a micro-batch on each device; default: the recipe's.")
     ] = None,
-    scale: Annotated[bool, typer.Option(help="Also at 8 to 16,384 devices, with stragglers and failures.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with a picture of a step to this file.")] = None,
+    scale: Annotated[
+        bool, typer.Option(help="Also at 8 to 16,384 devices, with stragglers and failures.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with a picture of a step to this file.")
+    ] = None,
     probe: Annotated[bool, typer.Option(help="Measure this machine into a profile instead.")] = False,
     disk: Annotated[Path | None, typer.Option(help="With --probe: a folder on the disk to measure.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="With --probe: the profile to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With --probe: the profile to write.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tell memory, traffic, time, energy and price of a run before it runs, and what to change.
@@ -83,7 +88,9 @@ def _plan(
     hardware = open_hardware(on)
     path = find_recipe(recipe)
     if makes_image_tokenizer(path):
-        raise ValueError(f"{recipe} trains an image tokenizer, which is not planned; name a recipe of a model")
+        raise ValueError(
+            f"{recipe} trains an image tokenizer, which is not planned; name a recipe of a model"
+        )
     config = load_recipe(path, overrides, RunConfig)
     if html is not None:
         check_writable(html)

@@ -1,7 +1,7 @@
 """The lanes of one step: when computing, reading, writing and exchanging happen, as a small simulation of events.
 
-The rules are the engine's (`readahead`): reads are begun in the order of use, as far as buffers have room; writes go
-behind; a buffer keeps its bytes until the room is needed, so what comes back soon is not read again; an I/O lane
+The rules are the engine's (`readahead`): reads are begun in the order of use, as far as buffers have room; writes
+go behind; a buffer keeps its bytes until the room is needed, so what comes back soon is not read again; an I/O lane
 serves what it was asked for in that order. Two steps are run, one behind the other, and the second one is told: it
 begins with what the first left in the buffers and on its way to the disk.
 """

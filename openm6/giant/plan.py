@@ -3,10 +3,10 @@
     plan = make_plan(job, hardware, tokens=1e9)
     print(plan.stages[-1].step_seconds, plan.days, plan.advice)
 
-Parts, their bytes and their placement come from the engine's own functions; what a step computes is traced from the
-model's own code; times are these over the machine's rates, laid out in lanes by the engine's rules. What a plan does
-not know: how well devices share a network with others, how uneven the routing of experts becomes, how long data
-takes to prepare.
+Parts, their bytes and their placement come from the engine's own functions; what a step computes is traced from
+the model's own code; times are these over the machine's rates, laid out in lanes by the engine's rules. What a
+plan does not know: how well devices share a network with others, how uneven the routing of experts becomes, how
+long data takes to prepare.
 """
 
 from __future__ import annotations
@@ -244,15 +244,11 @@ def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | N
         return f"{format_bytes(needed)} a device fit neither its memory nor its host's, and there is no disk"
     has = hardware.disk.size // hardware.devices_per_node
     if sides * needed > has:
-        return (
-            f"{format_bytes(sides * needed)} a device must go to the disk, which has {format_bytes(has)} for it"
-        )
+        return f"{format_bytes(sides * needed)} a device must go to the disk, which has {format_bytes(has)} for it"
     return None
 
 
-def _bound(
-    compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float
-) -> str:
+def _bound(compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float) -> str:
     """What rules: computing (and which kind of it) where it takes most of the step, else the busiest lane."""
     lane = max(links, key=lambda name: links[name], default=None)
     if lane is None or compute >= 0.9 * seconds or compute >= links[lane]:

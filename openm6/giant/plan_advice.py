@@ -38,7 +38,8 @@ def advise(plan: Plan, pieces: Pieces) -> tuple[str, Change | None]:
     bound = plan.stages[-1].bound
     if best is None or best.gain < LEAST_GAIN:
         return f"No single change gains 5 %: the step is bound by {bound}.", None
-    return f"{best.what[0].upper()}{best.what[1:]}: {best.gain:.2f} times as fast, for the step is bound by {bound}.", best
+    what = best.what[0].upper() + best.what[1:]
+    return f"{what}: {best.gain:.2f} times as fast, for the step is bound by {bound}.", best
 
 
 def _changes(job: Job, hardware: Hardware) -> Iterator[tuple[str, Job, Hardware]]:
@@ -64,8 +65,8 @@ def _changes(job: Job, hardware: Hardware) -> Iterator[tuple[str, Job, Hardware]
 
 
 def propose_micro_batches(plan: Plan, pieces: Pieces) -> int | None:
-    """The fewest micro-batches (a power of two) with which a Real step waits for less than a tenth of its time; None
-    where it waits so little already, or where no number fits."""
+    """The fewest micro-batches (a power of two) with which a Real step waits for less than a tenth of its time;
+    None where it waits so little already, or where no number fits."""
     job = plan.job
     if not job.streamed or "real" not in job.stages:
         return None

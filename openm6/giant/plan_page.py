@@ -32,7 +32,8 @@ h1 { font-size: 1.6rem; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 p { margin: 0 0 10px; max-width: 80ch; }
 .faint { color: var(--faint); font-size: 0.92rem; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; overflow-x: auto; }
+.card { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+        padding: 14px 16px; overflow-x: auto; }
 .advice { border-left: 4px solid #2f6fdb; font-weight: 600; }
 .problem { border-left-color: #b42318; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
@@ -70,7 +71,8 @@ PAGE = """<!doctype html>
 <p>{{ stage.name }}: {{ stage.step }}, bound by {{ stage.bound }}</p>{{ stage.picture }}</div>
 {% endfor %}
 <h2>What it takes</h2>
-<div class="card"><table><thead><tr><th></th>{% for stage in stages %}<th>{{ stage.name }}</th>{% endfor %}</tr></thead>
+<div class="card"><table>
+<thead><tr><th></th>{% for stage in stages %}<th>{{ stage.name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for name, values in rows %}<tr><th scope="row">{{ name }}</th>
 {% for value in values %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
@@ -83,9 +85,9 @@ PAGE = """<!doctype html>
 failures, repeats and checkpoints leave of the time, at the best interval between checkpoints.</p>{% endif %}
 {% if placement %}<h2>Placement</h2><div class="card"><pre>{{ placement }}</pre></div>{% endif %}
 <h2>How this was found</h2>
-<p class="faint">Parts, bytes and placement come from the functions that train; the work of a step is traced from the
-model's code; times are work over the rates of the profile. Not in it: preparing data, evaluations, saving the model,
-uneven routing of experts, networks shared with others.</p>
+<p class="faint">Parts, bytes and placement come from the functions that train; the work of a step is traced from
+the model's code; times are work over the rates of the profile. Not in it: preparing data, evaluations, saving the
+model, uneven routing of experts, networks shared with others.</p>
 </main></body></html>
 """
 

@@ -242,7 +242,9 @@ class StepModel:
         mixture, devices = self.job.model.experts, self.job.device_share
         if mixture is None or devices == 1:
             return 0.0
-        size = self.job.work.positions * mixture.active * self.job.model.width * (2.0 if self.job.bf16 else 4.0)
+        size = (
+            self.job.work.positions * mixture.active * self.job.model.width * (2.0 if self.job.bf16 else 4.0)
+        )
         return times * self._over_network(size * (devices - 1) / devices, _rounds(devices))
 
 

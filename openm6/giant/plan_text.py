@@ -45,7 +45,10 @@ def rows(plan: Plan) -> list[tuple[str, list[str]]]:
         ("  of them in experts", each(lambda s: count(s.in_experts))),
         ("  active for a token", each(lambda s: count(s.active))),
         ("parameters a device", each(lambda s: count(s.here))),
-        ("memory of a device", each(lambda s: f"{format_bytes(s.memory_bytes)} of {format_bytes(s.limit_bytes)}")),
+        (
+            "memory of a device",
+            each(lambda s: f"{format_bytes(s.memory_bytes)} of {format_bytes(s.limit_bytes)}"),
+        ),
     ]
     for tier in ("device", "host", "disk"):
         if any(stage.tiers.get(tier) for stage in stages):
@@ -93,11 +96,16 @@ def text(plan: Plan, advice: str, points: Sequence[Point] = ()) -> str:
     head = ["", *(STAGE_NAMES[stage.stage] for stage in plan.stages)]
     table = [head, *([name, *values] for name, values in rows(plan))]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    for row in table:
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     placements = [s for s in plan.stages if s.placement is not None and hardware.host_link is None]
     if placements:
         assert placements[-1].placement is not None
-        lines += ["", f"placement of the {STAGE_NAMES[placements[-1].stage]}", placements[-1].placement.table()]
+        lines += [
+            "",
+            f"placement of the {STAGE_NAMES[placements[-1].stage]}",
+            placements[-1].placement.table(),
+        ]
     if points:
         lines += ["", *scale_lines(points)]
     lines += ["", run_line(plan), advice]
@@ -111,13 +119,15 @@ def scale_lines(points: Iterable[Point]) -> list[str]:
         note = "  does not fit" if each.problem else ""
         lines.append(
             f"{each.devices:>7}  {STAGE_NAMES[each.stage]:<12}  {duration(each.step_seconds):<9}  "
-            f"{duration(each.straggling_seconds):<9}  {count(each.tokens_per_s):<9}  {100 * each.efficiency:>6.0f} %  "
-            f"{100 * each.goodput:>8.1f} %  {duration(each.checkpoint_seconds)}{note}"
+            f"{duration(each.straggling_seconds):<9}  {count(each.tokens_per_s):<9}  "
+            f"{100 * each.efficiency:>6.0f} %  {100 * each.goodput:>8.1f} %  {duration(each.checkpoint_seconds)}{note}"
         )
     return lines
 
 
-def as_dict(plan: Plan, advice: str, micro_batches: int | None, points: Sequence[Point] = ()) -> dict[str, Any]:
+def as_dict(
+    plan: Plan, advice: str, micro_batches: int | None, points: Sequence[Point] = ()
+) -> dict[str, Any]:
     """The plan as plain values: bytes, seconds, tokens."""
 
     def stage_dict(stage: StagePlan) -> dict[str, Any]:
@@ -125,14 +135,26 @@ def as_dict(plan: Plan, advice: str, micro_batches: int | None, points: Sequence
             name: getattr(stage, name)
             for name in (
                 *("stage", "parameters", "active", "in_experts", "micro_batches", "tokens", "memory_bytes"),
-                *("limit_bytes", "compute_seconds", "step_seconds", "bound", "problem", "tokens_per_s", "overlap"),
+                *(
+                    "limit_bytes",
+                    "compute_seconds",
+                    "step_seconds",
+                    "bound",
+                    "problem",
+                    "tokens_per_s",
+                    "overlap",
+                ),
             )
         }
         maps: dict[str, Mapping[str, float]] = {
             name: getattr(stage, name)
             for name in ("tiers", "read_bytes", "written_bytes", "link_seconds", "by_kind")
         }
-        return {**values, **{name: dict(each) for name, each in maps.items()}, "parameters_a_device": stage.here}
+        return {
+            **values,
+            **{name: dict(each) for name, each in maps.items()},
+            "parameters_a_device": stage.here,
+        }
 
     return {
         "hardware": plan.hardware.name,
@@ -148,7 +170,10 @@ def as_dict(plan: Plan, advice: str, micro_batches: int | None, points: Sequence
         "advice": advice,
         "proposed_micro_batches": micro_batches,
         "scale": [
-            {**vars(p), "checkpoint_seconds": None if math.isinf(p.checkpoint_seconds) else p.checkpoint_seconds}
+            {
+                **vars(p),
+                "checkpoint_seconds": None if math.isinf(p.checkpoint_seconds) else p.checkpoint_seconds,
+            }
             for p in points
         ],
     }

@@ -111,7 +111,9 @@ def _measure(bf16: bool) -> Iterator[Timed]:
 
 def _layer(width: int, ffn: int, rows: int, row: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
     heads = width // 64
-    config = ModelConfig(vocab_text=1, layers=1, width=width, heads=heads, kv_heads=heads, head_dim=64, ffn=ffn)
+    config = ModelConfig(
+        vocab_text=1, layers=1, width=width, heads=heads, kv_heads=heads, head_dim=64, ffn=ffn
+    )
     block = Block(config)
     x = torch.randn(rows, row, width, requires_grad=True)
     rope = rotary(torch.arange(row).expand(rows, row), head_dim=64, theta=1e4)
@@ -307,7 +309,10 @@ def _io(
 
 def measure_loopback(size: int = 64 << 20, rounds: int = 200) -> Link:
     """TCP over the loopback interface: bytes a second one way, and half the time of a message there and back."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+    ):
         other, _ = server.accept()
         with other:
             for each in (one, other):
@@ -335,5 +340,3 @@ def _echo(socket_: socket.socket, rounds: int, size: int) -> None:
     while got < size:
         got += socket_.recv_into(buffer)
     socket_.sendall(b"x")
-
-

@@ -2,10 +2,10 @@
 
 `scale`       step time and efficiency against the number of devices, for each stage
 `mean_step`   a step waits for its slowest device: the mean of the slowest of n, exact by integration
-`goodput`     with failures and checkpoints: the expected share of the time that counts, in closed form, and the best
-              interval between checkpoints. Failures come at a constant rate, so that the time to get through an
-              interval and its checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7); Young's and Daly's
-              approximations of the best interval stand beside it
+`goodput`     with failures and checkpoints: the expected share of the time that counts, in closed form, and the
+              best interval between checkpoints. Failures come at a constant rate, so that the time to get through
+              an interval and its checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7); Young's and
+              Daly's approximations of the best interval stand beside it
 `events`      the same run step by step, device by device: each device draws its step time, nodes fail, the run goes
               back to its last checkpoint. It assumes none of the above, and is what tests hold it against
 """
@@ -107,9 +107,10 @@ def mean_of_largest(n: int) -> float:
 
 
 def goodput(interval: float, checkpoint: float, mean: float, restart: float) -> float:
-    """Share of the time that is useful, if a checkpoint of `checkpoint` seconds is written every `interval` seconds of
-    work, failures come on average every `mean` seconds and cost `restart` each, repeats included. Daly's formula:
-    the expected time for an interval is mean e^(restart / mean) (e^((interval + checkpoint) / mean) - 1)."""
+    """Share of the time that is useful, if a checkpoint of `checkpoint` seconds is written every `interval` seconds
+    of work, failures come on average every `mean` seconds and cost `restart` each, repeats included. Daly's
+    formula: the expected time for an interval is mean e^(restart / mean) (e^((interval + checkpoint) / mean) - 1).
+    """
     exponent = (interval + checkpoint) / mean
     if exponent + restart / mean > 600:
         return 0.0

@@ -117,9 +117,7 @@ class Pieces:
 
     def _leaves(self, module: nn.Module) -> dict[str, Tensor]:
         return {
-            name: parameter.detach()
-            .to(self.dtype if parameter.dim() > 1 else torch.float32)
-            .requires_grad_()
+            name: parameter.detach().to(self.dtype if parameter.dim() > 1 else torch.float32).requires_grad_()
             for name, parameter in module.named_parameters()
         }
 
@@ -267,9 +265,7 @@ class Pieces:
                 def run() -> Tensor:
                     with self._autocast():
                         logits_LKQ = model.code_logits(hidden_LD, target_LK).float()
-                    return F.cross_entropy(
-                        logits_LKQ.flatten(0, 1), target_LK.flatten(), reduction="none"
-                    )
+                    return F.cross_entropy(logits_LKQ.flatten(0, 1), target_LK.flatten(), reduction="none")
 
                 return trace(run)
 

@@ -1,0 +1,180 @@
+"""How far are plans from runs? Twelve stages of six runs, each planned before it is run; one JSON line.
+
+    python benchmarks/plan_error.py --disk /mnt/nvme --out benchmarks/results/plan_error.json
+    python benchmarks/plan_error.py --disk /mnt/nvme --runs dense-memory experts-disk-adamw
+
+First this machine is probed into a profile (`openm6 plan --probe`), then for each run the commands of a user
+are given: `openm6 plan RECIPE --on PROFILE --json`, and then `openm6 train RECIPE`, each in a process of its
+own. Half of a run's steps are those of a Pseudo Giant, half of a Real Giant: that makes two stages of each.
+
+    median_error, worst_error   of a stage's step time: |planned / measured - 1|; measured is the median of the
+                                stage's steps after its first two
+    memory_violations           runs whose peak memory (the operating system's, whole process) passed what the plan
+                                said of either stage
+    stages                      by run and stage: planned and measured seconds, the planned seconds by kind of work,
+                                and what the run says of waiting for the disk
+    memory                      by run: planned and measured peak bytes
+    probe                       the profile
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import emit, machine, rounded
+from openm6.train.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, WARM = 16, 2  # of a run; of a stage's steps, those that do not count
+
+SHAPE: dict[str, Any] = {
+    "vocab_text": 8192,
+    "layers": 12,
+    "width": 512,
+    "heads": 8,
+    "kv_heads": 8,
+    "head_dim": 64,
+}
+DENSE = {"ffn": 1536}
+EXPERTS = {"ffn": 1024, "ffn_kind": "gelu", "experts": {"experts": 8, "prototypes": 2}}
+IMAGE = {"image": {"stem_width": 32, "widths": [64, 128, 256], "depths": [1, 1, 1]}, "image_size": 64}
+DEEP = {"layers": 24, "width": 768, "heads": 12, "kv_heads": 12}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "dense-memory": {"model": DENSE},
+    "experts-memory": {"model": EXPERTS},
+    "dense-resident": {"model": DENSE, "memory": {"host": "8GiB", "micro_batches": 2}},
+    "dense-disk-adamw": {"model": {**DENSE, **DEEP}, "memory": {"host": "1600MiB", "micro_batches": 2}},
+    "experts-disk-adamw": {"model": EXPERTS, "memory": {"host": "1600MiB", "micro_batches": 2}},
+    "experts-disk-adafactor": {
+        "model": {**EXPERTS, **DEEP},
+        "memory": {"host": "2200MiB", "micro_batches": 2, "weights": "bf16"},
+        "optimizer": {"kind": "adafactor", "lr": 3e-4},
+    },
+}
+
+
+def recipe(name: str, disk: Path) -> dict[str, Any]:
+    """A run's recipe: captions, questions and poems of the embedded corpus."""
+    content = {**RUNS[name]}
+    memory = content.pop("memory", None)
+    emoji = {"data": {"kind": "corpus-emoji", "split": "train"}, "per_step": 12}
+    poems = {"data": {"kind": "corpus-poems", "split": "train"}, "per_step": 6}
+    recipe = {
+        "name": name,
+        "steps": STEPS,
+        "row": 96,
+        "model": {**SHAPE, **IMAGE, "image_tokens": 16, "match_dim": 64, **content.pop("model")},
+        "mix": [{**emoji, "tasks": {"caption": 1.0, "ask": 0.5}}, {**poems, "tasks": {"write": 1.0}}],
+        "sharing": {"delink_at": 0.5},
+        "log_every": 1,
+        "eval_every": STEPS,
+        "checkpoint_every": STEPS,
+        **content,
+    }
+    if memory is not None:
+        recipe["memory"] = {**memory, "disk": str(disk), "durability": "none", "export": False}
+    return recipe
+
+
+def openm6(*words: str) -> str:
+    """What a verb prints. Raises CalledProcessError if it fails, its words on the screen."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "openm6", *words]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment).stdout
+
+
+def peak_of(*words: str) -> int:
+    """The most memory that a verb's process held resident, bytes. Raises ValueError if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "openm6", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise ValueError(f"openm6 {' '.join(words)} failed; its error stands above")
+    return usage.ru_maxrss << 10
+
+
+def measure(name: str, profile: Path, work: Path) -> dict[str, Any]:
+    """Plan one run, then run it: its stages' times and its memory."""
+    path, run_dir = work / f"{name}.yaml", work / name
+    path.write_text(yaml.safe_dump(recipe(name, work / "disk")))
+    (work / "disk").mkdir(exist_ok=True)
+    # A plan that does not fit says so with its exit code: then the run would not be one to compare with.
+    planned = json.loads(openm6("plan", str(path), "--on", str(profile), "--json"))
+    peak = peak_of("train", str(path), "-o", str(run_dir), "--json")
+    lines = read_metrics(run_dir)
+    stages = {}
+    for plan in planned["stages"]:
+        steps = [line for line in lines if "loss" in line and line["stage"] == plan["stage"]]
+        before = {line["step"]: line["tokens"] for line in lines}
+        seconds = [(line["tokens"] - before[line["step"] - 1]) / line["tokens_per_s"] for line in steps]
+        measured = median(seconds[WARM:])
+        stages[plan["stage"]] = {
+            "planned_seconds": plan["step_seconds"],
+            "measured_seconds": measured,
+            "error": plan["step_seconds"] / measured - 1,
+            "planned_by_kind": plan["by_kind"],
+            "planned_links": plan["link_seconds"],
+            "measured_wait_share": median(line.get("wait_share", 0.0) for line in steps[WARM:]),
+        }
+    return {
+        "stages": stages,
+        "planned_bytes": max(plan["memory_bytes"] for plan in planned["stages"]),
+        "measured_bytes": peak,
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="plan-", dir=args.disk) as folder:
+        work = Path(folder)
+        profile = work / "this.yaml"
+        openm6("plan", "--probe", "--disk", str(args.disk), "-o", str(profile), "--json")
+        found = {}
+        for name in args.runs:
+            found[name] = measure(name, profile, work)
+            print(name, json.dumps(rounded(found[name])), file=sys.stderr, flush=True)
+        probed = yaml.safe_load(profile.read_text())
+    errors = [abs(stage["error"]) for each in found.values() for stage in each["stages"].values()]
+    return {
+        "benchmark": "plan_error",
+        "command": "python benchmarks/plan_error.py --disk FOLDER",
+        "median_error": median(errors),
+        "worst_error": max(errors),
+        "memory_violations": sum(each["measured_bytes"] > each["planned_bytes"] for each in found.values()),
+        "stages": {name: each["stages"] for name, each in found.items()},
+        "memory": {
+            name: {key: each[key] for key in ("planned_bytes", "measured_bytes")}
+            for name, each in found.items()
+        },
+        "probe": probed,
+        "machine": machine(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--disk", type=Path, required=True, help="a folder on the disk to use")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="only these")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    args = parser.parse_args(argv)
+    emit(rounded(run(args)), args.out)
+
+
+if __name__ == "__main__":
+    main()
