@@ -117,10 +117,12 @@ def scale_lines(points: Iterable[Point]) -> list[str]:
     lines = ["devices  stage         step       slowest    tokens/s   efficiency  goodput  checkpoint every"]
     for each in points:
         note = "  does not fit" if each.problem else ""
+        times = (each.step_seconds, each.straggling_seconds)
+        cells = [f"{duration(seconds):<9}" for seconds in times] + [f"{count(each.tokens_per_s):<9}"]
+        shares = f"{100 * each.efficiency:>6.0f} %  {100 * each.goodput:>8.1f} %"
+        often = duration(each.checkpoint_seconds)
         lines.append(
-            f"{each.devices:>7}  {STAGE_NAMES[each.stage]:<12}  {duration(each.step_seconds):<9}  "
-            f"{duration(each.straggling_seconds):<9}  {count(each.tokens_per_s):<9}  "
-            f"{100 * each.efficiency:>6.0f} %  {100 * each.goodput:>8.1f} %  {duration(each.checkpoint_seconds)}{note}"
+            f"{each.devices:>7}  {STAGE_NAMES[each.stage]:<12}  {'  '.join(cells)}  {shares}  {often}{note}"
         )
     return lines
 
