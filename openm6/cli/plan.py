@@ -75,12 +75,12 @@ def _plan(
 ) -> None:
     from openm6.cli.arguments import check_writable
     from openm6.cli.train import find_recipe, makes_image_tokenizer
-    from openm6.giant.plan import make_plan
-    from openm6.giant.plan_advice import advise, propose_micro_batches
-    from openm6.giant.plan_page import page
-    from openm6.giant.plan_text import as_dict, text
-    from openm6.giant.simulate import scale as at_sizes
-    from openm6.giant.workload import Pieces
+    from openm6.giant.plan.advice import advise, propose_micro_batches
+    from openm6.giant.plan.page import page
+    from openm6.giant.plan.plan import make_plan
+    from openm6.giant.plan.simulate import scale as at_sizes
+    from openm6.giant.plan.text import as_dict, text
+    from openm6.giant.plan.workload import Pieces
     from openm6.train.config import RunConfig
     from openm6.train.planning import draw, job_of, open_hardware, resized, work_of
     from openm6.train.recipe import load_recipe
@@ -126,7 +126,7 @@ def _probe(disk: Path, out: Path, *, as_json: bool) -> None:
     from openm6.train.memory import keep_large_blocks
 
     keep_large_blocks()  # as training does; before the first large tensor
-    from openm6.giant.probe import probe
+    from openm6.giant.plan.probe import probe
     from openm6.train.recipe import dump_recipe
 
     if not disk.is_dir():

@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from openm6.giant.budget import parse_bytes, settle
-from openm6.giant.hardware import PROFILES, Hardware, profile_names
-from openm6.giant.job import Job
-from openm6.giant.workload import Work, mean_work
+from openm6.giant.plan.hardware import PROFILES, Hardware, profile_names
+from openm6.giant.plan.job import Job
+from openm6.giant.plan.workload import Work, mean_work
 from openm6.modalities.text import TextTokenizer
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from openm6.giant.hardware import Hardware
-from openm6.giant.job import Job, Parts
-from openm6.giant.lanes import Section, Stretch
-from openm6.giant.tally import Cost
-from openm6.giant.workload import Pieces
+from openm6.giant.plan.hardware import Hardware
+from openm6.giant.plan.job import Job, Parts
+from openm6.giant.plan.lanes import Section, Stretch
+from openm6.giant.plan.tally import Cost
+from openm6.giant.plan.workload import Pieces
 
 # What an update reads and writes, bytes a weight, where its rate was not measured.
 UPDATE_BYTES = {

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from openm6.giant.budget import format_bytes
-from openm6.giant.hardware import Hardware
-from openm6.giant.job import Job
-from openm6.giant.plan import Plan, make_plan
-from openm6.giant.workload import Pieces
+from openm6.giant.plan.hardware import Hardware
+from openm6.giant.plan.job import Job
+from openm6.giant.plan.plan import Plan, make_plan
+from openm6.giant.plan.workload import Pieces
 
 LEAST_GAIN = 1.05  # below that a change is not worth a sentence
 WAITS = 0.1  # share of a step that may be spent waiting before more micro-batches are proposed

@@ -6,9 +6,9 @@ neither. The terms are those of the streamed step, term by term, with the engine
 
 from __future__ import annotations
 
-from openm6.giant.job import Job, Parts
-from openm6.giant.tally import Piece
-from openm6.giant.workload import Pieces
+from openm6.giant.plan.job import Job, Parts
+from openm6.giant.plan.tally import Piece
+from openm6.giant.plan.workload import Pieces
 from openm6.giant.workspace import MARGIN, SLACK
 
 HOLES = 0.15  # of what a run in memory makes and lets go: what the C library keeps between blocks in use

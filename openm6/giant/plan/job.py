@@ -20,9 +20,9 @@ from openm6.giant.build import Settings
 from openm6.giant.frame import Frame, open_frame
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.parts import PartLayout, TensorSpec
+from openm6.giant.plan.workload import Work
 from openm6.giant.sharing import share
 from openm6.giant.slots import Slot
-from openm6.giant.workload import Work
 from openm6.model import M6, ModelConfig
 
 Stage = Literal["pseudo", "real"]

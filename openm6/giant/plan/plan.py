@@ -18,14 +18,14 @@ from functools import cached_property
 
 from openm6.giant.budget import format_bytes
 from openm6.giant.build import solve_placement
-from openm6.giant.hardware import Hardware
-from openm6.giant.job import Job, Parts, Stage
-from openm6.giant.lanes import Channel, Timeline, run
 from openm6.giant.parts import SECTIONS
 from openm6.giant.placement import Placement, solve
-from openm6.giant.plan_memory import in_memory_bytes, streamed_bytes
-from openm6.giant.plan_step import StepModel
-from openm6.giant.workload import Pieces
+from openm6.giant.plan.hardware import Hardware
+from openm6.giant.plan.job import Job, Parts, Stage
+from openm6.giant.plan.lanes import Channel, Timeline, run
+from openm6.giant.plan.memory import in_memory_bytes, streamed_bytes
+from openm6.giant.plan.step import StepModel
+from openm6.giant.plan.workload import Pieces
 
 DEVICE_SHARE = 0.94  # of a device's memory that a plan uses: the allocator needs the rest
 

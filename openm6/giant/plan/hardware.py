@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from openm6.giant.budget import parse_bytes
-from openm6.giant.tally import Cost
+from openm6.giant.plan.tally import Cost
 
 PROFILES = Path(__file__).parent / "profiles"
 

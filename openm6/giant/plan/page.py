@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from openm6.giant.lanes import Timeline
-from openm6.giant.plan import Plan, StagePlan
-from openm6.giant.plan_text import STAGE_NAMES, count, duration, rows
-from openm6.giant.simulate import Point
+from openm6.giant.plan.lanes import Timeline
+from openm6.giant.plan.plan import Plan, StagePlan
+from openm6.giant.plan.simulate import Point
+from openm6.giant.plan.text import STAGE_NAMES, count, duration, rows
 
 WIDTH, LANE, GAP, LEFT = 960, 30, 8, 118  # of the picture, in its units
 COLUMNS = 840  # a lane is drawn in so many places, however many bars it has

@@ -19,10 +19,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from openm6.giant.hardware import Hardware
-from openm6.giant.job import Job, Stage
-from openm6.giant.plan import plan_stage
-from openm6.giant.workload import Pieces
+from openm6.giant.plan.hardware import Hardware
+from openm6.giant.plan.job import Job, Stage
+from openm6.giant.plan.plan import plan_stage
+from openm6.giant.plan.workload import Pieces
 
 SIZES = (8, 32, 128, 512, 2048, 8192, 16384)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from openm6.giant.tally import NOTHING, Affine, Cost, Piece, trace, tracing
+from openm6.giant.plan.tally import NOTHING, Affine, Cost, Piece, trace, tracing
 from openm6.model import M6, ModelConfig
 from openm6.model.experts import run_expert
 from openm6.model.layers import Block, rotary

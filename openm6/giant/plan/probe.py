@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from openm6.giant.budget import settle
-from openm6.giant.hardware import Device, Disk, Hardware, Link, Rates, UpdateRate
 from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
 from openm6.giant.parts import TensorSpec
-from openm6.giant.tally import KINDS, Cost, Tally
+from openm6.giant.plan.hardware import Device, Disk, Hardware, Link, Rates, UpdateRate
+from openm6.giant.plan.tally import KINDS, Cost, Tally
 from openm6.modalities.resnet import ResNet, ResNetConfig
 from openm6.model import ModelConfig
 from openm6.model.experts import run_expert

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openm6.giant.budget import format_bytes
-from openm6.giant.plan import Plan, StagePlan
-from openm6.giant.simulate import Point
+from openm6.giant.plan.plan import Plan, StagePlan
+from openm6.giant.plan.simulate import Point
 
 STAGE_NAMES = {"pseudo": "Pseudo Giant", "real": "Real Giant"}
 
