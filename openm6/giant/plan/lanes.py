@@ -225,8 +225,8 @@ class _Simulation:
     def _compute(self) -> None:
         if self.computing or self.missing.get(self.at, math.inf) > 0:
             return
-        if self.at == self.second and not self.begun:
-            self.begun = self.now
+        if self.at == self.second and self.now < self.begun:
+            return
         work = self.works[self.at]
         self.computing = True
         if work.exchange_seconds:
@@ -257,8 +257,10 @@ class _Simulation:
         del self.missing[self.at]
         self.at += 1
         self.computing = False
-        if self.at == self.second:
-            self.begun = self.now
+        if self.at == self.second:  # the next step begins when this one's reductions are there, too
+            self.begun = max(self.now, self.network_free)
+            self.count += 1
+            heapq.heappush(self.events, (self.begun, self.count, "network"))
 
 
 def _held(work: Stretch) -> float:

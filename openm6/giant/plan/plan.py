@@ -150,7 +150,8 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
                 "stream it (memory.host), or share the model among more devices"
             )
     tiers["device"] += parts.frame_layout.nbytes
-    problem = problem or _too_much(tiers, hardware, job)
+    if problem := problem or _too_much(tiers, hardware, job):
+        where = {}  # what cannot be has no traffic to lay out
     steps = StepModel(job, parts, pieces, hardware, where)
     buffers = placement.buffer_bytes if placement else 0
     works = steps.stretches()

@@ -1,0 +1,44 @@
+"""`openm6 plan`: a table, JSON, a page; what is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_a_recipe_is_planned(cli: Any, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    result = cli("plan", "quickstart", "--on", "laptop", "--json", "--html", str(page), "--scale")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert [stage["stage"] for stage in plan["stages"]] == ["pseudo", "real"]
+    assert plan["stages"][1]["parameters"] > plan["stages"][0]["parameters"]
+    assert plan["days"] > 0 and plan["problem"] is None
+    assert {point["devices"] for point in plan["scale"]} >= {8, 16384}
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_what_does_not_fit_is_an_exit_code(cli: Any) -> None:
+    result = cli("plan", "quickstart", "memory.host=200MiB", "optimizer.kind=adamw", "--on", "laptop")
+    assert result.exit_code == 1
+    assert "This does not fit" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["plan"], "name a recipe"),
+        (["plan", "quickstart", "--on", "labtop"], "did you mean laptop"),
+        (["plan", "quickstart", "--tokens", "0"], "--tokens must be above 0"),
+        (["plan", "quickstart", "-o", "x.yaml"], "--out goes with --probe"),
+        (["plan", "--probe", "--disk", "/nowhere"], "is no folder"),
+        (["plan", "image-tokenizer"], "trains an image tokenizer"),
+    ],
+)
+def test_bad_input_gets_one_sentence(cli: Any, words: list[str], sentence: str) -> None:
+    result = cli(*words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr and "Traceback" not in result.stderr
