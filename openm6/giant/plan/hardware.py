@@ -58,6 +58,7 @@ class Device(_Strict):
     memory: Size
     library_bytes: Size  # what libraries hold once they have computed
     rates: Rates
+    rates_bf16: Rates | None = None  # while products are computed in bf16, where that was measured apart
     updates: dict[str, UpdateRate] = {}  # "adamw-fp32": measured; others follow from `elementwise_bytes`
     watts: PositiveFloat  # while it computes
 
@@ -130,13 +131,10 @@ class Hardware(_Strict):
             return self.model_copy(update={"nodes": 1, "devices_per_node": devices})
         return self.model_copy(update={"nodes": -(-devices // self.devices_per_node)})
 
-    def seconds(self, cost: Cost) -> float:
-        """Time that one device takes for that work."""
-        return sum(self.seconds_by_kind(cost).values())
-
-    def seconds_by_kind(self, cost: Cost) -> dict[str, float]:
-        """Seconds of "matrix products", "convolutions", "element-wise work" and "dispatch"."""
-        rates = self.device.rates
+    def seconds_by_kind(self, cost: Cost, *, bf16: bool) -> dict[str, float]:
+        """Seconds of "matrix products", "convolutions", "element-wise work" and "dispatch" on one device, in a step
+        that computes products in bf16 or in fp32."""
+        rates = (self.device.rates_bf16 if bf16 else None) or self.device.rates
         return {
             "matrix products": cost.matrix_fp32 / rates.matrix_fp32
             + cost.matrix_bf16 / rates.matrix_bf16

@@ -190,7 +190,7 @@ class StepModel:
         return self.pieces.cast(weights, self.job.weights_dtype, tensors)
 
     def _seconds(self, cost: Cost) -> float:
-        kinds = self.hardware.seconds_by_kind(cost)
+        kinds = self.hardware.seconds_by_kind(cost, bf16=self.job.bf16)
         for kind, seconds in kinds.items():
             self.by_kind[kind] = self.by_kind.get(kind, 0.0) + seconds
         return sum(kinds.values())
