@@ -145,7 +145,7 @@ class Hardware(_Strict):
             "dispatch": cost.operations * rates.operation_seconds,
         }
 
-    def update_seconds(self, kind: str, weights: int, *, tensors: int, bytes_per_weight: float) -> float:
+    def update_seconds(self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float) -> float:
         """Time of an optimizer's update; `bytes_per_weight` is what it reads and writes."""
         measured = self.device.updates.get(kind)
         if measured is None:

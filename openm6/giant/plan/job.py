@@ -81,7 +81,8 @@ class Parts:
     """The model of a job in one of its stages, as parts."""
 
     def __init__(self, job: Job, stage: Stage) -> None:
-        self.job, self.stage = job, stage
+        self.job = job
+        self.stage: Stage = stage
         with torch.device("meta"):
             model = M6(job.model)
         if stage == "pseudo":
