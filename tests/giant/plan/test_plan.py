@@ -71,8 +71,12 @@ def test_the_pseudo_giant_has_one_slot_and_no_traffic():
 
 
 def test_more_micro_batches_do_not_move_more():
-    one, eight = (real(JOB, micro_batches=count, budget=1200 << 20) for count in (1, 8))
-    assert eight.read_bytes["disk"] <= 1.02 * one.read_bytes["disk"]
+    # Budgets in which no slot stays: eight micro-batches' activations take what it has more.
+    one = real(JOB, micro_batches=1)
+    eight = real(JOB, micro_batches=8, budget=1180 << 20)
+    assert one.tiers["disk"] == eight.tiers["disk"]
+    # Their buffers differ a little, and with them what is not read again.
+    assert eight.read_bytes["disk"] <= 1.1 * one.read_bytes["disk"]
     assert eight.tokens_per_s > one.tokens_per_s
     assert eight.tokens == 8 * one.tokens
 
