@@ -11,7 +11,10 @@ from openm6.cli.output import Json, Model, show, with_name
 
 def caption(
     images: Annotated[list[str], typer.Argument(help="Picture files.")],
-    lang: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    lang: Annotated[str | None, typer.Option(help="en or zh; default: en.")] = None,
+    teller: Annotated[
+        str | None, typer.Option(help="Let this model tell, trained on texts alone (MAGIC): a run folder.")
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -19,11 +22,18 @@ def caption(
 
     openm6 caption a.png b.png --lang zh
     """
-    if lang not in ("en", "zh"):
+    if teller is not None and lang is not None:
+        raise ValueError("--teller speaks the language that it was trained on; leave out --lang")
+    if lang not in (None, "en", "zh"):
         raise ValueError(f"--lang must be en or zh, not '{lang}'")
     import openm6
 
-    captions = openm6.load(model).caption(images, lang=lang)
+    m6 = openm6.load(model)
+    if teller is None:
+        lang = lang or "en"
+        captions = m6.caption(images, lang=lang)
+    else:
+        captions = m6.tell(images, openm6.load(teller))
     for image, text in zip(images, captions, strict=True):
         result = {"input": image, "output": text, "lang": lang}
         show(result, as_json=as_json, line=with_name(image, text, len(images) > 1))

@@ -38,3 +38,13 @@ class KeyValueCache:
             for layer, tensor in enumerate(tensors):
                 if tensor is not None:
                     tensors[layer] = torch.index_select(tensor, 0, rows)
+
+    def keep(self, chosen_B: Tensor, *, of: int) -> None:
+        """Of the last `of` positions keep one in each row: those were alternatives, not a sequence."""
+        row_B = torch.arange(len(chosen_B))
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            assert keys is not None and values is not None
+            start = self.length[layer] - of
+            for tensor in (keys, values):
+                tensor[:, :, start] = tensor[row_B, :, start + chosen_B]
+            self.length[layer] = start + 1

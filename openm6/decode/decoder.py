@@ -1,6 +1,6 @@
 """Prefix once, then token by token: the model behind a key-value cache.
 
-Legend: B rows, T source positions, S positions so far, D width, P tokens an image.
+Legend: B rows, T source positions, S positions so far, D width, P tokens an image, K candidates.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ from openm6.tasks.layout import Branch
 
 
 class Decoder:
-    """One prompt a row, of different lengths. `hidden_BD` predicts each row's next token."""
+    """One prompt a row, of different lengths. `hidden_BD` predicts each row's next token.
 
-    def __init__(self, model: M6, prompts: Sequence[Branch], images_NCHW: Tensor | None, *, max_new: int):
-        """`images_NCHW`: the normalised pictures of those prompts that have one, in their order."""
+    `prompt_BTD` are the hidden states of the prompts; `seen_BS` says which positions so far are no padding.
+    """
+
+    def __init__(
+        self,
+        model: M6,
+        prompts: Sequence[Branch],
+        images_NCHW: Tensor | None,
+        *,
+        max_new: int,
+        candidates: int = 1,
+    ):
+        """`images_NCHW`: the normalised pictures of those prompts that have one, in their order.
+        `candidates`: the most that `look_ahead` will be asked about.
+        """
         self.model = model
         stream, length_B = prompt_stream(prompts, images_NCHW, image_tokens=model.config.image_tokens)
-        self.cache = KeyValueCache(model.config.layers, stream.tokens_BT.shape[1] + max_new)
+        self.cache = KeyValueCache(model.config.layers, stream.tokens_BT.shape[1] + max_new + candidates - 1)
         self.seen_BS = stream.example_BT >= 0
         self.position_B = length_B.clone()
         self.cells = 0  # drawn so far
@@ -32,10 +45,10 @@ class Decoder:
             stream.next_cell_at = rows * stream.tokens_BT.shape[1] + length_B - 1
             stream.next_cell = torch.zeros_like(rows)
         who = (stream.example_BT, stream.branch_BT, stream.order_BT)
-        hidden_BTD = model.run_layers(
+        self.prompt_BTD = model.run_layers(
             model.embed_stream(stream), stream.positions_BT, attention_bias(who, who), cache=self.cache
         )
-        self.hidden_BD = hidden_BTD[torch.arange(len(prompts)), length_B - 1]
+        self.hidden_BD = self.prompt_BTD[torch.arange(len(prompts)), length_B - 1]
 
     def step(self, tokens_B: Tensor) -> None:
         """Append one text token to every row."""
@@ -54,11 +67,33 @@ class Decoder:
         self.position_B += 1
         self.hidden_BD = hidden_BTD[:, 0]
 
+    def look_ahead(self, tokens_BK: Tensor) -> Tensor:
+        """Hidden states behind each of K tokens that may come next, (B, K, D); `take` keeps one of them.
+
+        The K tokens run as K positions of one row that do not see each other (each sees what came before it,
+        and itself), so that the cache is read once for all of them and never copied.
+        """
+        B, K = tokens_BK.shape
+        seen_BKS = self.seen_BS[:, None].expand(B, K, -1)
+        itself_BKK = torch.eye(K, dtype=torch.bool).expand(B, K, K)
+        visible = torch.cat((seen_BKS, itself_BKK), dim=2)
+        bias = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))[:, None]
+        return self.model.run_layers(
+            self.model.embed(tokens_BK), self.position_B[:, None].expand(B, K), bias, cache=self.cache
+        )
+
+    def take(self, hidden_BKD: Tensor, chosen_B: Tensor) -> None:
+        """Go on from one candidate in each row of what `look_ahead` has just returned."""
+        self.cache.keep(chosen_B, of=hidden_BKD.shape[1])
+        self.seen_BS = torch.cat((self.seen_BS, torch.ones_like(self.seen_BS[:, :1])), dim=1)
+        self.position_B += 1
+        self.hidden_BD = hidden_BKD[torch.arange(len(chosen_B)), chosen_B]
+
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order, with repeats."""
         self.cache.select(rows)
         self.seen_BS, self.position_B = self.seen_BS[rows], self.position_B[rows]
-        self.hidden_BD = self.hidden_BD[rows]
+        self.hidden_BD, self.prompt_BTD = self.hidden_BD[rows], self.prompt_BTD[rows]
 
 
 def prompt_stream(

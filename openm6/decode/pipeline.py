@@ -5,6 +5,7 @@ What `openm6.load()` returns:
     m6 = openm6.load()
     m6.caption("photo.png")                      # "red apple"
     m6.caption(["a.png", "b.png"], lang="zh")    # a list in, a list out
+    m6.tell("photo.png", openm6.load("runs/tell"))    # in the words of a model that was trained on texts alone
     m6.ask("photo.png", "what colour is it?")
     m6.ask("photo.png", ["what is it?", "这是什么？"])
     m6.draw("soccer ball").save("ball.png")
@@ -28,6 +29,8 @@ from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import Decoder, prompt_stream
 from openm6.decode.generate import Sampling, beam_search, chances, sample_cells, sample_text
 from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
+from openm6.decode.magic import Magic
+from openm6.decode.tell import tell
 from openm6.modalities.cells import to_raster
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
@@ -90,6 +93,25 @@ class Pipeline:
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
         prompts = [self._prompt("caption", image=picture, lang=lang) for picture in self._pictures(images)]
         return like(self._beam(prompts, beams), images)
+
+    @overload
+    def tell(self, images: Picture, teller: Pipeline, *, magic: Magic = ...) -> str: ...
+    @overload
+    def tell(self, images: Sequence[Picture], teller: Pipeline, *, magic: Magic = ...) -> list[str]: ...
+    def tell(
+        self,
+        images: Picture | Sequence[Picture],
+        teller: Pipeline,
+        *,
+        magic: Magic = Magic(),  # noqa: B008 (immutable)
+    ) -> str | list[str]:
+        """What each picture shows, told by a model trained on texts alone (task `lm`), as `match` guides it.
+
+        MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
+        Raises ValueError when this model does not match.
+        """
+        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=MAX_TEXT)
+        return like(told, images)
 
     @overload
     def ask(self, images: Picture, questions: str, *, beams: int = 1) -> str: ...

@@ -24,6 +24,15 @@ def test_caption_says_what_python_says(cli: Any, model: Path, pictures: list[str
         ]
 
 
+def test_a_teller_captions_in_its_own_words(cli: Any, model: Path, pictures: list[str]) -> None:
+    m6 = openm6.load(model)
+    found = cli.objects("caption", *pictures, "--teller", model, "-m", model)
+    assert [each["output"] for each in found] == m6.tell(pictures, m6)
+    assert {each["lang"] for each in found} == {None}
+    mistake = cli.mistake("caption", *pictures, "--teller", model, "--lang", "zh", "-m", model)
+    assert "leave out --lang" in mistake
+
+
 def test_one_caption_is_the_text_alone_and_several_name_their_pictures(
     cli: Any, model: Path, pictures: list[str]
 ) -> None:

@@ -109,6 +109,38 @@ def test_rows_may_be_chosen_repeated_and_reordered_between_steps():
         torch.testing.assert_close(decoder.hidden_BD[row], expected, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_looking_ahead_computes_what_a_step_with_each_token_would(model: M6):
+    prompts, K = text_prompts(), 4
+    tokens = torch.randint(0, model.config.vocab_text, (3, len(prompts), K))
+    chosen = torch.randint(0, K, (3, len(prompts)))
+    images = pixels([p.image for p in prompts])
+    looking = Decoder(model, prompts, images, max_new=3, candidates=K)
+    walked = torch.empty((len(prompts), 0), dtype=torch.int64)
+    for place in range(3):
+        hidden_BKD = looking.look_ahead(tokens[place])
+        for k in range(K):
+            stepping = Decoder(model, prompts, images, max_new=place + 1)
+            for taken in walked.T:
+                stepping.step(taken)
+            stepping.step(tokens[place, :, k])
+            torch.testing.assert_close(hidden_BKD[:, k], stepping.hidden_BD, atol=1e-5, rtol=1e-4)
+        looking.take(hidden_BKD, chosen[place])
+        assert torch.equal(looking.hidden_BD, hidden_BKD[torch.arange(len(prompts)), chosen[place]])
+        walked = torch.cat((walked, tokens[place].gather(1, chosen[place][:, None])), dim=1)
+
+
+@torch.no_grad()
+def test_the_states_of_a_prompt_are_those_of_the_whole_stream():
+    model, prompts = tiny.m6(), text_prompts()
+    decoder = Decoder(model, prompts, pixels([p.image for p in prompts]), max_new=1)
+    for row, each in enumerate(prompts):
+        own = decoder.prompt_BTD[row, decoder.seen_BS[row]]
+        assert len(own) == len(each.source) + (0 if each.image is None else model.config.image_tokens)
+        expected = hidden_at_once(model, replace(each, target=(0,)))[0]
+        torch.testing.assert_close(own[-1], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_layers_on_one_slot_keep_keys_of_their_own():
     cache = KeyValueCache(layers=2, capacity=3)
     for layer in (0, 1):

@@ -1,0 +1,86 @@
+"""MAGIC (2205.02655): a language model that never saw a picture tells what one shows, steered by an image score.
+
+    score(v) = (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) + beta softmax_v(logits(picture, text so far + v))
+
+The next token is the best of the k likeliest. p is over the whole vocabulary; h are states behind the last
+layer, h_v those after v was read, and j runs over all of the context, the prompt included; the image score's
+softmax is over the k candidates. beta = 0 is contrastive search (2202.06417), alpha = beta = 0 greedy search.
+
+Legend: B rows, K candidates, V text tokens, S positions so far, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openm6.decode.decoder import Decoder
+
+WINDOW = 60  # the image score reads the last tokens of a text, as many as in the authors' code
+
+# (rows, their candidates' texts as tokens: K for each row) -> logits (B, K): how well each fits the row's picture.
+ImageLogits = Callable[[Sequence[int], Sequence[Sequence[Sequence[int]]]], Tensor]
+
+
+@dataclass(frozen=True)
+class Magic:
+    """How much the picture and the past count. The values are the authors' for COCO captions."""
+
+    k: int = 45
+    alpha: float = 0.1  # how much a token loses for being like one before it
+    beta: float = 2.0  # how much the picture says
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not 0 <= self.alpha <= 1 or not 0 <= self.beta < math.inf:
+            raise ValueError(
+                f"MAGIC needs k >= 1, alpha from 0 to 1 and beta >= 0, not {self.k}, {self.alpha} and {self.beta}"
+            )
+
+
+@torch.no_grad()
+def magic_search(
+    decoder: Decoder, *, magic: Magic, eos: int, max_new: int, image_logits: ImageLogits | None = None
+) -> list[list[int]]:
+    """Text tokens of every row up to `eos`, which is left out, at most `max_new`.
+
+    `decoder` was opened for at least `magic.k` candidates; `image_logits` is asked only where beta is above 0.
+    """
+    assert image_logits is not None or magic.beta == 0
+    outputs: list[list[int]] = [[] for _ in range(len(decoder.hidden_BD))]
+    rows = list(range(len(outputs)))  # those that have not ended
+    context_BSD = F.normalize(decoder.prompt_BTD.float(), dim=-1)
+    for place in range(max_new):
+        p_BV = decoder.model.text_logits(decoder.hidden_BD).float().softmax(-1)
+        p_BK, token_BK = p_BV.topk(min(magic.k, p_BV.shape[-1]))
+        seen_BS = decoder.seen_BS
+        hidden_BKD = decoder.look_ahead(token_BK)
+        state_BKD = F.normalize(hidden_BKD.float(), dim=-1)
+        alike_BKS = (state_BKD @ context_BSD.mT).masked_fill(~seen_BS[:, None], float("-inf"))
+        score_BK = (1 - magic.alpha) * p_BK - magic.alpha * alike_BKS.amax(-1)
+        if image_logits is not None and magic.beta > 0:
+            texts = [
+                [[*outputs[row], token][-WINDOW:] for token in tokens]
+                for row, tokens in zip(rows, token_BK.tolist(), strict=True)
+            ]
+            score_BK += magic.beta * image_logits(rows, texts).float().softmax(-1)
+        chosen_B = score_BK.argmax(-1)
+        said_B = token_BK.gather(1, chosen_B[:, None])[:, 0]
+        going = said_B != eos
+        for row, token in zip(rows, said_B.tolist(), strict=True):
+            if token != eos:
+                outputs[row].append(token)
+        if place + 1 == max_new or not going.any():
+            break
+        decoder.take(hidden_BKD, chosen_B)
+        states_BD = state_BKD[torch.arange(len(rows)), chosen_B]
+        context_BSD = torch.cat((context_BSD, states_BD[:, None]), dim=1)
+        if not going.all():
+            left = going.nonzero()[:, 0]
+            decoder.select(left)
+            context_BSD, rows = context_BSD[left], [rows[i] for i in left.tolist()]
+    return outputs

@@ -1,0 +1,66 @@
+"""A pipeline guides a teller by `match`: the numbers that MAGIC gets, and what users may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openm6.decode.decoder import Decoder
+from openm6.decode.magic import Magic, magic_search
+from openm6.decode.pipeline import Pipeline
+from openm6.decode.tell import MatchLogits
+from tests import tiny
+
+NEW = 5
+
+
+def test_match_logits_embed_equal_texts_once():
+    asked: list[list[str]] = []
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        asked.append(list(texts))
+        return torch.tensor([[len(text), 1.0] for text in texts])
+
+    logits = MatchLogits(
+        torch.tensor([[1.0, 0.0], [0.0, 5.0], [2.0, 1.0]]), embed, lambda tokens: "x" * len(tokens)
+    )
+    found = logits([0, 2], [[[1], [2, 3]], [[4, 5], [6]]])
+    assert asked == [["x", "xx"]]
+    assert found.tolist() == [[1.0, 2.0], [5.0, 3.0]]
+
+
+def test_a_pipeline_tells_what_the_formula_says(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", NEW)
+    pictures, magic = [tiny.picture(i) for i in range(3)], Magic(k=6, alpha=0.2, beta=1.5)
+    told = pipeline.tell(pictures, pipeline, magic=magic)
+    assert len(told) == 3 and pipeline.tell(pictures[0], pipeline, magic=magic) == told[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("openm6.decode.pipeline.BATCH", 1)  # a picture at a time
+        assert pipeline.tell(pictures, pipeline, magic=magic) == told
+
+    tokenizer, scale = pipeline.tokenizer, pipeline.model.match_scale
+    assert scale is not None
+
+    def by_match(rows: Sequence[int], texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        images = pipeline.embed_images(pictures)[list(rows)]
+        words = [
+            pipeline._embed([pipeline._prompt("match", 1, text=tokenizer.decode(t)) for t in e])
+            for e in texts
+        ]
+        return scale.detach().exp() * torch.einsum(
+            "bd,bkd->bk", torch.from_numpy(images), torch.tensor(np.stack(words))
+        )
+
+    decoder = Decoder(pipeline.model, [pipeline._prompt("lm")] * 3, None, max_new=NEW, candidates=6)
+    expected = magic_search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
+    assert told == [tokenizer.decode(tokens).strip() for tokens in expected]
+
+
+def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline.model, "match_scale", None)
+    with pytest.raises(ValueError, match="does not match, so it cannot guide"):
+        pipeline.tell(tiny.picture(0), pipeline)
