@@ -103,6 +103,7 @@ class RunConfig(_Strict):
     mix: list[MixConfig] = Field(min_length=1)
     held_out: list[MixConfig] = []  # measured every `eval_every` steps, pictures unchanged
     loss_weights: dict[str, float] = {}  # a task not named counts 1
+    contrastive: dict[str, float] = {}  # weight of SimCTG's loss on a text task; one not named has none
     sharing: SharingConfig = SharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     memory: MemoryConfig | None = None  # None = everything in memory, as PyTorch does it
@@ -110,6 +111,22 @@ class RunConfig(_Strict):
     eval_every: int = Field(default=500, gt=0)
     eval_steps: int = Field(default=4, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each loss counts, by the names that `task_losses` gives them; one not named counts 1."""
+        return self.loss_weights | {f"{task}_contrastive": each for task, each in self.contrastive.items()}
+
+    @field_validator("contrastive")
+    @classmethod
+    def _on_text(cls, contrastive: dict[str, float]) -> dict[str, float]:
+        texts = [name for name, task in TASKS.items() if task.layouts[0].target[0].kind == "TEXT"]
+        for name, weight in contrastive.items():
+            if name not in texts:
+                raise ValueError(f"there is no text task '{name}'; the text tasks are {', '.join(texts)}")
+            if weight <= 0:
+                raise ValueError(f"the weight of the contrastive loss of '{name}' must be above 0")
+        return contrastive
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:

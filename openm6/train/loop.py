@@ -164,8 +164,8 @@ class Run(Course[Batch]):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with self._precision():
-            losses = task_losses(self.model, batch)
-        return total_loss(losses, self.config.loss_weights), losses
+            losses = task_losses(self.model, batch, contrastive=self.config.contrastive)
+        return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16)
@@ -273,6 +273,8 @@ def check_can_spread(config: RunConfig) -> None:
             "optimizer.kind: adafactor needs whole rows and columns, and several processes cut every matrix among "
             "themselves; set it to adamw, or start the run without torchrun"
         )
+    if config.contrastive:
+        raise ValueError("contrastive: that loss is for one process so far; leave it out, or start without torchrun")
     delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
     if config.optimizer.kind == "muon" and delinks:
         raise ValueError(

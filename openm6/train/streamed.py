@@ -78,7 +78,7 @@ class StreamedRun(Course[list[Any]]):
             durability=memory.durability,
             activations=memory.activations,
             loss=self._losses,
-            loss_weights=config.loss_weights,
+            loss_weights=config.weights,
             fill=first_values(model, seed=config.seed),
             seed=config.seed,
             trace=memory.trace,
@@ -100,7 +100,7 @@ class StreamedRun(Course[list[Any]]):
         """Let a new model know of the ranks: here there are none."""
 
     def _losses(self, model: nn.Module, work: Any) -> dict[str, Tensor]:
-        return task_losses(cast(M6, model), work)
+        return task_losses(cast(M6, model), work, contrastive=self.config.contrastive)
 
     def _work(self, batch: Batch) -> Any:
         """What this process computes of a micro-batch; it has the batch's `tokens`."""

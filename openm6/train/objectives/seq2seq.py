@@ -5,7 +5,7 @@ Legend: D width, M chosen positions, V text tokens, L cells, K codes a cell, Q c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,22 @@ from torch import Tensor
 
 from openm6.model import M6
 from openm6.tasks.collate import Batch
+from openm6.train.objectives.contrastive import contrastive_loss
 
 MAX_MATCH_SCALE = 4.6  # log 100, as CLIP
 
 
-def task_losses(model: M6, batch: Batch) -> dict[str, Tensor]:
-    """Mean loss of every task in the batch: nats a token, a code (`draw`) or a pair (`match`)."""
+def task_losses(model: M6, batch: Batch, *, contrastive: Collection[str] = ()) -> dict[str, Tensor]:
+    """Mean loss of every task in the batch: nats a token, a code (`draw`) or a pair (`match`).
+
+    The text tasks named by `contrastive` bring SimCTG's loss as well, as `<task>_contrastive`.
+    """
     hidden = model(batch.stream).flatten(0, 1)
     losses = {name: nats_M.mean() for name, nats_M in task_nats(model, batch, hidden).items()}
+    for name in contrastive:
+        if name in losses:
+            at = batch.text_at[batch.text_task == batch.tasks.index(name)]
+            losses[f"{name}_contrastive"] = contrastive_loss(hidden[at], _text_of(batch, at))
     if len(batch.match_image_at) and len(batch.match_text_at):
         losses["match"] = _info_nce(
             model,
@@ -45,6 +53,13 @@ def task_nats(model: M6, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         nats = F.cross_entropy(logits_LKQ.flatten(0, 1), batch.cell_target.flatten(), reduction="none")
         found |= _by_task(batch, batch.cell_task, nats.view(batch.cell_target.shape).mean(1))
     return found
+
+
+def _text_of(batch: Batch, at_M: Tensor) -> Tensor:
+    """A number for the text that each position belongs to: its example and the branch of it."""
+    stream = batch.stream
+    branches = stream.branch_BT.max() + 1
+    return (stream.example_BT.long() * branches + stream.branch_BT).flatten()[at_M]
 
 
 def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
