@@ -1,6 +1,8 @@
 """match: a picture and a text -> how well they fit, the cosine of their two embeddings.
 
 Both are read at the `<match>` mark that closes their source; training pulls pairs together (InfoNCE).
+match_begun teaches the same of texts that are cut after some word, which is what MAGIC asks
+(`openm6.decode.magic`): how well does what has been said so far fit the picture?
 """
 
 from __future__ import annotations
@@ -22,4 +24,16 @@ def _fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | N
     return {"image": record["image"], "text": text, "key": record.get("concept") or text}
 
 
+def _begun_fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | None:
+    language = pick_language(record, "caption", rng)
+    if language is None or record.get("image") is None:
+        return None
+    text = str(record[f"caption_{language}"])
+    gap = " " if language == "en" else ""
+    parts = text.split() if gap else list(text)
+    begun = gap.join(parts[: rng.randint(1, len(parts))])
+    return {"image": record["image"], "text": begun, "key": begun}
+
+
 MATCH = Task("match", (IMAGE_SIDE, TEXT_SIDE), _fields)
+MATCH_BEGUN = Task("match_begun", (IMAGE_SIDE, TEXT_SIDE), _begun_fields)
