@@ -274,7 +274,9 @@ def check_can_spread(config: RunConfig) -> None:
             "themselves; set it to adamw, or start the run without torchrun"
         )
     if config.contrastive:
-        raise ValueError("contrastive: that loss is for one process so far; leave it out, or start without torchrun")
+        raise ValueError(
+            "contrastive: that loss is for one process so far; leave it out, or start without torchrun"
+        )
     delinks = config.sharing.delink_at < 1 or config.sharing.delink_on_correlation is not None
     if config.optimizer.kind == "muon" and delinks:
         raise ValueError(

@@ -212,6 +212,12 @@ def workers(torchrun: int) -> list[tuple[int, int]]:
     return found
 
 
+def test_a_loss_over_pairs_of_a_text_is_refused(folder: Path):
+    config = RunConfig.model_validate(recipe(folder, "dense", contrastive={"write": 0.5}))
+    with pytest.raises(ValueError, match="contrastive"):
+        check_can_spread(config)
+
+
 def test_muon_is_refused_where_matrices_are_cut(folder: Path):
     config = RunConfig.model_validate(recipe(folder, "dense", optimizer={"kind": "muon"}))
     with pytest.raises(ValueError, match="whole matrices"):
