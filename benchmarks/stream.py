@@ -51,9 +51,7 @@ from openm6.train.memory import keep_large_blocks
 LR = 1e-4
 BLOCK = 32 << 20  # bytes of a transfer, as the engine's
 THREADS = 2
-BUFFERS = (
-    512 << 20
-)  # bytes for what is read ahead and written behind: two slots of 24, so that little is kept
+BUFFERS = 1 << 30  # bytes for what is read ahead and written behind: four slots of 24
 
 
 @dataclass(frozen=True)
