@@ -24,9 +24,7 @@ processes on this machine, gloo over the loopback.
 
 import argparse
 import json
-import multiprocessing
 import os
-import queue
 import signal
 import socket
 import struct
@@ -34,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,6 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
 from benchmarks.common import emit, machine, rounded
 from openm6.giant.ranks import joined
@@ -52,6 +49,7 @@ from openm6.train.loop import train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.parallel_run import ParallelRun
 from tests import tiny
+from tests.ranked import on_ranks
 
 STEPS = 20
 # Times as many examples. Dense: over the four flat pictures of a small batch, batch norm divides rounding by next
@@ -61,7 +59,6 @@ BATCH = {"dense": 4, "experts": 1}
 EXPERTS = {"experts": 4, "prototypes": 2, "capacity": 1.0, "balance_loss": 0.01}
 COMM_RANKS, COMM_LAYERS, COMM_STEPS = 4, 8, 3
 KILLS = 4
-_PROCESSES = multiprocessing.get_context("spawn")
 
 Content = dict[str, Any]
 
@@ -76,40 +73,6 @@ def recipe(folder: Path, kind: str, **changes: Any) -> Content:
 
 
 # -------------------- processes
-
-
-def on_ranks(work: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-    """What `work(*args)` returns in each of `size` processes that find each other as under torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    reports = _PROCESSES.Queue()
-    processes = [
-        _PROCESSES.Process(target=_rank, args=(work, rank, size, port, reports, args)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    results: dict[int, Any] = {}
-    while len(results) < size:
-        try:
-            rank, result = reports.get(timeout=1)
-            results[rank] = result
-        except queue.Empty:
-            failed = [
-                rank for rank, process in enumerate(processes) if process.exitcode and rank not in results
-            ]
-            if failed:
-                raise RuntimeError(f"rank {failed[0]} failed; its error stands above") from None
-    for process in processes:
-        process.join()
-    return [results[rank] for rank in range(size)]
-
-
-def _rank(work: Callable[..., Any], rank: int, size: int, port: int, reports: Any, args: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    reports.put((rank, work(*args)))
 
 
 def run(content: Content, run_dir: Path) -> None:

@@ -89,18 +89,19 @@ def recipe(name: str, disk: Path) -> dict[str, Any]:
     return recipe
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+OPENM6 = [sys.executable, "-m", "openm6"]
+
+
 def openm6(*words: str) -> str:
     """What a verb prints. Raises CalledProcessError if it fails, its words on the screen."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "openm6", *words]
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment).stdout
+    command = [*OPENM6, *words]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=ENVIRONMENT).stdout
 
 
 def peak_of(*words: str) -> int:
     """The most memory that a verb's process held resident, bytes. Raises ValueError if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "openm6", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen([*OPENM6, *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

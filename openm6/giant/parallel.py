@@ -165,11 +165,6 @@ class Parallel:
                 _local(parameter.grad).mul_(factor)
         return norm.item()
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over ranks of a vector of figures."""
-        dist.all_reduce(values, group=self.everyone.handle)
-        return values
-
     def whole_tensors(self) -> Iterable[tuple[str, Tensor]]:
         """Every tensor of the model's state by name, gathered one at a time; every rank must go along."""
         for name, tensor in self.model.state_dict().items():

@@ -9,7 +9,6 @@ matrix product's packing) is not seen; `MARGIN` is for that, and for what the C 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from openm6.giant import streaming
 from openm6.giant.activations import HostActivations
+from openm6.giant.live_bytes import LiveBytes, storage_key
 from openm6.giant.machine import Machine
 from openm6.giant.slots import FRAME, Slot
 from openm6.giant.store import Access, Views
@@ -33,49 +32,34 @@ SLACK = 48 << 20  # bytes: threads' stacks, the I/O's bookkeeping, the interpret
 Weights = dict[str, Tensor]
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(LiveBytes):
     """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
         self.work: dict[str, int] = {}  # by kind: the most that a piece of work added
         self._since = self._start = 0
         self._kind = "layer"
-        self._known: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        given = {storage_key(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         for each in tree_leaves(out):
             # A view, or a result in place, has memory that somebody has counted, or that was there before.
-            if isinstance(each, Tensor) and not each.is_meta and _key(each) not in self._known | given:
-                self._count(each)
+            if isinstance(each, Tensor) and not each.is_meta and storage_key(each) not in given:
+                self.count(each)
         return out
+
+    def count(self, tensor: Tensor) -> None:
+        super().count(tensor)
+        self._since = max(self._since, self.live)
 
     def mark(self, kind: str) -> None:
         """A piece of work ends, and one of this kind begins."""
         self.work[self._kind] = max(self.work.get(self._kind, 0), self._since - self._start)
         self._since, self._start, self._kind = self.live, self.live, kind
-
-    def _count(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
-        nbytes = storage.nbytes()
-        self._known.add(key)
-        self.live += nbytes
-        self.peak, self._since = max(self.peak, self.live), max(self._since, self.live)
-
-        def freed() -> None:
-            self._known.discard(key)
-            self.live -= nbytes
-
-        weakref.finalize(storage, freed)
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 class _Rehearsed:

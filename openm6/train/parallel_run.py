@@ -38,8 +38,7 @@ class ParallelRun(Run):
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
         self.ranks = ranks
-        # Rank 0 may have to train and keep the text tokenizer; then all open it.
-        ranks.agree(lambda: ranks.first and open_tokenizers(config, run_dir) is None)
+        _first_opens_tokenizers(config, run_dir, ranks)
         super().__init__(config, run_dir)
 
     def _latest(self) -> Path | None:
@@ -61,7 +60,9 @@ class ParallelRun(Run):
     def _correlations(self, work: Batch) -> list[float]:
         """The mean over ranks, each of its own rows: so all decide alike."""
         mine = adjacent_correlations(self.model, lambda: self._loss(work)[0])
-        summed = self.parallel.total(torch.tensor(mine, dtype=torch.float64, device=self.ranks.device))
+        summed = self.parallel.everyone.total(
+            torch.tensor(mine, dtype=torch.float64, device=self.ranks.device)
+        )
         return (summed / self.ranks.size).tolist()
 
     def delink(self) -> None:
@@ -71,7 +72,7 @@ class ParallelRun(Run):
         mine = to_device(take(batch, self.ranks.rank, self.ranks.size), self.ranks.device)
         with self._precision():
             losses = partial_losses(self.model, mine, batch, self.parallel.everyone)
-        return total_loss(losses, self.config.loss_weights), losses
+        return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=self.bf16)
@@ -85,7 +86,7 @@ class ParallelRun(Run):
             told["balance"] = balance_loss(routings).detach() / len(routings)
             told["dropped"] = sum(each.dropped for each in routings)
             told["kept"] = sum(len(each.token_M) for each in routings)
-        summed = self.parallel.total(figures(told, self.ranks.device)).tolist()
+        summed = self.parallel.everyone.total(figures(told, self.ranks.device)).tolist()
         whole = dict(zip(told, summed, strict=True))
         if routings:
             dropped, kept, balance = (whole.pop(name) for name in ("dropped", "kept", "balance"))
@@ -125,7 +126,7 @@ class ParallelStreamedRun(StreamedRun):
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
         assert dist.group.WORLD is not None
         self.ranks, self.group = ranks, Group(dist.group.WORLD)
-        ranks.agree(lambda: ranks.first and open_tokenizers(config, run_dir) is None)
+        _first_opens_tokenizers(config, run_dir, ranks)
         super().__init__(config, run_dir)
 
     def _folder(self) -> Path:
@@ -158,6 +159,11 @@ class ParallelStreamedRun(StreamedRun):
             self._save_tokenizers(folder)
         self.ranks.barrier()
         return folder
+
+
+def _first_opens_tokenizers(config: RunConfig, run_dir: Path, ranks: Ranks) -> None:
+    """Rank 0 may have to train and keep the text tokenizer; then all open it."""
+    ranks.agree(lambda: open_tokenizers(config, run_dir) is None)
 
 
 def _named(path: Path | None) -> str | None:

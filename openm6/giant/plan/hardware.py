@@ -77,7 +77,7 @@ class Disk(_Strict):
     read: PositiveFloat  # bytes/s, when nothing else happens
     write: PositiveFloat
     mixed: PositiveFloat  # bytes/s of both together, half of them read
-    operations_per_s: PositiveFloat | None = None  # None = large blocks are all that matters
+    operations_per_s: PositiveFloat | None = None  # told, not used: blocks are so large that it never rules
 
 
 class Hardware(_Strict):

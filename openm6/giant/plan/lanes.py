@@ -115,7 +115,7 @@ class _Simulation:
         self.reading: dict[str, _Job] = {}
         self.ahead = 0  # the next work whose reads are not begun
         self.at = 0  # the work that computes or waits
-        self.computing = self.exchanging = False
+        self.computing = False
         self.bars: list[Bar] = []
         self.moved: dict[Verb, dict[str, float]] = {"read": {}, "write": {}}
         self.begun = 0.0

@@ -192,7 +192,7 @@ def events(
         end = now + step + (checkpoint if last else 0.0)
         node = int(fails_at.argmin())
         if fails_at[node] < end:  # back to the last checkpoint
-            now, node = float(fails_at[node]), node
+            now = float(fails_at[node])
             while fails_at[node] <= now:
                 failures += 1
                 fails_at[node] = now + generator.exponential(node_failure_seconds)

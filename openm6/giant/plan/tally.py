@@ -14,7 +14,6 @@ use of that: two traces tell the cost of any number of rows.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from openm6.giant.live_bytes import LiveBytes, storage_key
 
 # Reads a table at a few places: what is read is as large as what comes out.
 _LOOKUPS = ("embedding", "index", "index_select", "gather", "slice_backward")
@@ -120,14 +120,12 @@ def tracing() -> Iterator[None]:
         yield
 
 
-class Tally(TorchDispatchMode):
+class Tally(LiveBytes):
     """Counts the work of what runs inside, on real tensors or on those of `tracing`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cost = Cost()
-        self.live = self.peak = 0  # bytes of tensors made inside
-        self._known: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -137,10 +135,10 @@ class Tally(TorchDispatchMode):
         made = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
         if not made:
             return out
-        before = {_key(each) for each in given}
-        fresh = [each for each in made if _key(each) not in before]
+        before = {storage_key(each) for each in given}
+        fresh = [each for each in made if storage_key(each) not in before]
         for each in fresh:
-            self._count(each)
+            self.count(each)
         if fresh or func._schema.is_mutable:  # else it only looks at memory in another way
             self._add(func._schema.name.removeprefix("aten::").rstrip("_"), given, made)
         return out
@@ -161,26 +159,6 @@ class Tally(TorchDispatchMode):
         else:
             done = Cost(elementwise_bytes=bytes, operations=1)
         self.cost = self.cost + done
-
-    def _count(self, tensor: Tensor) -> None:
-        key = _key(tensor)
-        if key in self._known:
-            return
-        storage = tensor.untyped_storage()
-        nbytes = storage.nbytes()
-        self._known.add(key)
-        self.live += nbytes
-        self.peak = max(self.peak, self.live)
-
-        def freed() -> None:
-            self._known.discard(key)
-            self.live -= nbytes
-
-        weakref.finalize(storage, freed)
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _touched(tensor: Tensor) -> int:

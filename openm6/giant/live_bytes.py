@@ -1,0 +1,38 @@
+"""Bytes of the tensors that are alive, counted as they are made and freed."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts tensors that `count` is told of until their memory is freed: `live` bytes now, `peak` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()  # storages that are counted
+
+    def count(self, tensor: Tensor) -> None:
+        """The tensor's memory is there from now on, unless it is known already."""
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
+        if key in self.known:
+            return
+        nbytes = storage.nbytes()
+        self.known.add(key)
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+
+        def freed() -> None:
+            self.known.discard(key)
+            self.live -= nbytes
+
+        weakref.finalize(storage, freed)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """The same for all views of one memory."""
+    return tensor.untyped_storage()._cdata
