@@ -52,10 +52,6 @@ from tests import tiny
 from tests.ranked import on_ranks
 
 STEPS = 20
-# Times as many examples. Dense: over the four flat pictures of a small batch, batch norm divides rounding by next
-# to nothing. With experts, each token more is one that two experts may suit equally to the last bits: then it goes
-# this way or that, and losses differ by 1e-3 and not by 1e-6.
-BATCH = {"dense": 4, "experts": 1}
 EXPERTS = {"experts": 4, "prototypes": 2, "capacity": 1.0, "balance_loss": 0.01}
 COMM_RANKS, COMM_LAYERS, COMM_STEPS = 4, 8, 3
 KILLS = 4
@@ -67,8 +63,7 @@ def recipe(folder: Path, kind: str, **changes: Any) -> Content:
     model = tiny.config(**({"experts": EXPERTS} if kind == "experts" else {})).model_dump()
     settings: Content = {"steps": STEPS, "log_every": 1, "eval_every": STEPS, "checkpoint_every": STEPS}
     content = tiny.recipe(folder, **{**settings, "model": model, "optimizer": {"lr": 1e-3}, **changes})
-    if "mix" not in changes:
-        content["mix"] = [{**each, "per_step": BATCH[kind] * each["per_step"]} for each in content["mix"]]
+    tiny.textured(folder)
     return content
 
 

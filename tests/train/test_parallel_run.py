@@ -58,13 +58,13 @@ def lines(run_dir: Path) -> list[Content]:
     ]
 
 
-def check_equal(ours: list[Content], theirs: list[Content], *, loss: float = 1e-5) -> None:
+def check_equal(ours: list[Content], theirs: list[Content]) -> None:
     """The same lines; figures but for the order of sums."""
     for line, other in zip(ours, theirs, strict=True):
         assert line.keys() == other.keys()
         for key, value in line.items():
             if isinstance(value, float):
-                near = 3e-4 * other[key] if key == "grad_norm" else loss
+                near = 3e-4 * other[key] if key == "grad_norm" else 1e-5
                 assert value == pytest.approx(other[key], abs=near, rel=1e-6), (line["step"], key)
             else:
                 assert value == other[key]
