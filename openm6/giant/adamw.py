@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from openm6.giant.part_optimizer import BLOCK, PartOptimizer, Tensors, blocks, check_decay, check_dtype
+from openm6.giant.part_optimizer import (
+    BLOCK,
+    ElementwiseOptimizer,
+    Tensors,
+    blocks,
+    check_decay,
+    check_dtype,
+)
 from openm6.giant.parts import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(PartOptimizer):
+class AdamW(ElementwiseOptimizer):
     """AdamW (1711.05101): bit for bit `torch.optim.AdamW(fused=True)`.
 
     bf16 weights are fp32 master weights rounded to nearest; the state keeps what rounding cut off, `low`, so
@@ -52,7 +59,23 @@ class AdamW(PartOptimizer):
                 state[f"{name}.low"].zero_()
 
     @torch.no_grad()
-    def update(
+    def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
+        # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
+        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
+        grads = list(gradients.values())
+        if scale != 1.0:
+            _multiply(grads, scale)
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not norm.isfinite():
+            return None
+        if self.clip is not None:
+            factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
+            if factor < 1:
+                _multiply(grads, factor)
+        return gradients
+
+    @torch.no_grad()
+    def change(
         self,
         weights: Tensors,
         gradients: Tensors,
@@ -60,34 +83,21 @@ class AdamW(PartOptimizer):
         *,
         lr: float,
         step: int,
-        seed: int,
-        scale: float = 1.0,
-    ) -> bool:
-        # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
-        gradients = {name: gradients[name].contiguous() for name in weights}
-        grads = list(gradients.values())
-        if scale != 1.0:
-            _multiply(grads, scale)
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not norm.isfinite():
-            return False
-        if self.clip is not None:
-            factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
-            if factor < 1:
-                _multiply(grads, factor)
+        decayed: Collection[str],
+    ) -> None:
         for name, weight in weights.items():
             moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
+            weight_decay = self.weight_decay if name in decayed else 0.0
             if weight.dtype == torch.float32:
-                self._change(weight, gradients[name], *moments, lr=lr, step=step, decayed=weight.dim() >= 2)
+                self._change(weight, gradients[name], *moments, lr, step, weight_decay)
                 continue
             master = torch.empty(min(BLOCK, weight.numel()), device=weight.device)
             flat = [each.view(-1) for each in (weight, state[f"{name}.low"], gradients[name], *moments)]
             for piece in blocks(flat[0]):
                 weight_N, low_N, *others = (each[piece] for each in flat)
                 master_N = _join(weight_N, low_N, master[: len(weight_N)])
-                self._change(master_N, *others, lr=lr, step=step, decayed=weight.dim() >= 2)
+                self._change(master_N, *others, lr, step, weight_decay)
                 _split(master_N, weight_N, low_N)
-        return True
 
     def _change(
         self,
@@ -95,10 +105,9 @@ class AdamW(PartOptimizer):
         gradient: Tensor,
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
-        *,
         lr: float,
         step: int,
-        decayed: bool,
+        weight_decay: float,
     ) -> None:
         adamw(
             [weight],
@@ -112,7 +121,7 @@ class AdamW(PartOptimizer):
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=lr,
-            weight_decay=self.weight_decay if decayed else 0.0,
+            weight_decay=weight_decay,
             eps=self.eps,
             maximize=False,
         )

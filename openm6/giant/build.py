@@ -29,6 +29,7 @@ from openm6.giant.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.ranked_store import RankedStore, RankedUpdates, agreed_record
 from openm6.giant.slots import FRAME, Slot, specs
+from openm6.giant.state_blocks import Block, block_layouts, blocks_of, state_parts
 from openm6.giant.store import Access, Tier, TieredStore
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
@@ -64,11 +65,31 @@ class Settings:
 
 def layouts(slots: Sequence[Slot], settings: Settings) -> dict[str, PartLayout]:
     """The layout of every part of the slots."""
-    return {
-        name: _slot_layout(slot, specs(shapes, settings.weights_dtype), settings)
-        for slot in slots
-        for name, shapes, _ in slot.parts()
-    }
+    found: dict[str, PartLayout] = {}
+    in_blocks = state_blocks(slots, settings)
+    for slot in slots:
+        for name, shapes, _ in slot.parts():
+            weights = specs(shapes, settings.weights_dtype)
+            found[name] = _slot_layout(slot, weights, settings)
+            if blocks := in_blocks.get(name):
+                assert settings.optimizer is not None
+                found[name] = replace(found[name], state=())
+                found |= block_layouts(name, weights, blocks, settings.optimizer)
+    return found
+
+
+def state_blocks(slots: Sequence[Slot], settings: Settings) -> dict[str, tuple[Block, ...]]:
+    """The blocks of every part of the slots whose state comes in blocks. Ranks, who cut parts, have none."""
+    found: dict[str, tuple[Block, ...]] = {}
+    for slot in slots if settings.group is None else ():
+        of_kind: dict[bool, tuple[Block, ...]] = {}  # experts are alike
+        for name, shapes, expert in slot.parts():
+            kind = expert is not None
+            if kind not in of_kind:
+                of_kind[kind] = blocks_of(specs(shapes, settings.weights_dtype), settings.optimizer)
+            if of_kind[kind]:
+                found[name] = of_kind[kind]
+    return found
 
 
 def _slot_layout(slot: Slot, weights: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
@@ -241,13 +262,14 @@ def ranks(settings: Settings) -> int:
     return 1 if settings.group is None else settings.group.size
 
 
-def updates(settings: Settings) -> Updates:
+def updates(settings: Settings, trace: Trace) -> Updates:
     """The updates of a run that begins."""
-    if settings.group is None or settings.optimizer is None:
-        return Updates(settings.optimizer, seed=settings.seed, global_clip=settings.global_clip)
+    optimizer, seed = settings.optimizer, settings.seed
+    if settings.group is None or optimizer is None:
+        return Updates(optimizer, seed=seed, global_clip=settings.global_clip, trace=trace)
     if settings.global_clip is not None:
         raise ValueError("global_clip is for one process; leave it out: each part is clipped by itself")
-    return RankedUpdates(settings.optimizer, settings.group, seed=settings.seed)
+    return RankedUpdates(optimizer, settings.group, seed=seed, trace=trace)
 
 
 def last_commit(settings: Settings) -> CommitRecord | None:
@@ -318,7 +340,7 @@ def fill_store(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], settings: Settings, fill: Fill
 ) -> None:
     """Create all parts. The model's own weights are let go as they are stored."""
-    new = layouts(slots, settings)
+    new, in_blocks = layouts(slots, settings), state_blocks(slots, settings)
     store.require_space(new)
     if frame.parameters:
         with store.create(FRAME, frame_layout(frame, settings)) as views:
@@ -336,8 +358,14 @@ def fill_store(
         for part, _, _ in slot.parts():
             with store.create(part, new[part]) as views:
                 fill_part(slot, part, views["weights"], fill, settings.group if new[part].whole else None)
-                if settings.optimizer:
+                if settings.optimizer and new[part].state:
                     settings.optimizer.initialise(views["weights"], views["state"])
+                weights = views["weights"]
+                for name, block in zip(state_parts(part, new), in_blocks.get(part, ()), strict=False):
+                    assert settings.optimizer is not None
+                    with store.create(name, new[name]) as more:
+                        pieces = {each.weight: each.of(weights) for each in block}
+                        settings.optimizer.initialise(pieces, more["state"])
         for name in [name for name in frame.weights if name.startswith(f"{slot.path}.")]:
             del frame.weights[name]
     frame.weights.clear()  # of layers that share a slot with another

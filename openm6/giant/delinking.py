@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from openm6.giant.parts import PartLayout
 from openm6.giant.ranked_store import RankedStore
 from openm6.giant.slots import Slot
+from openm6.giant.state_blocks import state_parts
 from openm6.giant.store import TieredStore
 
 
@@ -26,6 +27,12 @@ def copy_parts(
     for slot in reversed(new):
         source = next(each for each in old if slot.layers[0] in each.layers)
         pairs = [(a[0], b[0]) for a, b in zip(source.parts(), slot.parts(), strict=True)]
+        pairs += [
+            (f"{source_part}{name.removeprefix(part)}", name)
+            for source_part, part in pairs
+            for name in state_parts(part, layouts)
+            if name != part
+        ]
         for source_part, part in pairs:
             if layouts[part] != store.layout(source_part):
                 assert isinstance(store, RankedStore)

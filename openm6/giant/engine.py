@@ -66,7 +66,7 @@ class Giant:
         self.extra: dict[str, Any] = {}
         self.placement: Placement | None = None
         self._fill = fill
-        self._updates = build.updates(settings)
+        self._updates = build.updates(settings, self.trace)
         self._resumes = False
         self._find_commit()
         self.slots: list[Slot] = frame.slots
@@ -327,6 +327,7 @@ class Giant:
 
     def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
         """Solve the placement; `settled` parts stay where they are."""
+        self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
             self.slots, self.settings, fixed_bytes=self._fixed_bytes, settled=settled
         )

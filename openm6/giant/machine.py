@@ -95,7 +95,8 @@ class Machine:
         if self._training:
             for slot in reversed(self.slots):
                 names = [slot.expert_name(expert) for expert in self.chosen.get(slot.index, ())]
-                yield from (self.updates.access(name) for name in (slot.name, *names))
+                experts = (access for name in names for access in self.updates.accesses(name))
+                yield from self.updates.accesses(slot.name, *experts)
         yield from self._forward(self.slots)
 
     def next_forward(self) -> Iterator[Access]:

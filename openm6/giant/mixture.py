@@ -6,8 +6,8 @@ Forward, a layer:
 
 Backward, a layer:
     body       once more, for the experts' inputs and the routing
-    experts    for each expert that got tokens: fetch it with its optimizer state, run its tokens with a graph;
-               the gradients of its weights, of its inputs and of the gates; update it, write it behind
+    experts    for each expert that got tokens: fetch it, run its tokens with a graph; the gradients of its
+               weights, of its inputs and of the gates; fetch its optimizer state, update it, write it behind
     body       with a graph, and backward through it from the residual, the experts' inputs and the gates
 
 An expert that no token chose is neither fetched nor updated. A slot that several layers share is resident, as
@@ -115,13 +115,12 @@ def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) 
                     gradients = _gradients(machine, views, "expert", once=once)
                     for each in routed:
                         _expert_backward(machine, layer, expert, gradients, each)
-                with machine.trace.span("compute", f"{name} update"):
-                    machine.updates.apply(name, views, gradients.mean(1))
+                machine.updates.apply(machine.store, name, views, gradients.mean(1))
         with machine.trace.span("compute", f"{slot.name} body backward"):
             gradients = _gradients(machine, body, "body", once=once)
             for each in routed:
                 _body_backward(machine, layer, gradients, each, len(micro_batches))
-            machine.updates.apply(slot.name, body, gradients.mean(1))
+        machine.updates.apply(machine.store, slot.name, body, gradients.mean(1))
 
 
 def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) -> None:
@@ -143,11 +142,11 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
                     _body_backward(machine, layer, body_gradients, each, len(micro_batches))
                 for gradients in [body_gradients, *(each for _, each in experts.values())]:
                     gradients.end_micro_batch()
-        with machine.trace.span("compute", f"{slot.name} update"):
-            for expert in sorted(experts):
-                views, gradients = experts[expert]
-                machine.updates.apply(slot.expert_name(expert), views, gradients.mean(len(slot.layers)))
-            machine.updates.apply(slot.name, body, body_gradients.mean(len(slot.layers)))
+        for expert in sorted(experts):
+            views, gradients = experts[expert]
+            name, layers = slot.expert_name(expert), len(slot.layers)
+            machine.updates.apply(machine.store, name, views, gradients.mean(layers))
+        machine.updates.apply(machine.store, slot.name, body, body_gradients.mean(len(slot.layers)))
 
 
 # -------------------- pieces of both

@@ -12,7 +12,7 @@ square is not, which counts as a failure too). All of a part's sums come before 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -68,6 +68,51 @@ class PartOptimizer(ABC):
             True if the part was updated; False, with weights and state unchanged, if a gradient (or the
             scale) was not finite.
         """
+
+
+class ElementwiseOptimizer(PartOptimizer):
+    """An optimizer whose change of a weight needs, beside a factor for all, that weight's state alone."""
+
+    @abstractmethod
+    def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
+        """The gradients that the changes are made of, contiguous: scaled and clipped, in place where that can
+        be; None if one is not finite."""
+
+    @abstractmethod
+    def change(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        decayed: Collection[str],
+    ) -> None:
+        """One step on these weights, or on flat pieces of them, in place; `decayed` names those that decay."""
+
+    def update(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        seed: int,
+        scale: float = 1.0,
+    ) -> bool:
+        """See `PartOptimizer.update`."""
+        prepared = self.prepare({name: gradients[name] for name in weights}, scale=scale)
+        if prepared is None:
+            return False
+        self.change(weights, prepared, state, lr=lr, step=step, decayed=decayed(weights))
+        return True
+
+
+def decayed(weights: Tensors) -> set[str]:
+    """The names of the tensors that weight decay falls on."""
+    return {name for name, weight in weights.items() if weight.dim() >= 2}
 
 
 def blocks(tensor: Tensor) -> Iterator[slice]:

@@ -11,9 +11,9 @@ Among parts of one kind the order spreads them evenly over the depth, so that th
 fetch while resident slots compute.
 
 What is on the disk passes through buffers, and those come before anything resident: room for three of the
-largest part (one in use with its state, one being read, one being written), or compute would wait for the
-disk. Less than that still works, down to one part, which is the least that a budget must hold beside what the
-process needs anyway.
+largest part (one in use with its state, or a block of it; one being read, one being written), or compute would
+wait for the disk. Less than that still works, down to one part, which is the least that a budget must hold
+beside what the process needs anyway.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import get_args
 from openm6.giant.budget import format_bytes, format_least
 from openm6.giant.parts import SECTIONS, PartLayout, Section
 from openm6.giant.pieces import Tier
+from openm6.giant.state_blocks import owner
 
 Override = Mapping[str, Mapping[Section, Tier]]
 
-PARTS_IN_BUFFERS = 3  # in use, being read, being written
+PARTS_IN_BUFFERS = 3
 DEEP_BUFFERS = 512 << 20  # bytes: small parts are read further ahead, for experts differ in what they compute
 
 
@@ -59,8 +60,9 @@ class Placement:
     @property
     def traffic_bytes(self) -> int:
         """Read and written in a step of training, if every part is used."""
+        trains = _trains(self.layouts)
         return sum(
-            bytes * visits(self.layouts[part], section)
+            bytes * visits(self.layouts[part], section, trains=trains)
             for part, section, tier, bytes in self._sections()
             if tier == "disk"
         )
@@ -161,14 +163,18 @@ def solve(
     return Placement(tiers, dict(parts), budget_bytes, fixed_bytes, room)
 
 
-def visits(layout: PartLayout, section: Section) -> int:
-    """How often a step of training reads or writes a section on the disk.
+def visits(layout: PartLayout, section: Section, *, trains: bool) -> int:
+    """How often a step reads or writes a section on the disk; one that does not train reads weights alone.
 
     Sections of gradients exist for a global clip, whose second pass reads the weights once more.
     """
     if section == "weights":
-        return 4 if layout.gradients else 3 if layout.state else 1
+        return 4 if layout.gradients else 3 if trains else 1
     return 2
+
+
+def _trains(parts: Mapping[str, PartLayout]) -> bool:
+    return any(layout.state for layout in parts.values())
 
 
 # -------------------- the order in which sections become resident
@@ -183,20 +189,21 @@ class _Prefix:
     count: int
     resident: int  # bytes in memory
     on_disk: int  # bytes on disk
-    largest: int  # bytes on disk of the part that has most there
+    largest: int  # bytes on disk that are in use together, at most
 
 
 def _by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
     """Sections, those first whose bytes save most traffic; bodies before experts, which may not be chosen."""
     seen: Counter[str] = Counter()
-    keyed = []
+    keyed, trains = [], _trains(parts)
     for part, layout in parts.items():
         kind = _kind(part)
         spread = _radical_inverse(seen[kind])
         seen[kind] += 1
         for section in SECTIONS:
             if layout.section_bytes(section):
-                keyed.append(((-visits(layout, section), kind == "experts", spread), (part, section)))
+                worth = visits(layout, section, trains=trains)
+                keyed.append(((-worth, kind == "experts", spread), (part, section)))
     return [item for _, item in sorted(keyed)]
 
 
@@ -207,16 +214,28 @@ def _prefixes(
     on_disk = {part: layout.nbytes for part, layout in parts.items()}
     for (part, section), tier in fixed_tiers.items():
         on_disk[part] -= parts[part].section_bytes(section) if tier != "disk" else 0
-    sizes = Counter(on_disk.values())  # few: most parts are alike
+    blocks: dict[str, list[str]] = {}
+    for part in parts:
+        if owner(part) != part:
+            blocks.setdefault(owner(part), []).append(part)
+
+    def in_use(part: str) -> int:
+        """Of a part and, one at a time, the blocks of its state."""
+        return on_disk[part] + max((on_disk[block] for block in blocks.get(part, ())), default=0)
+
+    used = {part: in_use(part) for part in parts if owner(part) == part}
+    sizes = Counter(used.values())  # few: most parts are alike
     total = sum(on_disk.values())
     yield _Prefix(0, resident, total, max(sizes, default=0))
     for count, (part, section) in enumerate(order, 1):
         bytes = parts[part].section_bytes(section)
-        sizes[on_disk[part]] -= 1
-        if not sizes[on_disk[part]]:
-            del sizes[on_disk[part]]
         on_disk[part] -= bytes
-        sizes[on_disk[part]] += 1
+        whole = owner(part)
+        sizes[used[whole]] -= 1
+        if not sizes[used[whole]]:
+            del sizes[used[whole]]
+        used[whole] = in_use(whole)
+        sizes[used[whole]] += 1
         resident, total = resident + bytes, total - bytes
         yield _Prefix(count, resident, total, max(sizes))
 
@@ -233,7 +252,7 @@ def _radical_inverse(index: int) -> float:
 def _overridden(parts: Mapping[str, PartLayout], override: Override) -> dict[_Item, Tier]:
     tiers: dict[_Item, Tier] = {}
     for pattern, sections in override.items():
-        names = [part for part in parts if fnmatchcase(part, pattern)]
+        names = [part for part in parts if fnmatchcase(part, pattern) or fnmatchcase(owner(part), pattern)]
         if not names:
             raise ValueError(
                 f"placement: no part is called {pattern!r}; there are {_ranges(list(parts), parts) or 'none'}"
@@ -252,7 +271,7 @@ def _overridden(parts: Mapping[str, PartLayout], override: Override) -> dict[_It
 
 
 def _kind(part: str) -> str:
-    return "experts" if "." in part else "slots"
+    return "blocks" if owner(part) != part else "experts" if "." in part else "slots"
 
 
 def _ranges(names: list[str], everything: Mapping[str, PartLayout]) -> str:

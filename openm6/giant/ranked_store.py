@@ -27,6 +27,7 @@ from openm6.giant.direct_io import TierError, sync_folder
 from openm6.giant.optimizers import AdamW, PartOptimizer
 from openm6.giant.parts import PartLayout, Section
 from openm6.giant.store import Access, TieredStore, Views
+from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
 
 
@@ -103,17 +104,19 @@ class RankedUpdates(Updates):
     """Updates from gradients that are added up over the ranks, each of this rank's piece; the clip is that of
     the whole part."""
 
-    def __init__(self, optimizer: PartOptimizer, group: Group, *, seed: int) -> None:
+    def __init__(
+        self, optimizer: PartOptimizer, group: Group, *, seed: int, trace: Trace | None = None
+    ) -> None:
         if not isinstance(optimizer, AdamW):
             raise ValueError(
                 "optimizer: several processes cut every matrix among themselves, which adafactor's rows and "
                 "columns do not allow yet; use adamw, or one process"
             )
-        super().__init__(replace(optimizer, clip=None), seed=seed)
+        super().__init__(replace(optimizer, clip=None), seed=seed, trace=trace)
         self.group, self.clip = group, optimizer.clip
 
     @torch.no_grad()
-    def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         own = views.own if isinstance(views, Gathered) else views
         sums = add_up(gradients, views["weights"], self.group, cut=own is not views)
         square = sum((each.square().sum() for each in sums.values()), torch.zeros(()))
@@ -122,6 +125,5 @@ class RankedUpdates(Updates):
         norm = square.sqrt()
         scale = 1.0 if self.clip is None else min(1.0, self.clip / (norm.item() + 1e-6))
         # All ranks skip an update, or none: a norm that is not finite makes every rank's scale so.
-        self._update(
-            part, own["weights"], own["state"], sums, scale=scale if norm.isfinite() else float("nan")
-        )
+        scale = scale if norm.isfinite() else float("nan")
+        self._update(store, part, own["weights"], sums, scale=scale)

@@ -2,9 +2,9 @@
 
     forward    for each slot: fetch its weights; each micro-batch through its layers; keep each layer's input
     leave      each micro-batch: loss, and the gradient of the last hidden state
-    backward   for each slot, last to first: fetch weights and optimizer state; for each micro-batch run each
-               layer once more, with a graph, and run backward through it; update the slot; it is written back
-               while the slot before it computes
+    backward   for each slot, last to first: fetch weights; for each micro-batch run each layer once more, with a
+               graph, and run backward through it; fetch the optimizer's state and update the slot; it is written
+               back while the slot before it computes
     frame      the gradients of embedding and heads, and their update
 
 A weight is fetched twice a step, however many micro-batches there are. Nothing waits for a fetch that could have
@@ -124,8 +124,7 @@ def backward(machine: Machine, micro_batches: Sequence[MicroBatch]) -> None:
         with machine.store.use(machine.updates.access(slot.name)) as views:
             with machine.trace.span("compute", f"{slot.name} backward"):
                 sums = _slot_gradients(machine, slot, views, micro_batches)
-            with machine.trace.span("compute", f"{slot.name} update"):
-                machine.updates.apply(slot.name, views, sums)
+            machine.updates.apply(machine.store, slot.name, views, sums)
         del sums  # before the next slot's are made
 
 
@@ -179,7 +178,7 @@ def backward_frame(machine: Machine, micro_batches: Sequence[MicroBatch]) -> Non
     # Convolutions may return theirs channels last.
     gradients = {name: gradient.contiguous() for name, gradient in take_gradients(parameters).items()}
     with machine.store.use(machine.updates.access(FRAME)) as views:
-        machine.updates.apply(FRAME, views, gradients)
+        machine.updates.apply(machine.store, FRAME, views, gradients)
 
 
 def finish(machine: Machine) -> float | None:

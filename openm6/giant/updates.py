@@ -10,26 +10,35 @@ parts' gradient sections (in whatever tier), and `finish` goes over all parts on
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from openm6.giant.optimizers import PartOptimizer
-from openm6.giant.parts import Section
+from openm6.giant.part_optimizer import ElementwiseOptimizer, PartOptimizer, decayed
 from openm6.giant.slots import FRAME
+from openm6.giant.state_blocks import Block, block_name
 from openm6.giant.store import Access, TieredStore, Views
+from openm6.giant.trace import Trace
 
 
 class Updates:
     """Updates of a run. `counts` says how often each part was updated: bias corrections go by that."""
 
     def __init__(
-        self, optimizer: PartOptimizer | None, *, seed: int, global_clip: float | None = None
+        self,
+        optimizer: PartOptimizer | None,
+        *,
+        seed: int,
+        global_clip: float | None = None,
+        trace: Trace | None = None,
     ) -> None:
         if global_clip is not None and not global_clip > 0:
             raise ValueError(f"global_clip ({global_clip}) must be above 0; None clips every part by itself")
         self.optimizer, self.seed, self.global_clip = optimizer, seed, global_clip
+        self.trace = trace or Trace()
+        self.blocks: Mapping[str, tuple[Block, ...]] = {}  # of the parts whose state comes in blocks
         self.counts: dict[str, int] = {}
         self.lr = 0.0
         self.skipped: list[str] = []  # parts of this step whose gradients were not finite
@@ -46,22 +55,32 @@ class Updates:
         return self.global_clip is None and self.optimizer is not None and self.optimizer.reads_bf16
 
     def access(self, part: str) -> Access:
-        """What the backward pass needs of a part."""
+        """What the backward pass needs of a part, until `apply`."""
+        return Access(part, ("weights",), writes=("weights" if self.global_clip is None else "gradients",))
+
+    def state_accesses(self, part: str) -> list[Access]:
+        """What `apply` needs besides, unless there is a global clip: one after the other, as late and for as
+        short a time as can be, since the state is most of a part."""
+        names = [block_name(part, number) for number in range(len(self.blocks.get(part, ())))] or [part]
+        return [Access(name, ("state",), writes=("state",)) for name in names]
+
+    def accesses(self, part: str, *between: Access) -> Iterator[Access]:
+        """What the backward pass needs of a part, in order; `between` comes before its update."""
+        yield self.access(part)
+        yield from between
         if self.global_clip is None:
-            return Access(part, ("weights", "state"), writes=("weights", "state"))
-        return Access(part, ("weights",), writes=("gradients",))
+            yield from self.state_accesses(part)
 
     def waiting(self) -> list[Access]:
         """What `finish` will need: the parts whose gradients wait."""
-        sections: tuple[Section, ...] = ("weights", "state", "gradients")
-        return [Access(part, sections, writes=("weights", "state")) for part in self._norms]
+        return [access for part in self._norms for access in (_waiting(part), *self.state_accesses(part))]
 
     @torch.no_grad()
-    def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         """The part's gradients are complete: fp32, or bf16 if it `reads_bf16`. `views` are those of `access`; the
         gradients may be used up."""
         if self.global_clip is None:
-            self._update(part, views["weights"], views["state"], gradients, scale=1.0)
+            self._update(store, part, views["weights"], gradients, scale=1.0)
             return
         for name, waiting in views["gradients"].items():
             if name in gradients:
@@ -79,39 +98,73 @@ class Updates:
         order = sorted(self._norms, key=lambda part: (part == FRAME, part))
         norm = torch.linalg.vector_norm(torch.stack([each for part in order for each in self._norms[part]]))
         scale = torch.clamp(self.global_clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
-        for access in self.waiting():
-            with store.use(access) as views:
-                self._update(
-                    access.part, views["weights"], views["state"], views["gradients"], scale=scale.item()
-                )
+        for part in self._norms:
+            with store.use(_waiting(part)) as views:
+                self._update(store, part, views["weights"], views["gradients"], scale=scale.item())
         self._norms.clear()
         return norm.item()
 
     def _update(
         self,
+        store: TieredStore,
         part: str,
         weights: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         *,
         scale: float,
     ) -> None:
         assert self.optimizer is not None
         count = self.counts.get(part, 0) + 1
-        done = self.optimizer.update(
-            {name: weights[name] for name in weights if name in gradients},
-            gradients,
-            state,
-            lr=self.lr,
-            step=count,
+        weights = {name: weights[name] for name in weights if name in gradients}
+        if part in self.blocks:
+            done = self._update_blocks(store, part, weights, gradients, step=count, scale=scale)
+        else:
+            [access] = self.state_accesses(part)
             # A part's first update is its own: no two of a run get the same random bits.
-            seed=zlib.crc32(f"{self.seed} {part} {count}".encode()),
-            scale=scale,
-        )
+            seed = zlib.crc32(f"{self.seed} {part} {count}".encode())
+            with store.use(access) as views, self._span(part):
+                done = self.optimizer.update(
+                    weights, gradients, views["state"], lr=self.lr, step=count, seed=seed, scale=scale
+                )
         if done:
             self.counts[part] = count
         else:
             self.skipped.append(part)
+
+    def _update_blocks(
+        self,
+        store: TieredStore,
+        part: str,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        *,
+        step: int,
+        scale: float,
+    ) -> bool:
+        optimizer = self.optimizer
+        assert isinstance(optimizer, ElementwiseOptimizer) and gradients.keys() >= weights.keys()
+        with self._span(part):
+            prepared = optimizer.prepare({name: gradients[name] for name in weights}, scale=scale)
+        if prepared is None:
+            return False
+        for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
+            with store.use(access) as views, self._span(part):
+                optimizer.change(
+                    {each.weight: each.of(weights) for each in block},
+                    {each.weight: each.of(prepared) for each in block},
+                    views["state"],
+                    lr=self.lr,
+                    step=step,
+                    decayed=decayed(weights),
+                )
+        return True
+
+    def _span(self, part: str) -> AbstractContextManager[None]:
+        return self.trace.span("compute", f"{part} update")
+
+
+def _waiting(part: str) -> Access:
+    return Access(part, ("weights", "gradients"), writes=("weights",))
 
 
 def seeds(*what: int) -> int:

@@ -9,6 +9,7 @@ matrix product's packing) is not seen; `MARGIN` is for that, and for what the C 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from openm6.giant import streaming
 from openm6.giant.activations import HostActivations
+from openm6.giant.compute import Scratch
 from openm6.giant.live_bytes import LiveBytes, storage_key
 from openm6.giant.machine import Machine
 from openm6.giant.slots import FRAME, Slot
-from openm6.giant.store import Access, Views
+from openm6.giant.store import Access, TieredStore, Views
 from openm6.giant.updates import Updates
 
 MARGIN = 0.05  # of the rehearsal's peak
@@ -77,7 +79,7 @@ class _Rehearsed:
 
 
 class _NoUpdates(Updates):
-    def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         pass
 
 
@@ -107,6 +109,7 @@ def rehearse(
         store=_Rehearsed(weights_of),  # pyright: ignore[reportArgumentType]
         activations=HostActivations(),
         updates=updates,
+        scratch=defaultdict(Scratch),  # of its own, to be gone when memory is looked at afterwards
         chosen={},
     )
     with torch.random.fork_rng(devices=[]), machine.frame.still(), PeakMemory() as memory:

@@ -69,10 +69,10 @@ def test_a_part_whose_gradients_are_not_finite_is_left_alone_and_named(tmp_path:
         machine = giant.prepare([subject.batch()])
         apply = machine.updates.apply
 
-        def spoil(part: str, views: Any, gradients: Any) -> None:
+        def spoil(store: Any, part: str, views: Any, gradients: Any) -> None:
             if part == "slot-0001":
                 next(iter(gradients.values())).view(-1)[0] = math.inf
-            apply(part, views, gradients)
+            apply(store, part, views, gradients)
 
         machine.updates.apply = spoil  # pyright: ignore[reportAttributeAccessIssue]
         batch = subject.batch()

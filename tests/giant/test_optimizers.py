@@ -90,7 +90,9 @@ def test_a_master_weight_is_split_and_joined_without_loss(values: list[float]) -
     master = torch.tensor(values, dtype=torch.float32)
     weight, low = torch.empty_like(master, dtype=torch.bfloat16), torch.empty_like(master, dtype=torch.int16)
     _split(master.clone(), weight, low)
-    assert torch.equal(_join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32))
+    assert torch.equal(
+        _join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32)
+    )
     # float64 holds the distances of an fp32 number from bf16 numbers exactly; beyond the largest there is none.
     inside = master.abs() <= torch.finfo(torch.bfloat16).max
     mine, nearest = ((each.double() - master.double()).abs() for each in (weight, master.bfloat16()))

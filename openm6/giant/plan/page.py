@@ -159,7 +159,7 @@ def _colour(lane: str, name: str) -> str:
     if lane == "network":
         return COLOURS["network"]
     if lane == "compute":
-        return COLOURS["update" if name in ("update", "frame") else "compute"]
+        return COLOURS["update" if name.endswith("update") or name == "frame" else "compute"]
     return COLOURS["write" if name.startswith("write") else "read"]
 
 

@@ -14,6 +14,7 @@ from openm6.giant.plan.job import Job, Parts
 from openm6.giant.plan.lanes import Section, Stretch
 from openm6.giant.plan.tally import Cost
 from openm6.giant.plan.workload import Pieces
+from openm6.giant.state_blocks import state_parts
 
 # What an update reads and writes, bytes a weight, where its rate was not measured.
 UPDATE_BYTES = {
@@ -86,26 +87,37 @@ class StepModel:
         name, tensors, weights = slot.name, len(self.parts.body), self.parts.body_weights
         cast = self._cast(weights, tensors)
         uses = count * len(slot.layers)
-        both = self._at(name, "weights", "state")
+        held = self._at(name, "weights")
         sums = self.pieces.accumulate(weights / self._slices, uses, tensors)
         update = self._update(weights / self._slices, tensors)
         own = uses * (piece.forward + piece.backward) + cast + sums
         if not slot.experts:
-            seconds = self._seconds(own) + update
+            yield Stretch(name, self._seconds(own), held, keeps=held, exchange_seconds=self._gather())
             reduce = self._gather() if self._slices > 1 else 0.0
-            yield Stretch(name, seconds, both, both, exchange_seconds=self._gather(), reduce_seconds=reduce)
+            blocks = state_parts(name, self.parts.layouts)
+            for block in blocks:
+                state, last = self._at(block, "state"), block == blocks[-1]
+                yield Stretch(
+                    f"{name} update",
+                    update / len(blocks),
+                    state,
+                    (*held, *state) if last else state,
+                    frees=held if last else (),
+                    reduce_seconds=reduce if last else 0.0,
+                )
             return
         again = self._seconds(uses * piece.forward + len(slot.layers) * cast)
         exchange = self._all_to_all(4 * uses)
-        yield Stretch(f"{name} body again", again, both, keeps=both, exchange_seconds=exchange)
+        yield Stretch(f"{name} body again", again, held, keeps=held, exchange_seconds=exchange)
         for names, seconds in self._experts(slot.name, count, backward=True, layers=len(slot.layers)):
-            sections = tuple(s for each in names for s in self._at(each, "weights", "state"))
+            sections = tuple(s for each in names for s in (*self._at(each, "weights"), *self._state(each)))
             bytes = 4.0 * len(names) * self.parts.expert_weights
             reduce = self._all_reduce(bytes) if self.parts.replicas > 1 else 0.0
             yield Stretch(names[0], seconds, sections, sections, reduce_seconds=reduce)
         reduce = self._all_reduce(4.0 * weights)
         seconds = self._seconds(own) + update
-        yield Stretch(f"{name} body", seconds, (), both, frees=both, reduce_seconds=reduce)
+        state = self._state(name)
+        yield Stretch(f"{name} body", seconds, state, (*held, *state), frees=held, reduce_seconds=reduce)
 
     def _experts(
         self, slot: str, count: int, *, backward: bool, layers: int = 1
@@ -209,6 +221,11 @@ class StepModel:
             Section(f"{part} {section}", tiers[section], layout.section_bytes(section))  # pyright: ignore[reportArgumentType]
             for section in sections
             if section in tiers and layout.section_bytes(section)  # pyright: ignore[reportArgumentType]
+        )
+
+    def _state(self, part: str) -> tuple[Section, ...]:
+        return tuple(
+            each for block in state_parts(part, self.parts.layouts) for each in self._at(block, "state")
         )
 
     # -------------------- between devices
