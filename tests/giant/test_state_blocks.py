@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from openm6.giant import Adafactor, AdamW, share, state_blocks
 from openm6.giant.parts import TensorSpec
 from openm6.giant.state_blocks import block_name, blocks_of, owner, state_parts
 from tests.giant.naive import Naive, differences
-from tests.giant.subjects import experts
+from tests.giant.subjects import experts, m6
 from tests.giant.test_streaming import OPTIMIZERS, TIERS, open_giant, train_both
 
 ADAMW = OPTIMIZERS["adamw"]
@@ -60,15 +61,15 @@ def test_names() -> None:
     )
 
 
-@pytest.mark.parametrize("global_clip", [None, 0.5])
+@pytest.mark.parametrize(("build", "global_clip"), [(experts, None), (m6, 0.5)])
 @pytest.mark.parametrize("tier", [TIERS[0], TIERS[3]])
 def test_blocks_train_as_parts_do(
-    tier: dict, global_clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tier: dict, build: Any, global_clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts, a delink, a step that is lost, and going on from the commit before it: bit for bit."""
+    """A delink, a step that is lost, and going on from the commit before it: bit for bit."""
     monkeypatch.setattr(state_blocks, "STATE_BLOCK", 1 << 11)
     monkeypatch.setattr(state_blocks, "_ALIGNED", 64)
-    subject = experts()
+    subject = build()
     share(subject.model, unit=2)
     naive = Naive(subject.copy(), ADAMW, global_clip=global_clip)
     placement = dict.fromkeys(["slot-0000*", "slot-0001*"], tier)
