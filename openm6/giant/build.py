@@ -29,8 +29,8 @@ from openm6.giant.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.placement import Placement, solve
 from openm6.giant.ranked_store import RankedStore, RankedUpdates, agreed_record
 from openm6.giant.slots import FRAME, Slot, specs
-from openm6.giant.state_blocks import Block, block_layouts, blocks_of, state_parts
-from openm6.giant.store import Access, Tier, TieredStore
+from openm6.giant.state_blocks import Block, block_layouts, block_name, blocks_of
+from openm6.giant.store import Access, Tier, TieredStore, Views
 from openm6.giant.trace import Trace
 from openm6.giant.updates import Updates
 from openm6.giant.workspace import rehearse
@@ -358,14 +358,29 @@ def fill_store(
         for part, _, _ in slot.parts():
             with store.create(part, new[part]) as views:
                 fill_part(slot, part, views["weights"], fill, settings.group if new[part].whole else None)
-                if settings.optimizer and new[part].state:
-                    settings.optimizer.initialise(views["weights"], views["state"])
-                weights = views["weights"]
-                for name, block in zip(state_parts(part, new), in_blocks.get(part, ()), strict=False):
-                    assert settings.optimizer is not None
-                    with store.create(name, new[name]) as more:
-                        pieces = {each.weight: each.of(weights) for each in block}
-                        settings.optimizer.initialise(pieces, more["state"])
+                if settings.optimizer:
+                    _initialise(
+                        store, part, views, new, blocks=in_blocks.get(part, ()), optimizer=settings.optimizer
+                    )
         for name in [name for name in frame.weights if name.startswith(f"{slot.path}.")]:
             del frame.weights[name]
     frame.weights.clear()  # of layers that share a slot with another
+
+
+def _initialise(
+    store: TieredStore,
+    part: str,
+    views: Views,
+    layouts: Mapping[str, PartLayout],
+    *,
+    blocks: Sequence[Block],
+    optimizer: PartOptimizer,
+) -> None:
+    """The first state of a part whose weights are there, or of its blocks."""
+    weights = views["weights"]
+    if not blocks:
+        optimizer.initialise(weights, views["state"])
+    for number, block in enumerate(blocks):
+        name = block_name(part, number)
+        with store.create(name, layouts[name]) as more:
+            optimizer.initialise({each.weight: each.of(weights) for each in block}, more["state"])

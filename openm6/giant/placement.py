@@ -31,7 +31,7 @@ from openm6.giant.state_blocks import owner
 
 Override = Mapping[str, Mapping[Section, Tier]]
 
-PARTS_IN_BUFFERS = 3
+PARTS_IN_BUFFERS = 3  # in use, being read, being written
 DEEP_BUFFERS = 512 << 20  # bytes: small parts are read further ahead, for experts differ in what they compute
 
 

@@ -59,8 +59,8 @@ class Updates:
         return Access(part, ("weights",), writes=("weights" if self.global_clip is None else "gradients",))
 
     def state_accesses(self, part: str) -> list[Access]:
-        """What `apply` needs besides, unless there is a global clip: one after the other, as late and for as
-        short a time as can be, since the state is most of a part."""
+        """What the update of a part needs besides: one after the other, as late and for as short a time as can
+        be, since the state is most of a part."""
         names = [block_name(part, number) for number in range(len(self.blocks.get(part, ())))] or [part]
         return [Access(name, ("state",), writes=("state",)) for name in names]
 
@@ -142,16 +142,17 @@ class Updates:
         scale: float,
     ) -> bool:
         optimizer = self.optimizer
-        assert isinstance(optimizer, ElementwiseOptimizer) and gradients.keys() >= weights.keys()
+        assert isinstance(optimizer, ElementwiseOptimizer)
         with self._span(part):
             prepared = optimizer.prepare({name: gradients[name] for name in weights}, scale=scale)
         if prepared is None:
             return False
         for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
+            pieces = [each for each in block if each.weight in weights]  # those that got gradients
             with store.use(access) as views, self._span(part):
                 optimizer.change(
-                    {each.weight: each.of(weights) for each in block},
-                    {each.weight: each.of(prepared) for each in block},
+                    {each.weight: each.of(weights) for each in pieces},
+                    {each.weight: each.of(prepared) for each in pieces},
                     views["state"],
                     lr=self.lr,
                     step=step,
