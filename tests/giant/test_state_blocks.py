@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openm6.giant import Adafactor, AdamW, share, state_blocks
-from openm6.giant.parts import TensorSpec
-from openm6.giant.state_blocks import block_name, blocks_of, owner, state_parts
+from openm6.giant.parts import SECTIONS, PartLayout, TensorSpec
+from openm6.giant.state_blocks import block_layouts, block_name, blocks_of, owner, state_parts
+from openm6.giant.store import TieredStore
+from openm6.giant.updates import Updates
 from tests.giant.naive import Naive, differences
 from tests.giant.subjects import experts, m6
 from tests.giant.test_streaming import OPTIMIZERS, TIERS, open_giant, train_both
@@ -86,3 +88,27 @@ def test_blocks_train_as_parts_do(
         train_both(resumed, naive, steps=2, micro_batches=2)
         assert differences(resumed, naive) == []
         assert sum(owner(part) != part for part in resumed.store.parts) > 8
+
+
+def test_weights_without_gradients_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_blocks, "STATE_BLOCK", 1 << 12)
+    monkeypatch.setattr(state_blocks, "_ALIGNED", 64)
+    specs = tuple(TensorSpec(name, (30, 40), torch.float32) for name in ("a", "b"))
+    blocks = blocks_of(specs, AdamW())
+    layouts = block_layouts("part", specs, blocks, AdamW())
+    assert len(blocks) > 2
+    updates = Updates(AdamW(), seed=0)
+    updates.blocks = {"part": blocks}
+    updates.begin(lr=0.1)
+    with TieredStore(None, placement=lambda part: dict.fromkeys(SECTIONS, "host"), buffer_bytes=0) as store:
+        with store.create("part", PartLayout(specs)) as views:
+            for tensor in views["weights"].values():
+                tensor.fill_(1.0)
+        for name, layout in layouts.items():
+            with store.create(name, layout):
+                pass
+        with store.use(updates.access("part")) as views:
+            updates.apply(store, "part", views, {"a": torch.ones(30, 40)})
+            assert torch.equal(views["weights"]["b"], torch.ones(30, 40))
+            torch.testing.assert_close(views["weights"]["a"], torch.full((30, 40), 0.9 - 0.001))
+    assert updates.counts == {"part": 1}
