@@ -19,7 +19,7 @@ from openm6.giant.state_blocks import state_parts
 # What an update reads and writes, bytes a weight, where its rate was not measured.
 UPDATE_BYTES = {
     "adamw-fp32": 32.0,  # gradient twice (norm, update), weight and two moments in and out
-    "adamw-bf16": 38.0,
+    "adamw-bf16": 32.0,  # gradient twice, both halves of the weight and two moments in and out
     "adafactor-fp32": 24.0,  # gradient three times, its squares, weight in and out
     "adafactor-bf16": 28.0,
     "muon-fp32": 28.0,  # beside its matrix products
@@ -78,7 +78,7 @@ class StepModel:
             seconds = self._seconds(count * piece.forward + cast)
             exchange = self._all_to_all(2 * count)
             yield Stretch(f"{name} body", seconds, self._at(name, "weights"), exchange_seconds=exchange)
-            for names, seconds in self._experts(slot.name, count, backward=False):
+            for names, seconds, _ in self._experts(slot.name, count, backward=False):
                 reads = tuple(s for each in names for s in self._at(each, "weights"))
                 yield Stretch(names[0], seconds, reads=reads)
 
@@ -109,20 +109,30 @@ class StepModel:
         again = self._seconds(uses * piece.forward + len(slot.layers) * cast)
         exchange = self._all_to_all(4 * uses)
         yield Stretch(f"{name} body again", again, held, keeps=held, exchange_seconds=exchange)
-        for names, seconds in self._experts(slot.name, count, backward=True, layers=len(slot.layers)):
-            sections = tuple(s for each in names for s in (*self._at(each, "weights"), *self._state(each)))
+        for names, seconds, update_seconds in self._experts(
+            slot.name, count, backward=True, layers=len(slot.layers)
+        ):
+            experts = tuple(s for each in names for s in self._at(each, "weights"))
+            state = tuple(s for each in names for s in self._state(each))
             bytes = 4.0 * len(names) * self.parts.expert_weights
-            reduce = self._all_reduce(bytes) if self.parts.replicas > 1 else 0.0
-            yield Stretch(names[0], seconds, sections, sections, reduce_seconds=reduce)
-        reduce = self._all_reduce(4.0 * weights)
-        seconds = self._seconds(own) + update
+            yield Stretch(names[0], seconds, experts, keeps=experts)
+            yield Stretch(
+                f"{names[0]} update",
+                update_seconds,
+                state,
+                (*experts, *state),
+                frees=experts,
+                reduce_seconds=self._all_reduce(bytes) if self.parts.replicas > 1 else 0.0,
+            )
+        yield Stretch(f"{name} body", self._seconds(own))
         state = self._state(name)
-        yield Stretch(f"{name} body", seconds, state, (*held, *state), frees=held, reduce_seconds=reduce)
+        reduce = self._all_reduce(4.0 * weights)
+        yield Stretch(f"{name} update", update, state, (*held, *state), frees=held, reduce_seconds=reduce)
 
     def _experts(
         self, slot: str, count: int, *, backward: bool, layers: int = 1
-    ) -> Iterator[tuple[list[str], float]]:
-        """Bundles of experts (one each, unless there are too many) and how long they compute."""
+    ) -> Iterator[tuple[list[str], float, float]]:
+        """Bundles of experts (one each, unless there are too many); seconds of computing and of the update."""
         chosen, tokens = self._chosen(count)
         piece = self.pieces.expert(tokens / count)
         weights, tensors = self.parts.expert_weights, len(self.parts.slots[0].expert or {})
@@ -132,12 +142,12 @@ class StepModel:
             cost += layers * count * piece.backward
             cost += self.pieces.accumulate(weights, layers * count, tensors)
             update = self._update(weights, tensors)
-        bundle = -(-2 * len(self.parts.slots) * round(chosen) // MOST_STRETCHES) or 1
+        bundle = -(-3 * len(self.parts.slots) * round(chosen) // MOST_STRETCHES) or 1
         numbers = range(round(chosen))
         for start in range(0, len(numbers), bundle):
             some = numbers[start : start + bundle]
             names = [f"{slot}.expert-{number:04d}" for number in some]
-            yield names, len(some) * (self._seconds(cost) + update)
+            yield names, len(some) * self._seconds(cost), len(some) * update
 
     def _chosen(self, count: int) -> tuple[float, float]:
         """(experts here that a step's tokens reach, tokens that each of them computes in the step)."""
