@@ -11,7 +11,7 @@ import pytest
 
 def test_a_recipe_is_planned(cli: Any, tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
-    result = cli("plan", "quickstart", "--on", "laptop", "--json", "--html", str(page), "--scale")
+    result = cli("plan", "quickstart", "--on", "8xh100", "--json", "--html", str(page), "--scale")
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert [stage["stage"] for stage in plan["stages"]] == ["pseudo", "real"]
@@ -33,6 +33,7 @@ def test_what_does_not_fit_is_an_exit_code(cli: Any) -> None:
         (["plan"], "name a recipe"),
         (["plan", "quickstart", "--on", "labtop"], "did you mean laptop"),
         (["plan", "quickstart", "--tokens", "0"], "--tokens must be above 0"),
+        (["plan", "quickstart", "--on", "laptop", "--scale"], "names no link between its devices"),
         (["plan", "quickstart", "-o", "x.yaml"], "--out goes with --probe"),
         (["plan", "--probe", "--disk", "/nowhere"], "is no folder"),
         (["plan", "image-tokenizer"], "trains an image tokenizer"),

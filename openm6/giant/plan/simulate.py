@@ -43,8 +43,19 @@ class Point:
 
 
 def scale(job: Job, hardware: Hardware, *, pieces: Pieces, sizes: Sequence[int] = SIZES) -> list[Point]:
-    """Each stage of a job at each size, every device with the same micro-batches."""
+    """Each stage of a job at each size, every device with the same micro-batches.
+
+    Raises ValueError for a machine that names no link to another one.
+    """
     points: list[Point] = []
+    for size in sizes:
+        machines = hardware.resized(size)
+        if machines.devices > 1 and machines.network is None:
+            kind = "outer" if machines.nodes > 1 else "inner"
+            raise ValueError(
+                f"the profile {hardware.name} names no link between its devices, and a run on {size} of them "
+                f"would exchange over it: add `{kind}: {{bytes_per_s: ..., latency_s: ...}}`, or name a cluster"
+            )
     for stage in job.stages:
         base: float | None = None
         for size in sizes:
