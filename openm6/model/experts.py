@@ -19,15 +19,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openm6.model.config import ModelConfig
-
-_Count = TypeVar("_Count", int, Tensor)
+from openm6.model.rows import ROWS, pad_rows, product_dtype, whole
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,8 @@ class Experts(nn.Module):
 
 def run_expert(h_MD: Tensor, up_DW: Tensor, down_FD: Tensor, *, gated: bool) -> Tensor:
     """One expert's FFN on its tokens, (M, D) -> (M, D): SwiGLU if gated, else GELU."""
-    M = len(h_MD)
-    if (M_up := _whole(M, _compute_dtype(up_DW))) != M:
-        h_MD = F.pad(h_MD, (0, 0, 0, M_up - M))
-    return (_activate(h_MD @ up_DW, gated=gated) @ down_FD)[:M]
+    whole_MD = pad_rows(h_MD, product_dtype(up_DW))
+    return (_activate(whole_MD @ up_DW, gated=gated) @ down_FD)[: len(h_MD)]
 
 
 def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor, *, gated: bool) -> Tensor:
@@ -140,13 +137,13 @@ def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor
 
     Two grouped products where the sizes allow them, else a loop over the experts.
     """
-    dtype = _compute_dtype(up_EDW)
+    dtype = product_dtype(up_EDW)
     h_MD, up_EDW, down_EFD = h_MD.to(dtype), up_EDW.to(dtype), down_EFD.to(dtype)
     if not _groupable(h_MD, up_EDW, down_EFD):
         return _loop(h_MD, up_EDW, down_EFD, counts_E.tolist(), gated=gated)
     whole_E, place_M = counts_E, None
-    if _ROWS.get(dtype, 1) > 1:
-        whole_E = _whole(counts_E, dtype)
+    if dtype in ROWS:
+        whole_E = whole(counts_E, dtype)
         shift_E = (whole_E - counts_E).cumsum(0) - (whole_E - counts_E)  # by the padding of those before
         place_M = torch.arange(len(h_MD), device=h_MD.device) + shift_E.repeat_interleave(counts_E)
         h_MD = h_MD.new_zeros(int(whole_E.sum()), h_MD.shape[1]).index_copy(0, place_M, h_MD)
@@ -157,17 +154,6 @@ def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor
     a_MF = torch.cat([_activate(u, gated=gated) for u in u_MW.split(whole_E.tolist())])
     y_MD = F.grouped_mm(a_MF, down_EFD, offs=offsets_E)
     return y_MD if place_M is None else y_MD.index_select(0, place_M)
-
-
-# Experts' numbers of tokens are rounded up to these, with rows of zeros. oneDNN, which multiplies in bf16 on a
-# CPU, compiles a kernel for every shape and keeps a thousand of them: with as many shapes as numbers of tokens
-# they take gigabytes, and compiling takes longer than multiplying.
-_ROWS = {torch.bfloat16: 32}
-
-
-def _whole(count: _Count, dtype: torch.dtype) -> _Count:
-    rows = _ROWS.get(dtype, 1)
-    return -(-count // rows) * rows
 
 
 def _loop(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts: Sequence[int], *, gated: bool) -> Tensor:
@@ -187,11 +173,6 @@ def _groupable(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor) -> bool:
     rows = (h_MD.shape[1], up_EDW.shape[2], down_EFD.shape[1])
     aligned = all(size * h_MD.element_size() % 16 == 0 for size in rows)
     return aligned and len(h_MD) > 0 and hasattr(F, "grouped_mm") and h_MD.dtype != torch.float64
-
-
-def _compute_dtype(weights: Tensor) -> torch.dtype:
-    device = weights.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.experts import Experts
 from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
+from openm6.model.rows import pad_rows, product_dtype
 from openm6.model.stream import Stream, attention_bias
 
 
@@ -117,8 +118,10 @@ class M6(nn.Module):
 
     def text_logits(self, hidden_MD: Tensor) -> Tensor:
         """Scores of the text tokens, (..., V): the layout says that a target is text, no code competes."""
-        tied = self.embed.weight[: self.config.vocab_text]
-        return F.linear(hidden_MD, tied if self.head is None else self.head.weight)
+        weight_VD = self.embed.weight[: self.config.vocab_text] if self.head is None else self.head.weight
+        if hidden_MD.dim() > 2 or not torch.is_grad_enabled():  # decoding has few shapes, and few rows
+            return F.linear(hidden_MD, weight_VD)
+        return F.linear(pad_rows(hidden_MD, product_dtype(weight_VD)), weight_VD)[: len(hidden_MD)]
 
     def code_logits(self, hidden_MD: Tensor, cells_MK: Tensor) -> Tensor:
         """Scores of every code of the cells, each given those before it, (M, K, Q)."""
