@@ -74,7 +74,8 @@ class Naive:
         for key, slot in dict(zip(keys, layers, strict=True)).items():
             parameters = dict(slot.named_parameters())
             in_slots |= set(parameters.values())
-            experts = {n: p for n, p in parameters.items() if n in EXPERTS and p.dim() == 3}
+            # By name, as the engine has them: the sum of squares for a global clip follows that order.
+            experts = {n: p for n, p in sorted(parameters.items()) if n in EXPERTS and p.dim() == 3}
             body = {name: p for name, p in parameters.items() if name not in experts}
             self.parts.append(Part(body, optimizer, keys.count(key), None))
             for expert in range(len(next(iter(experts.values()), ()))):

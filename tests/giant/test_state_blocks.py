@@ -63,7 +63,7 @@ def test_names() -> None:
     )
 
 
-@pytest.mark.parametrize(("build", "global_clip"), [(experts, None), (m6, 0.5)])
+@pytest.mark.parametrize(("build", "global_clip"), [(experts, None), (experts, 0.5), (m6, 0.5)])
 @pytest.mark.parametrize("tier", [TIERS[0], TIERS[3]])
 def test_blocks_train_as_parts_do(
     tier: dict, build: Any, global_clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
