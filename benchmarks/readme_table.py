@@ -77,6 +77,12 @@ ROWS = [
         "hugging_face",
         "worst_peak_over_budget",
     ),
+    Row(
+        "A GPU's share of M6-10T, 19.6 billion parameters, in 12 GiB: peak memory over the budget",
+        "headline",
+        "peak_over_budget",
+    ),
+    Row("The same: seconds a step as a Real Giant", "headline", "real_seconds_a_step", "{:.0f}"),
     Row("SIGKILLs of a streamed run", "faults", "kills", "{}", versus="lost", versus_label="runs lost"),
     Row("Steps of DeepSpeed ZeRO-3 on NVMe: times as long", "versus_deepspeed", "speedup", "{:.1f}"),
     Row("Peak memory over DeepSpeed's", "versus_deepspeed", "memory_ratio"),

@@ -273,7 +273,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--disk", type=Path, required=True, help="a folder on the disk that both sides use")
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 32], help="sizes; the smallest first")
-    parser.add_argument("--budgets", nargs="+", default=["1380MiB", "2540MiB"], help="OpenM6's, for each size")
+    parser.add_argument(
+        "--budgets", nargs="+", default=["1380MiB", "2540MiB"], help="OpenM6's, for each size"
+    )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="of DeepSpeed; default: all")
     parser.add_argument("--steps", type=int, default=5, help="in each process; the first does not count")
     parser.add_argument("--rounds", type=int, default=2)
