@@ -94,9 +94,9 @@ class AdamW(ElementwiseOptimizer):
             master = torch.empty(min(BLOCK, weight.numel()), device=weight.device)
             flat = [each.view(-1) for each in (weight, state[f"{name}.low"], gradients[name], *moments)]
             for piece in blocks(flat[0]):
-                weight_N, low_N, *others = (each[piece] for each in flat)
+                weight_N, low_N, gradient_N, first_N, second_N = (each[piece] for each in flat)
                 master_N = _join(weight_N, low_N, master[: len(weight_N)])
-                self._change(master_N, *others, lr, step, weight_decay)
+                self._change(master_N, gradient_N, first_N, second_N, lr, step, weight_decay)
                 _split(master_N, weight_N, low_N)
 
     def _change(
