@@ -325,7 +325,8 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
         before = resident_bytes()
         for _ in range(20):
             step()
-        assert resident_bytes() - before < layout.nbytes
+        # A buffer lost in each use would be sixty of them and more; the process itself comes and goes by a few MB.
+        assert resident_bytes() - before < 5 * layout.nbytes
 
 
 def test_small_parts_cost_little_time(tmp_path: Path) -> None:
