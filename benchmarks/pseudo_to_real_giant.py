@@ -321,7 +321,10 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
     p2r = tuned(job, options.tune, runner) if options.tune else job
     jobs = {"real": real, "p2r": p2r}
     results = {arm: runner(job) for arm, job in jobs.items()}
+    command = f"python benchmarks/pseudo_to_real_giant.py --disk FOLDER --minutes {options.minutes:g}"
     line = {
+        "benchmark": "pseudo_to_real_giant",
+        "command": command + (f" --tune {options.tune:g}" if options.tune else ""),
         **rounded(figures(results)),
         "minutes": options.minutes,
         "pseudo_share": options.pseudo_share,
