@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="draw the last step of the trace as SVG")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     args = parser.parse_args(argv)
-    emit(rounded(run(args), 6), args.out)
+    emit(rounded(run(args), 9), args.out)  # a tiny model's share of a disk's rate is not 0
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ class Updates:
             prepared = optimizer.prepare({name: gradients[name] for name in weights}, scale=scale)
         if prepared is None:
             return False
+        with_decay = decayed(weights)
         for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
             pieces = [each for each in block if each.weight in weights]  # those that got gradients
             with store.use(access) as views, self._span(part):
@@ -156,7 +157,7 @@ class Updates:
                     views["state"],
                     lr=self.lr,
                     step=step,
-                    decayed=decayed(weights),
+                    decayed=with_decay,
                 )
         return True
 
