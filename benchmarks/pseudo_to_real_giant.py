@@ -3,7 +3,7 @@
     python benchmarks/pseudo_to_real_giant.py --disk /mnt/nvme --minutes 15 --tune 3 \
         --out benchmarks/results/pseudo_to_real_giant.json --plot docs/images/pseudo-to-real-giant.svg
 
-Trains `configs/pseudo-to-real-giant.yaml` (1.2 billion parameters in experts, text and pictures of the
+Trains `configs/pseudo-to-real-giant.yaml` (2.4 billion parameters in experts, text and pictures of the
 embedded corpus, AdamW, fp32) for `--minutes` in two arms, both within `memory.host` of the recipe:
 
     real    a Real Giant from the first step, streamed
@@ -53,10 +53,10 @@ RECIPE = ROOT / "configs" / "pseudo-to-real-giant.yaml"
 ARMS = ("real", "p2r")
 LABELS = {"real": "Real Giant from the start", "p2r": "Pseudo-to-Real"}
 COLOURS = {"real": "#1f2733", "p2r": "#d9480f"}
-RATES = (5e-4, 1e-3, 2e-3)
-MICRO_BATCHES = {"micro_batches": (1, 4, 8), "pseudo_micro_batches": (1, 4)}
+RATES = (2e-4, 5e-4, 1e-3)
+MICRO_BATCHES = {"micro_batches": (4, 8), "pseudo_micro_batches": (1, 3)}
 TUNING_SEED = 100
-EVALUATIONS = 24  # of a run, evenly over its time
+EVALUATIONS = 24  # of a run, evenly over its time; a tuning run has only that at its end
 RESULT = "result.json"
 
 Result = dict[str, Any]
@@ -73,6 +73,7 @@ class Job:
     micro_batches: int  # of a Real step
     pseudo_micro_batches: int = 1
     pseudo_share: float = 0.0  # of the time, before the delink
+    evaluations: int = EVALUATIONS
 
     @property
     def name(self) -> str:
@@ -97,9 +98,10 @@ Runner = Callable[[Job], Result]
 
 def run(job: Job, recipe: Path, tokenizer: Path, disk: Path, folder: Path) -> Result:
     """Train by the clock in this process, and return what was measured; called in a process of its own."""
-    from openm6.train.memory import peak_resident_bytes
+    from openm6.train.memory import keep_large_blocks, peak_resident_bytes
     from openm6.train.streamed import StreamedRun
 
+    keep_large_blocks()  # as `openm6 train` does
     overrides = [*job.overrides(), f"tokenizer={tokenizer}", f"memory.disk={disk}"]
     config = load_recipe(recipe, overrides, RunConfig)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ def train_by_the_clock(giant: Any, job: Job, config: RunConfig) -> list[dict[str
             giant.delink()
         giant.train_step(giant.draw())
         spent += time.perf_counter() - begun
-        if spent >= seconds * len(curve) / EVALUATIONS or spent >= seconds:
+        if spent >= seconds * len(curve) / job.evaluations or spent >= seconds:
             evaluate()
     return curve
 
@@ -203,7 +205,7 @@ def tuned(job: Job, minutes: float, runner: Runner) -> Job:
     """The job with its arm's best learning rate, and then its best micro-batches, in short runs."""
 
     def best(candidates: Sequence[Job]) -> Job:
-        short = [replace(each, seed=TUNING_SEED, minutes=minutes) for each in candidates]
+        short = [replace(each, seed=TUNING_SEED, minutes=minutes, evaluations=1) for each in candidates]
         losses = [runner(each)["curve"][-1]["loss"] for each in short]
         return candidates[losses.index(min(losses))]
 
@@ -322,6 +324,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
     jobs = {"real": real, "p2r": p2r}
     results = {arm: runner(job) for arm, job in jobs.items()}
     command = f"python benchmarks/pseudo_to_real_giant.py --disk FOLDER --minutes {options.minutes:g}"
+    command += f" --pseudo-share {options.pseudo_share:g}"
     line = {
         "benchmark": "pseudo_to_real_giant",
         "command": command + (f" --tune {options.tune:g}" if options.tune else ""),
