@@ -155,7 +155,7 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
 
 
 def bytes_of_waiting_rows(machine: Machine, slot: Slot) -> int:
-    """What the rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
+    """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
     if len(slot.layers) == 1 or slot.expert is None or machine.precision.dtype == torch.float32:
         return 0
     per_row = sum(sum(shape) for shape in slot.expert.values()) * machine.precision.dtype.itemsize

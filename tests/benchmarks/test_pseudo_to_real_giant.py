@@ -9,7 +9,7 @@ import pytest
 from benchmarks import pseudo_to_real_giant as p2r
 
 # What the pretended runs are best with.
-BEST = {"real": {"lr": 1e-3, "micro_batches": 8}, "p2r": {"lr": 2e-3, "pseudo_micro_batches": 4}}
+BEST = {"real": {"lr": 1e-3, "micro_batches": 8}, "p2r": {"lr": 5e-4, "pseudo_micro_batches": 3}}
 
 
 class PretendedRuns:
@@ -55,7 +55,7 @@ def test_the_speed_up_is_the_time_to_the_loss_at_which_real_only_ends(
     assert all((job.seed, job.minutes) == (p2r.TUNING_SEED, 2.0) for job in tuning)
     assert [(job.arm, job.seed, job.minutes) for job in measured] == [("real", 0, 10.0), ("p2r", 0, 10.0)]
     assert (measured[0].lr, measured[0].micro_batches) == (1e-3, 8)
-    assert (measured[1].lr, measured[1].micro_batches, measured[1].pseudo_micro_batches) == (2e-3, 8, 4)
+    assert (measured[1].lr, measured[1].micro_batches, measured[1].pseudo_micro_batches) == (5e-4, 8, 3)
     # Real-only ends at 40; Pseudo-to-Real falls four times as fast.
     assert line["real_loss"] == 40 and line["p2r_loss"] == 10
     assert line["time_to_loss_speedup"] == line["tokens_to_loss_ratio"] == 4.0
