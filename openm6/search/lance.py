@@ -1,0 +1,151 @@
+"""The default store: LanceDB, embedded, a folder of files; or any place LanceDB takes, such as `s3://bucket/shop`.
+
+One table; the `About` is in the metadata of its schema. The codes are searched exhaustively: a scan of 1 million
+codes is fast, and its answer does not depend on how items are spread over files or shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from openm6.search.catalogue import Attributes
+from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
+from openm6.search.where import Condition, Kind, Value, Where
+
+TABLE = "items"
+IDS_AT_A_TIME = 1000  # in one `id IN (...)`
+ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
+KEEP_VERSIONS = timedelta(hours=1)  # for readers that are still at work on an older one
+
+
+class LanceStore(Store):
+    """Raises ValueError if `lancedb` is not installed or the folder cannot be one of its databases."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import lancedb
+        except ImportError as error:
+            raise ValueError("an index in a folder needs the extra search: pip install 'openm6[search]'") from error
+        try:
+            self.db = lancedb.connect(address)
+            self.table = self.db.open_table(TABLE) if TABLE in self.db.table_names() else None
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"the index {address} cannot be opened: {error}") from error
+        self._about = self._read_about()
+
+    def _read_about(self) -> About | None:
+        if self.table is None:
+            return None
+        return About.model_validate_json(self.table.schema.metadata[b"about"])
+
+    @property
+    def about(self) -> About | None:
+        return self._about
+
+    def create(self, about: About) -> None:
+        schema = pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("item_hash", pa.string(), nullable=False),
+                pa.field("item_vector", pa.list_(pa.float32(), about.dim)),
+                pa.field("item_code", pa.list_(pa.uint8(), about.bits // 8)),
+                *(pa.field(name, ARROW[kind]) for name, kind in about.columns.items()),
+            ],
+            metadata={"about": about.model_dump_json()},
+        )
+        self.table = self.db.create_table(TABLE, schema=schema)
+        self._about = about
+
+    def hashes(self) -> dict[str, str]:
+        rows = self._table.search().select(["id", "item_hash"]).to_arrow()
+        return dict(zip(rows["id"].to_pylist(), rows["item_hash"].to_pylist(), strict=True))
+
+    def write(self, entries: Entries, *, known: bool) -> None:
+        assert self._about is not None
+        vectors, codes = entries.vectors_ND.astype(np.float32), entries.codes_NW.astype(np.uint8)
+        columns = {
+            "id": list(entries.ids),
+            "item_hash": list(entries.hashes),
+            "item_vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+            "item_code": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), codes.shape[1]),
+        }
+        columns |= {name: [each.get(name) for each in entries.attributes] for name in self._about.columns}
+        data = pa.table(columns, schema=self._table.schema)
+        if known:
+            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(data)
+        else:
+            self._table.add(data)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        for part in _parts(ids):
+            self._table.delete(to_sql(Condition("id", "in", part)))
+
+    def settle(self) -> None:
+        from lancedb.index import BTree
+
+        if not self._table.list_indices() and self._table.count_rows():
+            self._table.create_index("id", config=BTree())
+        self._table.optimize(cleanup_older_than=KEEP_VERSIONS)
+
+    def count(self, where: Where | None = None) -> int:
+        return self._table.count_rows(to_sql(where) if where is not None else None)
+
+    def nearest(self, query_D: np.ndarray, n: int, where: Where | None = None) -> Found:
+        return self._search(query_D.astype(np.float32), n, where, column="item_vector", distance="dot")
+
+    def coarse(self, code_W: np.ndarray, n: int, where: Where | None = None) -> Found:
+        return self._search(code_W, n, where, column="item_code", distance="hamming")
+
+    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        assert self._about is not None
+        columns, found = self._about.columns, {}
+        for part in _parts(ids):
+            query = self._table.search().where(to_sql(Condition("id", "in", part))).select(["id", *map(quoted, columns)])
+            found |= {row["id"]: attributes_of(row, columns) for row in query.to_arrow().to_pylist()}
+        return found
+
+    @property
+    def _table(self) -> Any:
+        assert self.table is not None, "the index has not been created"
+        return self.table
+
+    def _search(self, query: np.ndarray, n: int, where: Where | None, *, column: str, distance: str) -> Found:
+        assert self._about is not None
+        search = self._table.search(query, vector_column_name=column).distance_type(distance).limit(n)
+        if where is not None:
+            search = search.where(to_sql(where), prefilter=True)
+        rows = search.select(["id", "item_vector", "_distance"]).to_arrow()
+        vectors = rows["item_vector"].combine_chunks().flatten().to_numpy()
+        return Found(rows["id"].to_pylist(), stack(vectors, self._about.dim), rows["_distance"].to_numpy())
+
+
+def to_sql(where: Where) -> str:
+    """A filter in LanceDB's SQL."""
+    if not isinstance(where, Condition):
+        return "(" + f" {where.word.upper()} ".join(map(to_sql, where.parts)) + ")"
+    column, sign, value = quoted(where.column), where.sign.upper(), where.value
+    if value is None:
+        return f"{column} {sign}"
+    if isinstance(value, tuple):
+        return f"{column} {sign} ({', '.join(map(_literal, value))})"
+    return f"{column} {sign} {_literal(value)}"
+
+
+def quoted(column: str) -> str:
+    return f"`{column}`"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _parts(ids: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(ids[start : start + IDS_AT_A_TIME]) for start in range(0, len(ids), IDS_AT_A_TIME))
