@@ -28,7 +28,15 @@ from openm6.search.where import Kind, Value
 Attributes = Mapping[str, Value | None]
 
 LOT = 256  # items held at a time, their pictures encoded
-OWN_COLUMNS = ("item_hash", "item_vector", "item_code")  # of an index
+OWN_COLUMNS = (
+    "item_hash",
+    "item_vector",
+    "item_code",
+    "_distance",
+    "_rowid",
+    "_rowaddr",
+    "_score",
+)  # of stores
 CATEGORY_COLUMNS = ("category", "label")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")  # not 007, which is a name
 
@@ -69,9 +77,9 @@ class Scan:
 class Catalogue:
     """The catalogue at `path`: whatever `openm6.data` reads, or `corpus-emoji`, the embedded one.
 
-    `columns` maps our names to the catalogue's (image, id, category, ...); columns that it does not name are taken
-    as they are. An item's id is its `id`, else the path of its picture, else its hash. Raises ValueError if there is
-    nothing to read, or no column of pictures.
+    `columns` maps our names to the catalogue's (image, id, category, ...); columns that it does not name are
+    taken as they are. An item's id is its `id`, else the path of its picture, else its hash. Raises ValueError if
+    there is nothing to read, or no column of pictures.
     """
 
     def __init__(
@@ -115,7 +123,9 @@ class Catalogue:
         for name, value in item.attributes.items():
             kinds = scan.seen.setdefault(name, set())
             if value is not None:
-                kinds.add("flag" if isinstance(value, bool) else "number" if isinstance(value, float) else "text")
+                kinds.add(
+                    "flag" if isinstance(value, bool) else "number" if isinstance(value, float) else "text"
+                )
 
     def add_bad(self, scan: Scan, error: BadRecord) -> None:
         """Counts a bad item. Raises ValueError if they are too many."""
@@ -154,8 +164,10 @@ class CatalogueFields(Fields):
             )
         for name in names:
             if names.count(name) > 1 or name in OWN_COLUMNS:
-                raise ValueError(f"{where} would have a second column {name!r}: map one of them to another name.")
-            if not name or set(name) & set("`\"."):
+                raise ValueError(
+                    f"{where} would have a second column {name!r}: map one of them to another name."
+                )
+            if not name or set(name) & set('`".'):
                 raise ValueError(f"{where} has a column {name!r}: map it to a name without quotes and dots.")
 
     def wanted(self, available: Iterable[str]) -> list[str]:

@@ -77,7 +77,9 @@ class PhotoEncoder:
             return torch.nn.functional.normalize(features_ND, dim=1).numpy()
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        raise ValueError(f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6.")
+        raise ValueError(
+            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+        )
 
 
 def open_encoder(name: str) -> Encoder:
@@ -87,4 +89,3 @@ def open_encoder(name: str) -> Encoder:
     if name == "m6" or name.startswith("m6:"):
         return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
     raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER or photo.")
-

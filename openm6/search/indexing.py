@@ -1,7 +1,7 @@
 """Bringing an index up to date with its catalogue: what is new is added, what changed replaced, what went deleted.
 
-The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is then
-known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time, each lot at
+The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is
+then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time, each lot at
 once or not at all. So a run that was stopped is resumed by the same command.
 
 Shape suffixes: N items, D dimensions.
@@ -65,13 +65,17 @@ def update(
         known, codes = store.hashes(), Codes(about.centre, about.bits)
         todo = [name for name, place in scan.places.items() if known.get(name) != place.hash]
         changes, done, broken = Changes(unchanged=len(scan.places) - len(todo)), 0, set(todo)
-        for number, lot in enumerate(_decoded(catalogue, scan, todo, encoder.image_size, pool, add_bad), start=1):
+        for number, lot in enumerate(
+            _decoded(catalogue, scan, todo, encoder.image_size, pool, add_bad), start=1
+        ):
             items = [item for item, _ in lot]
             vectors_ND = encoder.images([picture for _, picture in lot]) if lot else np.empty((0, about.dim))
             for is_known in (False, True):
                 rows = [i for i, item in enumerate(items) if (item.id in known) == is_known]
                 if rows:
-                    store.write(_entries([items[i] for i in rows], vectors_ND[rows], codes, about), known=is_known)
+                    store.write(
+                        _entries([items[i] for i in rows], vectors_ND[rows], codes, about), known=is_known
+                    )
                 changes.changed += len(rows) * is_known
                 changes.added += len(rows) * (not is_known)
             broken -= {item.id for item in items}
@@ -89,7 +93,9 @@ def update(
     return changes
 
 
-def _create(catalogue: Catalogue, scan: Scan, store: Store, encoder: Encoder, pool: ThreadPoolExecutor) -> About:
+def _create(
+    catalogue: Catalogue, scan: Scan, store: Store, encoder: Encoder, pool: ThreadPoolExecutor
+) -> About:
     """An empty index for this catalogue, its codes' centre taken from items all over it."""
     ids, bad = list(scan.places), list[BadRecord]()
     lots = _decoded(catalogue, scan, ids[:: -(-len(ids) // SAMPLE)], encoder.image_size, pool, bad.append)
@@ -119,7 +125,9 @@ def _check(about: About, scan: Scan, encoder: Encoder, name: str) -> None:
         kind = about.columns.get(column)
         if kind is None or (kind != "text" and kinds - {kind}):
             was = "has no such column" if kind is None else f"holds a {kind} in it"
-            raise ValueError(f"{name}: column {column!r} is not as the index has it, which {was}: make another index.")
+            raise ValueError(
+                f"{name}: column {column!r} is not as the index has it, which {was}: make another index."
+            )
 
 
 def _decoded(
@@ -158,8 +166,13 @@ def _decoded(
 
 def _entries(items: Sequence[Item], vectors_ND: np.ndarray, codes: Codes, about: About) -> Entries:
     attributes = [
-        {name: of_kind(item.attributes.get(name), kind) for name, kind in about.columns.items()} for item in items
+        {name: of_kind(item.attributes.get(name), kind) for name, kind in about.columns.items()}
+        for item in items
     ]
     return Entries(
-        [item.id for item in items], [item.hash for item in items], vectors_ND, codes.pack(vectors_ND), attributes
+        [item.id for item in items],
+        [item.hash for item in items],
+        vectors_ND,
+        codes.pack(vectors_ND),
+        attributes,
     )

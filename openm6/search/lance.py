@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,33 +16,42 @@ import pyarrow as pa
 
 from openm6.search.catalogue import Attributes
 from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
-from openm6.search.where import Condition, Kind, Value, Where
+from openm6.search.where import Condition, Value, Where
 
 TABLE = "items"
 IDS_AT_A_TIME = 1000  # in one `id IN (...)`
 ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
 KEEP_VERSIONS = timedelta(hours=1)  # for readers that are still at work on an older one
+READ_AFRESH = timedelta(seconds=2)  # after which a reader sees what another process wrote
 
 
 class LanceStore(Store):
-    """Raises ValueError if `lancedb` is not installed or the folder cannot be one of its databases."""
+    """Raises ValueError if `lancedb` is not installed or the address holds no such database."""
 
     def __init__(self, address: str) -> None:
         try:
-            import lancedb
+            import lancedb  # noqa: F401
         except ImportError as error:
-            raise ValueError("an index in a folder needs the extra search: pip install 'openm6[search]'") from error
-        try:
-            self.db = lancedb.connect(address)
-            self.table = self.db.open_table(TABLE) if TABLE in self.db.table_names() else None
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"the index {address} cannot be opened: {error}") from error
-        self._about = self._read_about()
+            raise ValueError(
+                "an index in a folder needs the extra search: pip install 'openm6[search]'"
+            ) from error
+        self.address, self.table, self._about = address, None, None
+        if "://" in address or Path(address).exists():  # a folder is made when something is put into it
+            self._open()
 
-    def _read_about(self) -> About | None:
-        if self.table is None:
-            return None
-        return About.model_validate_json(self.table.schema.metadata[b"about"])
+    def _open(self) -> None:
+        try:
+            self.table = self._database().open_table(TABLE)
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) and "was not found" in str(error):
+                return
+            raise ValueError(f"the index {self.address} cannot be opened: {error}") from error
+        self._about = About.model_validate_json(self.table.schema.metadata[b"about"])
+
+    def _database(self) -> Any:
+        import lancedb
+
+        return lancedb.connect(self.address, read_consistency_interval=READ_AFRESH)
 
     @property
     def about(self) -> About | None:
@@ -58,7 +68,10 @@ class LanceStore(Store):
             ],
             metadata={"about": about.model_dump_json()},
         )
-        self.table = self.db.create_table(TABLE, schema=schema)
+        try:
+            self.table = self._database().create_table(TABLE, schema=schema)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"no index can be made at {self.address}: {error}") from error
         self._about = about
 
     def hashes(self) -> dict[str, str]:
@@ -106,7 +119,7 @@ class LanceStore(Store):
         assert self._about is not None
         columns, found = self._about.columns, {}
         for part in _parts(ids):
-            query = self._table.search().where(to_sql(Condition("id", "in", part))).select(["id", *map(quoted, columns)])
+            query = self._table.search().where(to_sql(Condition("id", "in", part))).select(["id", *columns])
             found |= {row["id"]: attributes_of(row, columns) for row in query.to_arrow().to_pylist()}
         return found
 

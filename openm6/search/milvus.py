@@ -1,8 +1,8 @@
 """The same store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
 
 One collection; the `About` is its description, the attributes are one JSON field, so that a column may have any
-name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner product is
-`bits - 2 Hamming`.
+name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner product
+is `bits - 2 Hamming`.
 """
 
 from __future__ import annotations
@@ -70,14 +70,22 @@ class MilvusStore(Store):
         schema.add_field("attributes", types.JSON)
         indices = self.client.prepare_index_params()
         indices.add_index("item_vector", index_type="FLAT", metric_type="IP")
-        kind = {"index_type": "BIN_FLAT", "metric_type": "HAMMING"} if binary else {"index_type": "FLAT", "metric_type": "IP"}
+        kind = (
+            {"index_type": "BIN_FLAT", "metric_type": "HAMMING"}
+            if binary
+            else {"index_type": "FLAT", "metric_type": "IP"}
+        )
         indices.add_index("item_code", **kind)
         # Strong: what this process has written, its next search finds.
-        self.client.create_collection(COLLECTION, schema=schema, index_params=indices, consistency_level="Strong")
+        self.client.create_collection(
+            COLLECTION, schema=schema, index_params=indices, consistency_level="Strong"
+        )
         self.binary = binary
 
     def hashes(self) -> dict[str, str]:
-        pages = self.client.query_iterator(COLLECTION, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"])
+        pages = self.client.query_iterator(
+            COLLECTION, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"]
+        )
         found: dict[str, str] = {}
         while page := pages.next():
             found |= {row["id"]: row["item_hash"] for row in page}
@@ -90,7 +98,9 @@ class MilvusStore(Store):
         names = ("id", "item_hash", "item_vector", "item_code", "attributes")
         data = [dict(zip(names, row, strict=True)) for row in rows]
         for row in data:  # a missing value is a missing key, which `exists` tells
-            row["attributes"] = {name: value for name, value in row["attributes"].items() if value is not None}
+            row["attributes"] = {
+                name: value for name, value in row["attributes"].items() if value is not None
+            }
         self.client.upsert(COLLECTION, data)  # Milvus would insert an id twice
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -117,7 +127,9 @@ class MilvusStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         assert self._about is not None
-        rows: Any = self.client.get(COLLECTION, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
+        rows: Any = (
+            self.client.get(COLLECTION, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
+        )
         return {row["id"]: attributes_of(row["attributes"], self._about.columns) for row in rows}
 
     def _code(self, code_W: np.ndarray) -> Any:

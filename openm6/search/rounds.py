@@ -63,6 +63,8 @@ def two_rounds(
 
 def ranked(found: Found, query_D: np.ndarray) -> list[Hit]:
     """Items by their inner product with the query, computed the same way wherever they come from."""
-    scores = (found.vectors_ND * query_D).sum(axis=1).tolist()  # row by row; a matrix product rounds by its shape
+    scores = (
+        (found.vectors_ND * query_D).sum(axis=1).tolist()
+    )  # row by row; a matrix product rounds by its shape
     rows = zip(found.ids, scores, found.vectors_ND, strict=True)
     return [Hit(*row) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]

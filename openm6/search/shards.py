@@ -52,7 +52,9 @@ class ShardedStore(Store):
             shard.create(self._part(about, number))
 
     def hashes(self) -> dict[str, str]:
-        return {name: found for part in self._all(lambda shard: shard.hashes()) for name, found in part.items()}
+        return {
+            name: found for part in self._all(lambda shard: shard.hashes()) for name, found in part.items()
+        }
 
     def write(self, entries: Entries, *, known: bool) -> None:
         for shard, rows in zip(self.shards, self._rows(entries.ids), strict=True):
@@ -102,7 +104,11 @@ class ShardedStore(Store):
 
 
 def _name(about: About | None) -> str:
-    return "empty" if about is None else f"part {about.part[0]} of {about.part[1]} of an index by {about.encoder}"
+    return (
+        "empty"
+        if about is None
+        else f"part {about.part[0]} of {about.part[1]} of an index by {about.encoder}"
+    )
 
 
 def _merged(parts: Sequence[Found], n: int, keys: Sequence[np.ndarray]) -> Found:
@@ -110,4 +116,6 @@ def _merged(parts: Sequence[Found], n: int, keys: Sequence[np.ndarray]) -> Found
     key_N = np.concatenate(keys)
     order = np.argsort(key_N, kind="stable")[:n]
     ids = [name for part in parts for name in part.ids]
-    return Found([ids[i] for i in order], np.concatenate([part.vectors_ND for part in parts])[order], key_N[order])
+    return Found(
+        [ids[i] for i in order], np.concatenate([part.vectors_ND for part in parts])[order], key_N[order]
+    )

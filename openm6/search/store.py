@@ -103,7 +103,9 @@ def open_store(address: str) -> Store:
     Raises ValueError if the address is empty, cannot be reached, or its package is not installed.
     """
     if not address.strip():
-        raise ValueError("the address of an index is empty: name a folder, or a Milvus server as http://host:19530")
+        raise ValueError(
+            "the address of an index is empty: name a folder, or a Milvus server as http://host:19530"
+        )
     if address.startswith(("http://", "https://", "tcp://")) or address.endswith(".db"):
         from openm6.search.milvus import MilvusStore
 
@@ -121,4 +123,6 @@ def stack(vectors: Sequence[np.ndarray] | np.ndarray, dim: int) -> np.ndarray:
 def attributes_of(row: Mapping[str, object], columns: Mapping[str, Kind]) -> Attributes:
     """The attributes in a stored row, in the order of `columns`."""
     kinds = {"text": str, "number": float, "flag": bool}
-    return {name: None if (value := row.get(name)) is None else kinds[columns[name]](value) for name in columns}
+    return {
+        name: None if (value := row.get(name)) is None else kinds[columns[name]](value) for name in columns
+    }

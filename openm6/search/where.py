@@ -5,9 +5,10 @@
     condition  := column (= | == | != | <> | < | <= | > | >=) value | column ["not"] "in" "(" value {"," value} ")"
                 | column ["not"] "like" text | column "is" ["not"] "null"
 
-Values are 'texts' (a quote inside is doubled), numbers, true and false; `%` and `_` in a `like` are SQL's. A column
-name that is no word stands in double quotes or backticks. As in SQL, an item without a value passes no condition but
-`is null`, negated or not; so negations are moved down to the conditions, where stores agree on their meaning.
+Values are 'texts' (a quote inside is doubled), numbers, true and false; `%` and `_` in a `like` are SQL's. A
+column name that is no word stands in double quotes or backticks. As in SQL, an item without a value passes no
+condition but `is null`, negated or not; so negations are moved down to the conditions, where stores agree on their
+meaning.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ class _Parser:
             return Condition(column, f"{no}in", tuple(values))
         if self._accept("like"):
             if self.columns[column] != "text":
-                raise self._error(f"column {column!r} holds {_HOLDS[self.columns[column]]}: `like` is for texts")
+                raise self._error(
+                    f"column {column!r} holds {_HOLDS[self.columns[column]]}: `like` is for texts"
+                )
             return Condition(column, f"{no}like", self._value(column))
         kind, sign = self._next("a comparison")
         if no or kind != "sign" or sign not in _SIGNS:

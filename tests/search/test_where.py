@@ -56,7 +56,7 @@ def test_a_negation_moves_down_to_the_conditions() -> None:
         ("price < 'cheap'", "column 'price' holds numbers, not 'cheap'"),
         ("category = 3", "column 'category' holds texts, not 3"),
         ("price like '3%'", "`like` is for texts"),
-        ("\"sold out\" < true", "compare it with = or !="),
+        ('"sold out" < true', "compare it with = or !="),
         ("category = dress", "expected a number or a 'text' for column 'category', not 'dress'"),
         ("category", "ends where a comparison should stand"),
         ("price <", "ends where a value should stand"),
