@@ -68,7 +68,8 @@ AT_A_TIME = 16  # pictures that are captioned together where nothing is timed
 GUIDE = [
     "mix.0.tasks={match: 1.0, match_begun: 1.0}",
     "mix.0.augment={outline: 0, grey: 0, background: 0, erase: 0.1}",
-    "steps=200",
+    "mix.0.per_step=96",
+    "steps=120",
 ]
 Figures = dict[str, Any]
 

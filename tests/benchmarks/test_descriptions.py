@@ -13,7 +13,7 @@ from openm6.data.corpus import load_emoji
 from openm6.data.opening import open_source
 
 
-def rows() -> list[dict[str, object]]:
+def rows() -> list[dict[str, str]]:
     return load_emoji().drop_columns("image").to_pylist()
 
 
