@@ -18,17 +18,17 @@ do best on pictures taken out of `train`, which neither of the two has been trai
     scores              CIDEr with its 95 % interval (whole concepts resampled), BLEU-1 and -4, ROUGE-L, the share
                         of exact captions and of those whose style, colour, kind or name is right
     magic_minus_retrieval  mean difference of CIDEr with its interval, picture by picture
-    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried; of retrieval
+    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried, retrieval, and
+                        `within_k`: how often the right next token is among the teller's k likeliest
     names               the same methods where captions are bare names (guide: the shipped model), for a teller and
                         a retrieval that know the names of `val` from other renditions, and for ones that do not
     seconds             a caption, one picture at a time; of MAGIC and of gradient guidance on the same pictures
-    texts_read          texts that the guide has read for a caption
+    texts_read_gradient texts that the guide reads for a caption of gradient guidance
     speedup             the ratio of the seconds
     speedup_remembering the same when gradient guidance encodes no text of a picture twice
 """
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ from openm6.train.loop import train
 from openm6.train.recipe import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TRIED = [Magic(*each) for each in itertools.product((45, 128), (0.0, 0.1), (0.5, 1.0, 2.0, 4.0, 8.0))]
+TRIED = [Magic(k=45, alpha=alpha, beta=beta) for alpha in (0.0, 0.1) for beta in (0.5, 1.0, 2.0, 4.0)]
 # A name begins with the word that matters: half of the right first tokens are beyond the 512 likeliest.
 MAGIC_OF_NAMES = Magic(k=1024, alpha=0.1, beta=2.0)
 MAX_NEW = 20  # tokens of gradient guidance: a description's
@@ -194,11 +194,25 @@ class Told:
         }
         return figures, captions
 
+    @torch.no_grad()
+    def within(self, k: int) -> float:
+        """The share of the right captions' tokens that are among the k likeliest after those before them."""
+        model, tokenizer, found = self.teller.model, self.teller.tokenizer, list[bool]()
+        for text in self.wanted:
+            tokens = [*tokenizer.encode(text), tokenizer.eos]
+            decoder = Decoder(model, [self.teller._prompt("lm")], None, max_new=len(tokens))
+            for token in tokens:
+                logits_V = model.text_logits(decoder.hidden_BD)[0]
+                found.append(int((logits_V > logits_V[token]).sum()) < k)
+                decoder.step(torch.tensor([token]))
+        return float(np.mean(found))
+
     def tuned(self) -> tuple[Magic, Figures]:
         """The best of what is tried, and what each was worth."""
         worth = {magic: float(self.cider(self.magic(magic)).mean()) for magic in TRIED}
         figures = {
             "pictures": len(self.wanted),
+            "within_k": self.within(TRIED[0].k),
             "cider": [[*astuple(magic), value] for magic, value in worth.items()],
             "cider_retrieval": float(self.cider(self.retrieval()).mean()),
         }
@@ -327,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> Figures:
     parser.add_argument("--work", type=Path, default=Path("runs/magic"), help="where the models are kept")
     parser.add_argument("--limit", type=int, help="only so many pictures of val and to tune on; default: all")
     parser.add_argument("--gradient-captions", type=int, default=3, help="pictures for gradient guidance")
-    parser.add_argument("--names", type=int, default=64, help="pictures to be named; 0: leave it out")
+    parser.add_argument("--names", type=int, default=32, help="pictures to be named; 0: leave it out")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(argv)
     figures = run(

@@ -84,6 +84,16 @@ def test_the_setting_that_did_best_is_taken(pipeline: Pipeline, monkeypatch: pyt
     assert [row[3] for row in figures["cider"]] == pytest.approx(worth)
 
 
+def test_what_is_within_all_tokens_is_everything_and_within_one_what_greedy_says(pipeline: Pipeline):
+    here = told(pipeline)
+    assert here.within(pipeline.model.config.vocab_text) == 1
+    greedy = here.contrastive(Magic(k=1, alpha=0.0))[0]
+    assert here.within(1) < 1 or here.wanted == [greedy] * 5
+    here.wanted = [pipeline.tokenizer.decode(pipeline.tokenizer.encode("a"))]
+    ranks = [here.within(k) for k in (1, 8, 64, 320)]
+    assert ranks == sorted(ranks) and set(ranks) <= {0.0, 0.5, 1.0}  # two tokens: "a" and the end
+
+
 def test_remembering_encodes_no_text_twice_and_changes_no_embedding():
     embedded: list[str] = []
 
