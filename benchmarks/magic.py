@@ -18,8 +18,8 @@ do best on pictures taken out of `train`, which neither of the two has been trai
     scores              CIDEr with its 95 % interval (whole concepts resampled), BLEU-1 and -4, ROUGE-L, the share
                         of exact captions and of those whose style, colour, kind or name is right
     magic_minus_retrieval  mean difference of CIDEr with its interval, picture by picture
-    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried, retrieval, and
-                        `within_k`: how often the right next token is among the teller's k likeliest
+    within_k            how often the right next token is among the teller's k likeliest
+    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried, and of retrieval
     names               the same methods where captions are bare names (guide: the shipped model), for a teller and
                         a retrieval that know the names of `val` from other renditions, and for ones that do not
     seconds             a caption, one picture at a time; of MAGIC and of gradient guidance on the same pictures
@@ -189,6 +189,7 @@ class Told:
         figures = {
             "settings": asdict(magic),
             "texts": len(self.texts),
+            "within_k": self.within(magic.k),
             "scores": {method: self.scores(found) for method, found in captions.items()},
             "magic_minus_retrieval": [float(gain_N.mean()), *bootstrap_interval(gain_N, self.concepts)],
         }
@@ -212,7 +213,6 @@ class Told:
         worth = {magic: float(self.cider(self.magic(magic)).mean()) for magic in TRIED}
         figures = {
             "pictures": len(self.wanted),
-            "within_k": self.within(TRIED[0].k),
             "cider": [[*astuple(magic), value] for magic, value in worth.items()],
             "cider_retrieval": float(self.cider(self.retrieval()).mean()),
         }
