@@ -19,7 +19,7 @@ do best on pictures taken out of `train`, which neither of the two has been trai
                         of exact captions and of those whose style, colour, kind or name is right
     magic_minus_retrieval  mean difference of CIDEr with its interval, picture by picture
     within_k            how often the right next token is among the teller's k likeliest
-    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried, and of retrieval
+    tuning              CIDEr on the pictures taken out of `train` with each [k, alpha, beta] tried, and retrieval
     names               the same methods where captions are bare names (guide: the shipped model), for a teller and
                         a retrieval that know the names of `val` from other renditions, and for ones that do not
     seconds             a caption, one picture at a time; of MAGIC and of gradient guidance on the same pictures
