@@ -25,7 +25,10 @@ def serve(
         Path | None, typer.Option(help="With --index: the folder where its column `image` starts.")
     ] = None,
     writer: Annotated[
-        Path | None, typer.Option(help="Qwen3, Qwen2 or Llama checkpoint folder that writes scripts.")
+        Path | None,
+        typer.Option(
+            help="Who writes scripts: a folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
+        ),
     ] = None,
     api_key: Annotated[
         str | None,
@@ -58,11 +61,11 @@ def serve(
 
     import openm6
     from openm6.giant.budget import parse_bytes
-    from openm6.serve.catalogue import cache_folder, write_catalogue
+    from openm6.serve.catalogue import NOTE, cache_folder, write_catalogue
     from openm6.serve.engine import Engine
     from openm6.serve.settings import Settings
     from openm6.serve.shop import Shop
-    from openm6.serve.writer import QwenWriter
+    from openm6.serve.writer import open_writer, shipped_writer
 
     try:
         settings = Settings(
@@ -82,12 +85,12 @@ def serve(
     else:
         folder = cache_folder()
         catalogue = write_catalogue(folder)
-        shop = Shop(str(folder / "index"), pictures=folder, catalogue=catalogue)
+        shop = Shop(str(folder / "index"), pictures=folder, catalogue=catalogue, note=NOTE)
     engine = Engine(
         openm6.load(model),
         settings,
         shop=shop,
-        writer=QwenWriter(writer) if writer is not None else None,
+        writer=open_writer(writer) if writer is not None else shipped_writer(),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 

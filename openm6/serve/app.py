@@ -21,6 +21,7 @@ from openm6.serve.routes import router
 from openm6.serve.uploads import PictureReader
 
 PAGE = Path(__file__).parent / "page"
+SUGGESTIONS = ("red fruit", "乐器", "wild animal", "something sweet", "运动", "clothes")  # of the emoji
 FORMS = ("五绝", "七绝", "五律", "七律", "词", "古")
 
 
@@ -64,6 +65,8 @@ def create_app(engine: Engine) -> FastAPI:
             draws=engine.draws,
             shop=engine.has_shop,
             forms=FORMS,
+            catalogue_note=engine.shop_note,
+            suggestions=SUGGESTIONS if engine.shop_note else (),
             max_upload=engine.settings.max_upload,
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache"})

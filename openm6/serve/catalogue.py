@@ -16,6 +16,7 @@ from openm6.data.corpus import load_emoji
 GROUPS = ("food & drink", "animals & nature", "objects", "activities")  # what one may find in a shop
 SET = "twemoji"
 COLUMNS = ("id", "image", "name", "name_zh", "category", "category_zh", "colour", "colour_zh", "price")
+NOTE = "The items are emoji of the embedded corpus; their prices are made up."
 VERSION = "1"  # of what is below; another one gets a folder of its own
 
 

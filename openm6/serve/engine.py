@@ -109,6 +109,11 @@ class Engine:
         return self._shop is not None
 
     @property
+    def shop_note(self) -> str | None:
+        """What people should know of the catalogue."""
+        return self._shop.note if self._shop is not None else None
+
+    @property
     def writer(self) -> Writer | None:
         return self._writer
 

@@ -190,7 +190,8 @@ async def go_on(request: Request, engine: Asked, body: answers.ContinueRequest) 
 async def script(request: Request, engine: Asked, body: answers.ScriptRequest) -> Any:
     attributes = await _attributes(engine, body.item)
     facts = engine.shop.facts(body.item, attributes, body.lang)
-    job = engine.script(Product(facts, body.lang, body.seed))
+    category = str(attributes.get("category") or "")
+    job = engine.script(Product(facts, category, body.lang, body.seed))
     assert engine.writer is not None
     return await _written(request, engine, job, engine.writer.name)
 

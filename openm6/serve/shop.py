@@ -39,7 +39,8 @@ class Facet:
 class Shop:
     """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
 
-    `catalogue` is a file that the index is brought up to date with by `prepare`, or None. Raises ValueError if the
+    `catalogue` is a file that the index is brought up to date with by `prepare`, or None; `note` is what people
+    should know of it. Raises ValueError if the
     index cannot be opened or, without a catalogue, has nothing in it.
     """
 
@@ -50,10 +51,11 @@ class Shop:
         pictures: Path | None = None,
         catalogue: Path | None = None,
         encoder: Encoder | str | None = None,
+        note: str | None = None,
     ) -> None:
         self.index = Index.open(address, encoder=encoder)
         self.pictures = pictures.resolve() if pictures is not None else None
-        self.catalogue = catalogue
+        self.catalogue, self.note = catalogue, note
         if catalogue is None and self.index.about is None:
             raise ValueError(
                 f"there is no index at {address}: make one with openm6 search index, or leave --index out"

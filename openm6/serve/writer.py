@@ -1,14 +1,13 @@
-"""Live-stream scripts: a host's words for an item of the catalogue, by a language model.
+"""Live-stream scripts: a host's words for an item of the catalogue, by one of two writers.
 
-Qwen3, Qwen2 and Llama checkpoints run in M6's own stack (`openm6.model.hf`), in batches on the key-value cache.
-
-Legend: B rows, T choices.
+`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint, in M6's own stack (`openm6.model.hf`), told the item's facts.
+`SlotWriter`: a small M6 that learned scripts with slots (`script_texts.py`), filled with the item's values.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +17,10 @@ from tokenizers import Tokenizer
 
 from openm6.decode.decoder import Decoder
 from openm6.decode.generate import Sampling, chances, sample_text
-from openm6.decode.live import OnText
-from openm6.model.hf import load_hf
+from openm6.decode.live import OnText, Poem, write_poems
+from openm6.decode.pipeline import Pipeline, shipped_checkpoint
+from openm6.model.hf import load_hf, read_json
+from openm6.serve.script_texts import SLOTS, source
 from openm6.tasks.layout import Branch
 
 MAX_TOKENS = 220
@@ -34,9 +35,12 @@ ASK = {
 
 @dataclass(frozen=True)
 class Product:
-    """An item to praise: its facts as (what, value), in the language `lang` (en, zh) of the script."""
+    """An item to praise: its facts as (what, value), in the language `lang` (en, zh) of the script; `category` as
+    the catalogue has it, in whatever language.
+    """
 
     facts: tuple[tuple[str, str], ...]
+    category: str = ""
     lang: str = "en"
     seed: int = 0
 
@@ -64,8 +68,9 @@ class QwenWriter:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"cannot read the tokenizer {folder / 'tokenizer.json'}: {error}") from error
         self.name = folder.resolve().name
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        self.thinks = family == "qwen3"  # unless it is told that it has thought already
+        self.thinks = (
+            read_json(folder / "config.json")["model_type"] == "qwen3"
+        )  # unless it is told that it has thought already
         self.chats = self.tokenizer.token_to_id(END) is not None
         ends = (self.tokenizer.token_to_id(each) for each in (END, "<|endoftext|>", "</s>", "<|eot_id|>"))
         self.eos = next((each for each in ends if each is not None), -1)
@@ -93,3 +98,51 @@ class QwenWriter:
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip().rstrip("\ufffd")
+
+
+class SlotWriter:
+    """A checkpoint or run folder of `configs/script.yaml`. Raises ValueError if it is neither."""
+
+    def __init__(self, folder: Path) -> None:
+        self.m6 = Pipeline(folder)
+        self.name = f"{folder.resolve().name}, a small M6 trained on scripts made from attributes"
+
+    def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+        values = [dict(each.facts) for each in products]
+        titles = [
+            source(each.lang, each.category, tuple(slot for slot in SLOTS if slot in facts))
+            for each, facts in zip(products, values, strict=True)
+        ]
+        texts = write_poems(
+            self.m6,
+            [Poem(title, seed=each.seed) for title, each in zip(titles, products, strict=True)],
+            on_text=lambda i, text: on_text(i, fill(text, values[i])),
+        )
+        return [fill(text, facts) for text, facts in zip(texts, values, strict=True)]
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """A script with the values in its slots. A sentence with a slot that has no value is left out, and so is a
+    slot at the end that is still being written.
+    """
+    text = re.sub(r"\[[^\]]*$", "", text)
+    sentences = re.split(r"(?<=[.!?。！？]) ?", text)
+    kept = [each for each in sentences if set(re.findall(r"\[(\w+)\]", each)) <= values.keys()]
+    joined = ("" if re.search(r"[\u4e00-\u9fff]", text) else " ").join(kept)
+    return re.sub(r"\[(\w+)\]", lambda slot: values[slot[1]], joined).strip()
+
+
+def open_writer(folder: Path) -> Writer:
+    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `configs/script.yaml`.
+
+    Raises ValueError for any other.
+    """
+    if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
+        return QwenWriter(folder)
+    return SlotWriter(folder)
+
+
+def shipped_writer() -> Writer | None:
+    """The small writer that comes with the package; None where it is not installed."""
+    folder = shipped_checkpoint().with_name("m6-script")
+    return SlotWriter(folder) if folder.is_dir() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from openm6.decode.generate import Sampling
+from openm6.decode.pipeline import Pipeline
 from openm6.serve import writer as module
-from openm6.serve.writer import Product, QwenWriter
+from openm6.serve.script_texts import SLOTS, scripts
+from openm6.serve.writer import Product, QwenWriter, SlotWriter, fill, open_writer, shipped_writer
 
 FACTS = (("name", "red apple"), ("price", "12"))
 
@@ -86,3 +89,44 @@ def test_a_folder_that_is_no_checkpoint_is_named(folder: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"cannot read the tokenizer .*tokenizer\.json"):
         QwenWriter(tmp_path)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_slots_are_filled_and_sentences_without_a_value_left_out() -> None:
+    values = {"name": "red apple", "price": "12"}
+    assert (
+        fill("It is [name]! See the [colour]. Just [price] yuan.", values) == "It is red apple! Just 12 yuan."
+    )
+    assert fill("这是[name]！[colour]的。只要[price]元！", values) == "这是red apple！只要12元！"
+    assert fill("It is [name]! Just [pri", values) == "It is red apple! Just"
+    assert fill("a [name] b", {"name": "[price]"}) == "a [price] b"  # a value is never looked into
+
+
+def test_a_folder_opens_as_what_it_is(folder: Path, m6: Pipeline, tmp_path: Path) -> None:
+    assert isinstance(open_writer(folder), QwenWriter)
+    assert isinstance(open_writer(m6.folder), SlotWriter)
+    with pytest.raises(ValueError, match="there is no checkpoint folder"):
+        open_writer(tmp_path / "none")
+
+
+def test_the_grammar_has_only_slots_that_its_source_names() -> None:
+    for record in scripts(500, seed=1):
+        slots = set(re.findall(r"\[(\w+)\]", record["text"]))
+        assert slots == {"name", *(slot for slot in SLOTS if slot in record["title"].split())}
+        assert (record["title"].split()[0] == "zh") == bool(re.search("[\u4e00-\u9fff]", record["text"]))
+
+
+def test_the_shipped_writer_says_the_facts_in_both_languages() -> None:
+    writer = shipped_writer()
+    assert writer is not None
+    told: list[str] = []
+    products = [
+        Product((("name", "zeppelin"), ("colour", "teal"), ("price", "7")), "objects", lang, seed)
+        for lang in ("en", "zh")
+        for seed in range(3)
+    ]
+    texts = writer.write(products, on_text=lambda i, text: told.append(text))
+    assert len(set(texts)) == 6 and told
+    for text, product in zip(texts, products, strict=True):
+        assert "zeppelin" in text and "[" not in text, text
+        assert bool(re.search("[\u4e00-\u9fff]", text)) == (product.lang == "zh")
+    assert sum("7" in text for text in texts) >= 5 and sum("teal" in text for text in texts) >= 5

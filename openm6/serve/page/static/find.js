@@ -19,6 +19,7 @@ export async function find(blob = picture, { keep = true } = {}) {
   search = new AbortController();
   const { signal } = search;
   $("found").textContent = "Searching …";
+  $("suggestions").hidden = true;
   await busy($("find-form").querySelector("[type=submit]"), async () => {
     try {
       const where = filter();
@@ -120,6 +121,12 @@ $("query-picture").querySelector("button").addEventListener("click", () => {
   setPicture(undefined);
   $("words").focus();
 });
+for (const chip of $("suggestions").children) {
+  chip.addEventListener("click", () => {
+    $("words").value = chip.textContent;
+    find(null);
+  });
+}
 opens("find", ({ words, where }, { picture: image }) => {
   $("words").value = words;
   $("where").value = where;

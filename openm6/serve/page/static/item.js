@@ -15,12 +15,22 @@ export function openItem(item) {
   $("item-picture").hidden = !item.picture;
   $("item-similar").hidden = !item.picture;
   if (item.picture) showPicture($("item-picture"), item.picture).catch(() => {});
-  const rows = Object.entries(item.attributes).filter(([name, value]) => value !== null && name !== "image" && name !== "name");
   $("item-attributes").tBodies[0].replaceChildren(
-    ...rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replace("_zh", " (中文)")), el("td", {}, String(value)))),
+    ...facts(item).map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value))),
   );
   if ($("script")) $("script").textContent = "";
   dialog.showModal();
+}
+
+/** Attributes to show; what a column says in Chinese stands beside it. */
+function facts({ name, attributes }) {
+  const shown = Object.entries(attributes).filter(
+    ([column, value]) => value !== null && column !== "image" && value !== name && !(column.endsWith("_zh") && column.slice(0, -3) in attributes && column !== "name_zh"),
+  );
+  return shown.map(([column, value]) => {
+    const chinese = attributes[`${column}_zh`];
+    return [column === "name_zh" ? "中文" : column, chinese ? `${value} · ${chinese}` : String(value)];
+  });
 }
 
 async function writeScript(lang, button) {
