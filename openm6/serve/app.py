@@ -21,7 +21,7 @@ from openm6.serve.routes import router
 from openm6.serve.uploads import PictureReader
 
 PAGE = Path(__file__).parent / "page"
-SUGGESTIONS = ("red fruit", "乐器", "wild animal", "something sweet", "运动", "clothes")  # of the emoji
+SUGGESTIONS = ("strawberry", "吉他", "basketball", "elephant", "高跟鞋", "camera")  # of the emoji
 FORMS = ("五绝", "七绝", "五律", "七律", "词", "古")
 
 

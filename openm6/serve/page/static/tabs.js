@@ -11,7 +11,9 @@ export function show(name) {
     tab.tabIndex = part === name ? 0 : -1;
     $(part).hidden = part !== name;
   }
-  if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
+  const address = `#/${name}`; // the id of no element, or the browser would scroll to it
+  if (!location.hash) history.replaceState(null, "", address);
+  else if (location.hash !== address) history.pushState(null, "", address);
 }
 
 for (const part of PARTS) $(`tab-${part}`).addEventListener("click", () => show(part));
@@ -23,6 +25,6 @@ document.querySelector(".tabs").addEventListener("keydown", (event) => {
   show(next);
   $(`tab-${next}`).focus();
 });
-const fromAddress = () => show(PARTS.find((part) => `#${part}` === location.hash) ?? PARTS[0]);
+const fromAddress = () => show(PARTS.find((part) => `#/${part}` === location.hash) ?? PARTS[0]);
 addEventListener("popstate", fromAddress);
 fromAddress();
