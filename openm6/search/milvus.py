@@ -1,8 +1,8 @@
 """The same store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
 
-A collection of items, and one that holds the `About`. The attributes are one JSON field, so that a column may have any
-name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner product
-is `bits - 2 Hamming`.
+A collection of items, and one that holds the `About`. The attributes are one JSON field, so that a column may have
+any name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner
+product is `bits - 2 Hamming`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from openm6.search.catalogue import Attributes
+from openm6.search.catalogue import MAX_ID, Attributes
 from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
 from openm6.search.where import Condition, Value, Where
 
 ITEMS, ABOUT = "openm6_items", "openm6_about"
 IDS_AT_A_TIME = 1000
-MAX_ID = 1024  # bytes
 
 
 class MilvusStore(Store):
@@ -76,7 +75,9 @@ class MilvusStore(Store):
         indices = self.client.prepare_index_params()
         indices.add_index("none", index_type="FLAT", metric_type="IP")
         self._create(ABOUT, schema, indices)
-        self.client.insert(ABOUT, [{"id": "about", "none": [0.0, 0.0], "about": about.model_dump(mode="json")}])
+        self.client.insert(
+            ABOUT, [{"id": "about", "none": [0.0, 0.0], "about": about.model_dump(mode="json")}]
+        )
         self._about = about
 
     def _create(self, name: str, schema: Any, indices: Any) -> None:
@@ -86,9 +87,7 @@ class MilvusStore(Store):
         self.client.create_collection(name, schema=schema, index_params=indices, consistency_level="Strong")
 
     def hashes(self) -> dict[str, str]:
-        pages = self.client.query_iterator(
-            ITEMS, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"]
-        )
+        pages = self.client.query_iterator(ITEMS, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"])
         found: dict[str, str] = {}
         while page := pages.next():
             found |= {row["id"]: row["item_hash"] for row in page}
@@ -130,9 +129,7 @@ class MilvusStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         assert self._about is not None
-        rows: Any = (
-            self.client.get(ITEMS, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
-        )
+        rows: Any = self.client.get(ITEMS, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
         return {row["id"]: attributes_of(row["attributes"], self._about.columns) for row in rows}
 
     def _code(self, code_W: np.ndarray) -> Any:
