@@ -7,8 +7,8 @@
 the clients are this process, on the same machine.
 
 Load: `clients` at a time, each with one request after the other for `seconds`, no pause between: a search by
-words (30 %), by a picture (25 %), a caption (20 %), a question (15 %), a poem read as it is written (8 %), a drawing
-(2 %).
+words (30 %), by a picture (25 %), a caption (20 %), a question (15 %), a poem read as it is written (8 %), a
+drawing (2 %).
   errors         answers that are no 200, or no answer within two minutes. A 503 counts too: the queue of the
                  service as it is shipped (512) is longer than all clients together, so none should be sent away.
   answers, answers_per_second
