@@ -35,7 +35,8 @@ def serve(
         typer.Option(envvar="OPENM6_API_KEY", help="Ask it of every request; better in the environment."),
     ] = None,
     name: Annotated[
-        list[str] | None, typer.Option(help="A host name that the service is reached by, beside localhost.")
+        list[str] | None,
+        typer.Option(help="A host name that it is reached by without a key, beside localhost."),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for the model.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Requests that the model computes together.")] = 16,
@@ -70,7 +71,7 @@ def serve(
     try:
         settings = Settings(
             api_key=api_key,
-            hosts=frozenset([*(name or ()), *([] if host in LOOPBACK else [host])]),
+            hosts=frozenset(name or ()),
             max_queue=queue,
             max_batch=batch,
             max_upload=parse_bytes(upload),

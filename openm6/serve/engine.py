@@ -190,12 +190,16 @@ class Engine:
 
     async def follow(self, job: Job) -> AsyncIterator[Any]:
         """What the job tells while it is computed, until it is done; `job.result` is then there."""
-        try:
-            async with asyncio.timeout(self.settings.answer_seconds):
-                while (told := await job.events.get()) is not None:
-                    yield told
-        except TimeoutError:
-            raise self._too_slow() from None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.answer_seconds
+        while True:
+            try:
+                told = await asyncio.wait_for(job.events.get(), deadline - loop.time())
+            except TimeoutError:
+                raise self._too_slow() from None
+            if told is None:
+                return
+            yield told
 
     async def _answer(self, kind: Kind, item: Any) -> Any:
         return await self.outcome(self._submit(kind, item))

@@ -26,11 +26,12 @@ DRAIN, DRAIN_SECONDS = (
     64 * 2**20,
     5.0,
 )  # of a body too large is swallowed, so that its sender reads the answer
-SECURITY = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
 }
 
 
@@ -55,7 +56,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -95,19 +96,20 @@ class Guard:
 
     def _check_sender(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError for a foreign host, a foreign page, a missing key."""
+        path, key = scope["path"], self.settings.api_key
         host = _host_of(f"//{headers.get('host', '')}")
-        if host not in LOCAL | self.settings.hosts and "*" not in self.settings.hosts:
-            # A page elsewhere may point its own name at this machine (DNS rebinding).
+        own = key is not None or host in LOCAL | self.settings.hosts or "*" in self.settings.hosts
+        if not own and not path.startswith("/health/"):  # which are asked by address
+            # A page elsewhere may point its own name at this machine (DNS rebinding); it has no key.
             raise ApiError(400, "bad_request", "the service does not answer to this host name", field="Host")
         origin = headers.get("origin")
         if origin is not None and _method(scope) not in ("GET", "HEAD") and _host_of(origin) != host:
             raise ApiError(403, "forbidden", "pages of other sites may not use this service", field="Origin")
-        path = scope["path"]
-        if self.settings.api_key is None or path in OPEN_PAGES or path.startswith(OPEN):
+        if key is None or path in OPEN_PAGES or path.startswith(OPEN):
             return
         bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
         given = headers.get("x-api-key") or bearer
-        if not secrets.compare_digest(given.encode(), self.settings.api_key.encode()):
+        if not secrets.compare_digest(given.encode(), key.encode()):
             raise ApiError(
                 401,
                 "unauthorized",

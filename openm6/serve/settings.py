@@ -11,7 +11,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     api_key: str | None = Field(None, min_length=8)  # asked of every request but those of the page and health
-    hosts: frozenset[str] = frozenset()  # names that it answers to, beside localhost; "*" = any
+    hosts: frozenset[str] = frozenset()  # names beside localhost, without a key; "*" = any
 
     max_upload: int = Field(8 * 2**20, ge=1024)  # bytes of a request's body
     max_pixels: int = Field(2**25, ge=1)  # of a picture, before it is decoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def new_client(m6: Pipeline, shop: Shop) -> Iterator[Callable[..., TestClient]]:
         clients.append(client)
         while not engine.status.ready:
             assert engine.status.problem is None
+            time.sleep(0.01)
         return client
 
     yield make

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from openm6.serve.guard import SECURITY, Guard
+from openm6.serve.guard import HEADERS, Guard
 from openm6.serve.metrics import Metrics
 from openm6.serve.settings import Settings
 from tests.serve.conftest import picture_file
@@ -27,6 +27,7 @@ def test_only_its_own_names_are_answered_to(client: TestClient, new_client: NewC
     assert client.get("/v1/about", headers={"Host": "[::1]:8000"}).status_code == 200
     assert code(client.get("/v1/about", headers={"Host": "evil.example"})) == (400, "bad_request")
     assert code(client.get("/", headers={"Host": "[::1"})) == (400, "bad_request")
+    assert client.get("/health/live", headers={"Host": "10.1.2.3"}).status_code == 200
     named = new_client(hosts=["shop.example"])
     assert named.get("/v1/about", headers={"Host": "shop.example"}).status_code == 200
     assert new_client(hosts=["*"]).get("/v1/about", headers={"Host": "x.y"}).status_code == 200
@@ -43,6 +44,7 @@ def test_pages_of_other_sites_may_not_post(client: TestClient) -> None:
 
 def test_a_key_is_asked_of_all_but_the_page_and_health(new_client: NewClient) -> None:
     client = new_client(api_key="open sesame")
+    assert client.get("/", headers={"Host": "shop.example"}).status_code == 200
     for path in ("/", "/static/main.js", "/health/live", "/health/ready", "/openapi.json"):
         assert client.get(path).status_code == 200, path
     for path in ("/v1/about", "/metrics", "/v1/item?id=red/1"):
@@ -76,7 +78,7 @@ def test_a_body_too_large_is_refused_whether_declared_or_not(new_client: NewClie
 def test_every_answer_is_fenced(client: TestClient) -> None:
     for path in ("/", "/nowhere", "/v1/about", "/static/style.css"):
         headers = client.get(path).headers
-        assert {name: headers[name] for name in SECURITY} == SECURITY
+        assert {name: headers[name] for name in HEADERS} == HEADERS
 
 
 class Channel:

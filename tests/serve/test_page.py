@@ -35,6 +35,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     found = os.environ.get("OPENM6_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    playwright.expect.set_options(timeout=120_000)  # a busy machine is no error
     with playwright.sync_playwright() as driver:
         if found is None and not Path(driver.chromium.executable_path).is_file():
             pytest.skip("there is no Chromium: install one, or name it in OPENM6_CHROMIUM")
