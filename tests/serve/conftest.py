@@ -26,6 +26,13 @@ from tests.search.conftest import COLOURS, ColourEncoder, png
 ADDRESS = "http://localhost"
 
 
+class AnyWordEncoder(ColourEncoder):
+    """Words that are no colour are grey."""
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return super().texts([text if text in COLOURS else "grey" for text in texts])
+
+
 class EchoWriter:
     """Says the facts, one after the other."""
 
@@ -80,7 +87,7 @@ def shop(shop_folder: Path) -> Shop:
         str(shop_folder / "index"),
         pictures=shop_folder,
         catalogue=shop_folder / "items.csv",
-        encoder=ColourEncoder(),
+        encoder=AnyWordEncoder(),
     )
     made.prepare(lambda *_: None)
     made.catalogue = None  # it is up to date

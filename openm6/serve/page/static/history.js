@@ -19,6 +19,7 @@ export function opens(kind, open) {
 export function remember(kind, title, data, picture) {
   entries = [{ kind, title, data, picture, at: Date.now() }, ...entries].slice(0, KEPT);
   save();
+  if ($("history").open) render();
 }
 
 function save() {
