@@ -62,7 +62,7 @@ def serve(
 
     import openm6
     from openm6.giant.budget import parse_bytes
-    from openm6.serve.catalogue import NOTE, cache_folder, write_catalogue
+    from openm6.serve.catalogue import embedded_shop
     from openm6.serve.engine import Engine
     from openm6.serve.settings import Settings
     from openm6.serve.shop import Shop
@@ -81,14 +81,9 @@ def serve(
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     bound = server.listen(host, port)
     port = bound.getsockname()[1]
-    if index is not None:
-        shop = Shop(index, pictures=pictures)
-    else:
-        folder = cache_folder()
-        catalogue = write_catalogue(folder)
-        shop = Shop(str(folder / "index"), pictures=folder, catalogue=catalogue, note=NOTE)
+    shop = embedded_shop() if index is None else Shop(index, pictures=pictures)
     engine = Engine(
-        openm6.load(model),
+        shop.pipeline if shop.pipeline is not None and model is None else openm6.load(model),
         settings,
         shop=shop,
         writer=open_writer(writer) if writer is not None else shipped_writer(),

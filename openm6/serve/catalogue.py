@@ -12,12 +12,26 @@ import tempfile
 from pathlib import Path
 
 from openm6.data.corpus import load_emoji
+from openm6.search.encoders import M6Encoder
+from openm6.serve.shop import Shop
 
 GROUPS = ("food & drink", "animals & nature", "objects", "activities")  # what one may find in a shop
 SET = "twemoji"
 COLUMNS = ("id", "image", "name", "name_zh", "category", "category_zh", "colour", "colour_zh", "price")
 NOTE = "The items are emoji of the embedded corpus; their prices are made up."
 VERSION = "1"  # of what is below; another one gets a folder of its own
+
+
+def embedded_shop() -> Shop:
+    """The catalogue, indexed by the shipped model; another model gets an index of its own."""
+    folder, encoder = cache_folder(), M6Encoder()
+    return Shop(
+        str(folder / f"index-{encoder.fingerprint}"),
+        pictures=folder,
+        catalogue=write_catalogue(folder),
+        encoder=encoder,
+        note=NOTE,
+    )
 
 
 def cache_folder() -> Path:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from openm6.data import BadRecord
 from openm6.data.images import read_image
+from openm6.decode.pipeline import Pipeline
 from openm6.search import Index
 from openm6.search.catalogue import Attributes
-from openm6.search.encoders import Encoder
+from openm6.search.encoders import Encoder, M6Encoder
 
 THUMBNAIL = 192  # pixels a side
 KEPT = 1024  # thumbnails in memory, of about 10 KB each
@@ -63,6 +64,12 @@ class Shop:
         self.thumbnail = lru_cache(KEPT)(self._thumbnail)
         self.facets: tuple[Facet, ...] = ()
         self.count = 0
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The shipped model, where the index uses it: it need not be loaded twice."""
+        encoder = self.index.encoder
+        return encoder.pipeline if isinstance(encoder, M6Encoder) and encoder.name == "m6" else None
 
     def prepare(self, on_progress: Callable[[str, int, int], None]) -> None:
         """Bring the index up to date with its catalogue, and look at what filters may say.
