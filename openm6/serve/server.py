@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -57,4 +58,5 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(engine: Engine, bound: socket.socket, *, on_ready: Callable[[], object] = lambda: None) -> None:
     """Serve until told to stop."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
     Server(engine, on_ready).run(sockets=[bound])
