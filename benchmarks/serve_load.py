@@ -178,6 +178,7 @@ async def load(running: Service, clients: int, seconds: float) -> dict[str, Any]
     await asyncio.gather(*map(client, range(clients)))
     took = time.perf_counter() - start
     watching.cancel()
+    memory["later"] = max(memory["later"], running.resident_mib())
     await requests.http.aclose()
     answers = sum(map(len, times.values()))
     return {

@@ -226,7 +226,7 @@ class Pipeline:
     ) -> str | list[str]:
         """A poem for each title, in a form such as 五绝, 七律 or 词 (None = any), in an author's manner."""
         listed = read_texts(titles, "a title")
-        forms = list(form) if is_list(form) else [form] * len(listed)
+        forms = [form] * len(listed) if form is None or isinstance(form, str) else list(form)
         if len(forms) != len(listed):
             raise ValueError(f"write got {len(listed)} titles and {len(forms)} forms; give one for each")
         poems = [

@@ -10,16 +10,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    api_key: str | None = Field(None, min_length=8)  # asked of every request but those of the page and health
+    api_key: str | None = Field(
+        default=None, min_length=8
+    )  # asked of every request but those of the page and health
     hosts: frozenset[str] = frozenset()  # names beside localhost, without a key; "*" = any
 
-    max_upload: int = Field(8 * 2**20, ge=1024)  # bytes of a request's body
-    max_pixels: int = Field(2**25, ge=1)  # of a picture, before it is decoded
-    upload_seconds: float = Field(30.0, gt=0)  # to send a body
-    max_uploads: int = Field(32, ge=1)  # bodies that are held at a time; further ones wait their turn
+    max_upload: int = Field(default=8 * 2**20, ge=1024)  # bytes of a request's body
+    max_pixels: int = Field(default=2**25, ge=1)  # of a picture, before it is decoded
+    upload_seconds: float = Field(default=30.0, gt=0)  # to send a body
+    max_uploads: int = Field(default=32, ge=1)  # bodies that are held at a time; further ones wait their turn
 
-    max_queue: int = Field(512, ge=1)  # requests that wait for the model; one more is told to come again
-    max_batch: int = Field(16, ge=1)  # requests that the model computes at a time
-    answer_seconds: float = Field(120.0, gt=0)  # from the queue to the answer's end
+    max_queue: int = Field(
+        default=512, ge=1
+    )  # requests that wait for the model; one more is told to come again
+    max_batch: int = Field(default=16, ge=1)  # requests that the model computes at a time
+    answer_seconds: float = Field(default=120.0, gt=0)  # from the queue to the answer's end
 
-    stop_seconds: float = Field(30.0, ge=0)  # for requests at work, once told to stop
+    stop_seconds: float = Field(default=30.0, ge=0)  # for requests at work, once told to stop

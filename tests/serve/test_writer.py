@@ -59,7 +59,7 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path, monkeypatch: pyte
     theirs = Qwen3ForCausalLM.from_pretrained(folder).eval()
     for i, product in enumerate(products):
         prompt = torch.tensor([writer._prompt(product)])
-        output = theirs.generate(  # pyright: ignore[reportCallIssue]
+        output = theirs.generate(  # pyright: ignore[reportAttributeAccessIssue]
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=False,
