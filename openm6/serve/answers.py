@@ -25,8 +25,8 @@ class DrawRequest(Request):
 
 class PoemRequest(Request):
     title: Text
-    form: Text | None = Field(None, description="五绝, 七绝, 五律, 七律, 词 or 古; none: any")
-    author: Text | None = Field(None, description="In the manner of this poet")
+    form: Text | None = Field(default=None, description="五绝, 七绝, 五律, 七律, 词 or 古; none: any")
+    author: Text | None = Field(default=None, description="In the manner of this poet")
     seed: Seed = 0
 
 
@@ -102,4 +102,4 @@ class About(BaseModel):
     problem: str | None = None
     max_upload: int = Field(description="Bytes of a request's body")
     max_pixels: int
-    catalogue: Catalogue | None = Field(None, description="None until it is ready")
+    catalogue: Catalogue | None = Field(default=None, description="None until it is ready")

@@ -58,7 +58,7 @@ _MEANING = {
 class ErrorDetail(BaseModel):
     code: Code = Field(description="For programs")
     message: str = Field(description="For people: what, where, how to mend it")
-    field: str | None = Field(None, description="Which part of the request")
+    field: str | None = Field(default=None, description="Which part of the request")
 
 
 class Error(BaseModel):
