@@ -1,7 +1,9 @@
 """Dynamic batching: requests that came while the model was busy are computed together next.
 
 One thread owns the model. It takes the request that has waited longest and with it all others of the same kind, up
-to `max_batch`; nothing waits for a batch to fill, so that a lone request starts at once.
+to `max_batch`. A lone request starts at once. Under load the next batch is gathered for a moment, in proportion to
+the time that the last one took: whoever was just answered is likely to ask again, and without it clients would fall
+into two halves that wait for each other.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SMOOTHING = 0.1  # weight of the newest batch in the mean time of a request
+GATHERING, LONGEST_GATHERING = 0.1, 0.05  # of the last batch's time; seconds
 
 Tell = Callable[[Any], None]
 # (what was submitted, one function for each that tells its listener of progress) -> one result for each
@@ -86,6 +89,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_a_job = 0.1
+        self._gather_until = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -124,11 +128,12 @@ class Batcher:
             while True:
                 while self._jobs and self._jobs[0].result.cancelled():
                     self._jobs.popleft()
-                if self._jobs:
+                gathering = self._gather_until - time.monotonic()
+                if self._jobs and (gathering <= 0 or len(self._jobs) >= self.max_batch or self._stopping):
                     break
                 if self._stopping:
                     return []
-                self._changed.wait()
+                self._changed.wait(gathering if self._jobs else None)
             kind, taken, left = self._jobs[0].kind, list[Job](), deque[Job]()
             for job in self._jobs:
                 if job.result.cancelled():
@@ -144,6 +149,8 @@ class Batcher:
             self._compute(jobs)
             seconds = time.perf_counter() - start
             self._seconds_a_job += SMOOTHING * (seconds / len(jobs) - self._seconds_a_job)
+            if len(jobs) > 1 or self._jobs:
+                self._gather_until = time.monotonic() + min(GATHERING * seconds, LONGEST_GATHERING)
             self.on_batch(jobs[0].kind.key, len(jobs), seconds)
 
     def _compute(self, jobs: list[Job]) -> None:

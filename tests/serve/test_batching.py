@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from openm6.serve import batching
 from openm6.serve.batching import Batcher, Kind, QueueFull, Stopped, Tell
 
 
@@ -152,5 +153,39 @@ def test_a_job_is_told_of_on_the_way_and_batches_are_reported() -> None:
             assert job.result.result() == 2 * i
         batcher.stop()
         assert reports == [("double", 1), ("double", 2)]
+
+    run(scenario())
+
+
+def test_clients_that_ask_again_end_up_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gathering, two clients take turns for ever, each in a batch of its own."""
+    monkeypatch.setattr(batching, "GATHERING", 1e9)
+    monkeypatch.setattr(batching, "LONGEST_GATHERING", 1.0)  # cut short when the batch is full
+
+    async def scenario() -> None:
+        model, batcher = Model(), Batcher(max_batch=2, max_queue=9)
+        model.gate.set()
+
+        async def client(number: int) -> None:
+            for _ in range(4):
+                await batcher.submit(model.kind(), number).result
+
+        await asyncio.gather(client(1), client(2))
+        batcher.stop()
+        assert model.batches.count([1, 2]) + model.batches.count([2, 1]) >= 3
+
+    run(scenario())
+
+
+def test_a_lone_client_never_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "GATHERING", 1e9)
+    monkeypatch.setattr(batching, "LONGEST_GATHERING", 1e9)
+
+    async def scenario() -> None:
+        model, batcher = Model(), Batcher(max_batch=2, max_queue=9)
+        model.gate.set()
+        for i in range(5):  # for ever, if it gathered
+            assert await batcher.submit(model.kind(), i).result == 2 * i
+        batcher.stop()
 
     run(scenario())
