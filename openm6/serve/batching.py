@@ -146,23 +146,25 @@ class Batcher:
     def _run(self) -> None:
         while jobs := self._take():
             start = time.perf_counter()
-            self._compute(jobs)
+            outcomes = _outcomes(jobs)
             seconds = time.perf_counter() - start
             self._seconds_a_job += SMOOTHING * (seconds / len(jobs) - self._seconds_a_job)
+            # Looked at before anybody is answered, or a lone client that is quick would seem to be two.
             if len(jobs) > 1 or self._jobs:
                 self._gather_until = time.monotonic() + min(GATHERING * seconds, LONGEST_GATHERING)
+            for job, (value, failed) in zip(jobs, outcomes, strict=True):
+                job.finish(value, failed=failed)
             self.on_batch(jobs[0].kind.key, len(jobs), seconds)
 
-    def _compute(self, jobs: list[Job]) -> None:
-        try:
-            results = jobs[0].kind.compute([job.item for job in jobs], [job.tell for job in jobs])
-            assert len(results) == len(jobs)
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].finish(error, failed=True)
-            else:  # one of them is to blame, and the others must not pay for it
-                for job in jobs:
-                    self._compute([job])
-            return
-        for job, result in zip(jobs, results, strict=True):
-            job.finish(result, failed=False)
+
+def _outcomes(jobs: Sequence[Job]) -> list[tuple[Any, bool]]:
+    """What each job gives, and whether that is an error."""
+    try:
+        results = jobs[0].kind.compute([job.item for job in jobs], [job.tell for job in jobs])
+        assert len(results) == len(jobs)
+        return [(result, False) for result in results]
+    except Exception as error:
+        if len(jobs) == 1:
+            return [(error, True)]
+        # One of them is to blame, and the others must not pay for it.
+        return [outcome for job in jobs for outcome in _outcomes([job])]
