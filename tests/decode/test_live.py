@@ -30,7 +30,9 @@ def test_a_beginning_is_not_told_before_it_goes_on(pipeline: Pipeline) -> None:
     [text] = live.continue_texts(
         pipeline, [Beginning("床前明月")], max_tokens=3, on_text=lambda _, text: told.append(text)
     )
-    assert all(each.startswith("床前明月") for each in told) and len(told) <= 3 and text.startswith("床前明月")
+    assert (
+        all(each.startswith("床前明月") for each in told) and len(told) <= 3 and text.startswith("床前明月")
+    )
 
 
 def test_rows_of_different_seeds_are_what_each_gives_alone(pipeline: Pipeline) -> None:
