@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from openm6.cli import ask, caption, data, draw, export, match, plan, quickstart, search, train, write
+from openm6.cli import (
+    ask,
+    caption,
+    data,
+    draw,
+    export,
+    match,
+    plan,
+    quickstart,
+    search,
+    serve,
+    train,
+    write,
+)
 from openm6.cli.errors import cleanly
 
 app = typer.Typer(
@@ -18,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, caption, ask, draw, write, match, train, plan, data, export):
+for verb in (quickstart, caption, ask, draw, write, match, serve, train, plan, data, export):
     app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1])))
 
 

@@ -37,7 +37,11 @@ TRANSPOSE = {
 
 
 def read_image(
-    source: bytes | str | Path, *, size: int | None = None, where: str | None = None
+    source: bytes | str | Path,
+    *,
+    size: int | None = None,
+    where: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes one picture to uint8 of shape (H, W, 4) if it has transparency, else (H, W, 3).
 
@@ -47,7 +51,7 @@ def read_image(
 
     `where` names the picture in errors (a path names itself). Raises `BadRecord`, a `ValueError`, for a file
     that is missing, not a regular file, empty, truncated, damaged, of an unknown format, or larger than
-    `MAX_PIXELS`.
+    `max_pixels`.
     """
     if size is not None and size < 1:
         raise ValueError(f"image size must be at least 1, not {size}.")
@@ -58,7 +62,7 @@ def read_image(
     if len(data) > MAX_BYTES:
         raise BadRecord(where, f"the image file is huge ({len(data):,} bytes; the limit is {MAX_BYTES:,})")
     try:
-        return to_array(_decode(data, size, where), size=size)
+        return to_array(_decode(data, size, where, max_pixels), size=size)
     except BadRecord:
         raise
     except Image.DecompressionBombError as error:
@@ -105,13 +109,13 @@ def read_encoded(path: Path, where: str) -> bytes:
         raise BadRecord(where, f"cannot be read ({reason})") from error
 
 
-def _decode(data: bytes, size: int | None, where: str) -> Image.Image:
+def _decode(data: bytes, size: int | None, where: str, max_pixels: int) -> Image.Image:
     Image.init()
     image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         raise BadRecord(
             where,
-            f"the image is huge ({image.width:,} x {image.height:,} pixels; the limit is {MAX_PIXELS:,})",
+            f"the image is huge ({image.width:,} x {image.height:,} pixels; the limit is {max_pixels:,})",
         )
     if size is not None:
         image.draft(None, (2 * size, 2 * size))  # lets JPEG decode at a half, quarter or eighth of its size

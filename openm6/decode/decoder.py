@@ -30,12 +30,16 @@ class Decoder:
         *,
         max_new: int,
         candidates: int = 1,
+        causal: bool = False,
     ):
         """`images_NCHW`: the normalised pictures of those prompts that have one, in their order.
-        `candidates`: the most that `look_ahead` will be asked about.
+        `candidates`: the most that `look_ahead` will be asked about. `causal`: the prompts are read from left to
+        right, as by a language model, not both ways, as by M6.
         """
         self.model = model
-        stream, length_B = prompt_stream(prompts, images_NCHW, image_tokens=model.config.image_tokens)
+        stream, length_B = prompt_stream(
+            prompts, images_NCHW, image_tokens=model.config.image_tokens, causal=causal
+        )
         self.cache = KeyValueCache(model.config.layers, stream.tokens_BT.shape[1] + max_new + candidates - 1)
         self.seen_BS = stream.example_BT >= 0
         self.position_B = length_B.clone()
@@ -97,7 +101,7 @@ class Decoder:
 
 
 def prompt_stream(
-    prompts: Sequence[Branch], images_NCHW: Tensor | None, *, image_tokens: int
+    prompts: Sequence[Branch], images_NCHW: Tensor | None, *, image_tokens: int, causal: bool = False
 ) -> tuple[Stream, Tensor]:
     """One prompt a row, padded on the right; returns the stream and each row's length (B)."""
     starts = [image_tokens if prompt.image is not None else 0 for prompt in prompts]
@@ -110,7 +114,8 @@ def prompt_stream(
         tokens[row, start:length] = torch.tensor(prompt.source)
         example[row, :length] = row
         branch[row, :start], order[row, :start] = 0, 0
-        branch[row, start:length], order[row, start:length] = 1, 1
+        branch[row, start:length] = 1
+        order[row, start:length] = torch.arange(1, length - start + 1) if causal else 1
         image_at.extend(range(row * shape[1], row * shape[1] + start))
     stream = Stream(
         tokens_BT=tokens,

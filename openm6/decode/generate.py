@@ -9,7 +9,7 @@ Legend: B rows, W beams, V tokens that may be chosen, T choices, K codes a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,10 +75,12 @@ def sample_text(
     sampling: Sampling,
     chance_BT: Tensor,
     begin: Sequence[Sequence[int]] | None = None,
+    on_tokens: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Text tokens of every row up to `eos`, which is left out, at most T.
 
-    `begin`: tokens that a row starts with; they are part of the output and do not count.
+    `begin`: tokens that a row starts with; they are part of the output and do not count. `on_tokens` is called
+    with a row and its tokens so far as soon as it has one more than it began with.
     """
     rows, max_new = chance_BT.shape
     begin = begin or [()] * rows
@@ -95,6 +97,8 @@ def sample_text(
             if not done[row]:
                 outputs[row].append(int(chosen[row]))
                 done[row] = place + 1 == len(forced) + max_new
+                if on_tokens is not None and place >= len(forced):
+                    on_tokens(row, outputs[row])
         if all(done):
             break
         decoder.step(chosen)
@@ -102,10 +106,18 @@ def sample_text(
 
 
 @torch.no_grad()
-def sample_cells(decoder: Decoder, *, cells: int, sampling: Sampling, chance_BT: Tensor) -> Tensor:
+def sample_cells(
+    decoder: Decoder,
+    *,
+    cells: int,
+    sampling: Sampling,
+    chance_BT: Tensor,
+    on_cell: Callable[[int], None] | None = None,
+) -> Tensor:
     """The drawing of every row, (B, cells, K), for T = cells x K choices.
 
     With `guidance` other than 1 the decoder holds every prompt twice: B rows with words, then B without.
+    `on_cell` is called with the number of cells that are drawn.
     """
     guided, depth = sampling.guidance != 1, decoder.model.config.codes_per_cell
     rows = len(chance_BT)
@@ -121,6 +133,8 @@ def sample_cells(decoder: Decoder, *, cells: int, sampling: Sampling, chance_BT:
             chosen = choose(logits, sampling, chance_BT[:, place * depth + k])
             cell_BK = torch.cat((cell_BK, (chosen.repeat(2) if guided else chosen)[:, None]), dim=1)
         drawn.append(cell_BK[:rows])
+        if on_cell is not None:
+            on_cell(place + 1)
         if place + 1 < cells:
             decoder.step_cell(cell_BK)
     return torch.stack(drawn, dim=1)

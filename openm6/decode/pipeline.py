@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -27,25 +27,33 @@ from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import Decoder, prompt_stream
-from openm6.decode.generate import Sampling, beam_search, chances, sample_cells, sample_text
+from openm6.decode.generate import Sampling, beam_search
 from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
+from openm6.decode.live import (
+    DRAWING,
+    WRITING,
+    Beginning,
+    Poem,
+    Sketch,
+    continue_texts,
+    draw_sketches,
+    to_image,
+    write_poems,
+)
 from openm6.decode.magic import Magic
 from openm6.decode.tell import tell
-from openm6.modalities.cells import to_raster
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model.checkpoint import load_model
 from openm6.model.stream import attention_bias
 from openm6.tasks import TASKS
 from openm6.tasks.collate import collate
-from openm6.tasks.draw import ANY_STYLE
 from openm6.tasks.layout import Branch
-from openm6.tasks.write import ANY_FORM, title_line
+from openm6.tasks.write import ANY_FORM
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
 SCORES = 2**24  # attention scores of a head at a time: fewer rows where prompts are long
 MAX_TEXT = 40  # tokens of a caption or an answer
-MAX_POEM = 160
 MAX_PROMPT = 2048  # tokens that a user may give, or ask for
 
 
@@ -165,10 +173,10 @@ class Pipeline:
         candidates: int = 16,
         seed: int = 0,
         style: str | None = None,
-        sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, guidance=1.5),  # noqa: B008 (immutable)
+        sampling: Sampling = DRAWING,
     ) -> Image.Image | list[Image.Image]:
         """A picture for each text: the best of `candidates` samples by `match`."""
-        listed, style = read_texts(texts, "a text to draw"), style or ANY_STYLE
+        listed = read_texts(texts, "a text to draw")
         if self.image_tokenizer is None or not self.model.config.cells:
             raise ValueError(f"the checkpoint {self.folder} does not draw: it has no image tokenizer")
         if candidates < 1:
@@ -177,19 +185,14 @@ class Pipeline:
             raise ValueError(
                 f"the checkpoint {self.folder} does not match, so it cannot rank: set candidates to 1"
             )
-        drawings: list[Image.Image] = []
-        texts_at_a_time = max(1, BATCH // candidates)
-        for start in range(0, len(listed), texts_at_a_time):
-            group = listed[start : start + texts_at_a_time]
-            seeds = [(seed + start + i, c) for i in range(len(group)) for c in range(candidates)]
-            prompts = [
-                self._prompt("draw", text=text, style=style) for text in group for _ in range(candidates)
-            ]
-            wordless = self._prompt("draw", text="", style=style)
-            pixels = self._draw_rows(prompts, wordless, seeds, sampling)
-            for text, mine in zip(group, pixels.split(candidates), strict=True):
-                best = int(self._match_pixels(mine, text).argmax()) if candidates > 1 else 0
-                drawings.append(_to_image(mine[best]))
+        drawings = draw_sketches(
+            self,
+            [Sketch(text, seed + i) for i, text in enumerate(listed)],
+            candidates=candidates,
+            rows=BATCH,
+            style=style,
+            sampling=sampling,
+        )
         return like(drawings, texts)
 
     @overload
@@ -219,18 +222,18 @@ class Pipeline:
         author: str | None = None,
         form: str | Sequence[str] | None = None,
         seed: int = 0,
-        sampling: Sampling = Sampling(temperature=0.8, top_p=0.9),  # noqa: B008 (immutable)
+        sampling: Sampling = WRITING,
     ) -> str | list[str]:
         """A poem for each title, in a form such as 五绝, 七律 or 词 (None = any), in an author's manner."""
         listed = read_texts(titles, "a title")
-        forms = list(form) if is_list(form) else [form] * len(listed)
+        forms = [form] * len(listed) if form is None or isinstance(form, str) else list(form)
         if len(forms) != len(listed):
             raise ValueError(f"write got {len(listed)} titles and {len(forms)} forms; give one for each")
-        prompts = [
-            self._prompt("write", title=title_line(title, author), form=each or ANY_FORM)
-            for title, each in zip(listed, forms, strict=True)
+        poems = [
+            Poem(title, each, author, seed + i)
+            for i, (title, each) in enumerate(zip(listed, forms, strict=True))
         ]
-        return like(self._sample(prompts, MAX_POEM, sampling, seed), titles)
+        return like(write_poems(self, poems, sampling=sampling), titles)
 
     @overload
     def continue_text(
@@ -246,14 +249,13 @@ class Pipeline:
         *,
         max_tokens: int = 100,
         seed: int = 0,
-        sampling: Sampling = Sampling(temperature=0.8, top_p=0.9),  # noqa: B008 (immutable)
+        sampling: Sampling = WRITING,
     ) -> str | list[str]:
         """Each beginning, continued freely by at most `max_tokens` (the beginning is part of the output)."""
         if not 1 <= max_tokens <= MAX_PROMPT:
             raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
-        begin = [self._short(self.tokenizer.encode(text)) for text in read_texts(beginnings, "a beginning")]
-        prompts = [self._prompt("lm") for _ in begin]
-        return like(self._sample(prompts, max_tokens, sampling, seed, begin=begin), beginnings)
+        begin = [Beginning(text, seed + i) for i, text in enumerate(read_texts(beginnings, "a beginning"))]
+        return like(continue_texts(self, begin, max_tokens=max_tokens, sampling=sampling), beginnings)
 
     def match(self, images: Picture | Sequence[Picture], texts: str | Sequence[str]) -> np.ndarray:
         """Cosine of every picture with every text, (pictures, texts); higher fits better."""
@@ -283,7 +285,7 @@ class Pipeline:
         for start in range(0, len(pictures), BATCH):
             pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
             codes = self.image_tokenizer.encode(pixels)
-            back += [_to_image(each) for each in self.image_tokenizer.decode(codes)]
+            back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
         return like(back, images)
 
     @torch.no_grad()
@@ -340,48 +342,6 @@ class Pipeline:
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
     @torch.no_grad()
-    def _sample(
-        self,
-        prompts: list[Branch],
-        max_new: int,
-        sampling: Sampling,
-        seed: int,
-        begin: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[str]:
-        if sampling.guidance != 1:
-            raise ValueError("guidance is for drawings; a text is sampled with guidance 1")
-        begin = begin or [()] * len(prompts)
-        seeds = [(seed + i,) for i in range(len(prompts))]
-        outputs: list[list[int]] = []
-        for part in self._slices(prompts, max_new + max(map(len, begin))):
-            capacity = max_new + max(map(len, begin[part]))
-            decoder = Decoder(self.model, prompts[part], self._pixels(prompts[part]), max_new=capacity)
-            chance_BT = chances(seeds[part], max_new)
-            outputs += sample_text(
-                decoder, eos=self.tokenizer.eos, sampling=sampling, chance_BT=chance_BT, begin=begin[part]
-            )
-        return [self.tokenizer.decode(tokens) for tokens in outputs]
-
-    @torch.no_grad()
-    def _draw_rows(
-        self, prompts: list[Branch], wordless: Branch, seeds: list[tuple[int, int]], sampling: Sampling
-    ) -> Tensor:
-        """A drawing a prompt and seed, (n, 3, S, S) in [0, 1]; guidance steers away from `wordless`."""
-        assert self.image_tokenizer is not None
-        config, pixels = self.model.config, []
-        for part in self._slices(prompts, config.cells):
-            chunk = prompts[part]
-            doubled = chunk + ([wordless] * len(chunk) if sampling.guidance != 1 else [])
-            decoder = Decoder(self.model, doubled, None, max_new=config.cells)
-            chance_BT = chances(seeds[part], config.cells * config.codes_per_cell)
-            cells_NLK = sample_cells(decoder, cells=config.cells, sampling=sampling, chance_BT=chance_BT)
-            pixels.append(self.image_tokenizer.decode(to_raster(cells_NLK)))
-        return torch.cat(pixels)
-
-    def _match_pixels(self, pixels_NCSS: Tensor, text: str) -> np.ndarray:
-        return self.match([_to_image(each) for each in pixels_NCSS], text)[:, 0]
-
-    @torch.no_grad()
     def _embed(self, prompts: Sequence[Branch]) -> np.ndarray:
         embeddings = []
         for part in self._slices(prompts, 0):
@@ -407,8 +367,3 @@ def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list
         chunk.append(branch)
     if chunk:
         yield chunk
-
-
-def _to_image(pixels_CSS: Tensor) -> Image.Image:
-    array = (pixels_CSS.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(cast(np.ndarray, array.numpy()))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import openm6
+from openm6.decode import live
 from openm6.decode import pipeline as module
 from openm6.decode.generate import Sampling
 from openm6.decode.pipeline import Pipeline
@@ -25,7 +26,7 @@ PICTURES = [tiny.picture(i) for i in range(7)]
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The untrained model hardly ever stops by itself."""
-    monkeypatch.setattr(module, "MAX_POEM", 12)
+    monkeypatch.setattr(live, "MAX_POEM", 12)
     monkeypatch.setattr(module, "MAX_TEXT", 6)
 
 

@@ -1,0 +1,103 @@
+"""openm6 serve: everything over HTTP, with a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openm6.cli.output import Model
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine only with a key.")] = (
+        "127.0.0.1"
+    ),
+    index: Annotated[
+        str | None,
+        typer.Option(help="Folder or Milvus address that openm6 search index made; default: emoji."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="With --index: the folder where its column `image` starts.")
+    ] = None,
+    writer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who writes scripts: a folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="OPENM6_API_KEY", help="Ask it of every request; better in the environment."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="A host name that it is reached by without a key, beside localhost."),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for the model.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Requests that the model computes together.")] = 16,
+    upload: Annotated[str, typer.Option(help="Largest upload.")] = "8MiB",
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    model: Model = None,
+) -> None:
+    """Serve the model over HTTP, with a page for the browser.
+
+    openm6 serve --open
+    """
+    if host not in LOOPBACK and api_key is None:
+        raise ValueError(f"--host {host} opens the service to the network: give it an --api-key")
+    if pictures is not None and index is None:
+        raise ValueError("--pictures goes with --index; the embedded catalogue has its own")
+    try:
+        from openm6.serve import server
+    except ImportError as error:
+        raise ValueError(
+            f"serve needs the extra serve ({error.name} is missing): pip install 'openm6[serve]'"
+        ) from error
+    from pydantic import ValidationError
+
+    import openm6
+    from openm6.giant.budget import parse_bytes
+    from openm6.serve.catalogue import embedded_shop
+    from openm6.serve.engine import Engine
+    from openm6.serve.settings import Settings
+    from openm6.serve.shop import Shop
+    from openm6.serve.writer import open_writer, shipped_writer
+
+    try:
+        settings = Settings(
+            api_key=api_key,
+            hosts=frozenset(name or ()),
+            max_queue=queue,
+            max_batch=batch,
+            max_upload=parse_bytes(upload),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    bound = server.listen(host, port)
+    port = bound.getsockname()[1]
+    shop = embedded_shop() if index is None else Shop(index, pictures=pictures)
+    engine = Engine(
+        shop.pipeline if shop.pipeline is not None and model is None else openm6.load(model),
+        settings,
+        shop=shop,
+        writer=open_writer(writer) if writer is not None else shipped_writer(),
+    )
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    def announce() -> None:
+        print(f"OpenM6 answers at {address} (Ctrl+C ends it)", flush=True)
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    try:
+        server.run(engine, bound, on_ready=announce)
+    except KeyboardInterrupt:  # uvicorn raises it again when all is done
+        print("OpenM6 has stopped")

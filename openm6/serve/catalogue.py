@@ -1,0 +1,85 @@
+"""The catalogue that comes with the service: some hundred emoji of the embedded corpus, as a shop might list them.
+
+Its prices are made up (from a hash of the item's name), so that there is a number to filter by.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from openm6.data.corpus import load_emoji
+from openm6.search.encoders import M6Encoder
+from openm6.serve.shop import Shop
+
+GROUPS = ("food & drink", "animals & nature", "objects", "activities")  # what one may find in a shop
+SET = "twemoji"
+COLUMNS = ("id", "image", "name", "name_zh", "category", "category_zh", "colour", "colour_zh", "price")
+NOTE = "The items are emoji of the embedded corpus; their prices are made up."
+VERSION = "1"  # of what is below; another one gets a folder of its own
+
+
+def embedded_shop() -> Shop:
+    """The catalogue, indexed by the shipped model; another model gets an index of its own."""
+    folder, encoder = cache_folder(), M6Encoder()
+    return Shop(
+        str(folder / f"index-{encoder.fingerprint}"),
+        pictures=folder,
+        catalogue=write_catalogue(folder),
+        encoder=encoder,
+        note=NOTE,
+    )
+
+
+def cache_folder() -> Path:
+    """Where the catalogue and its index are kept: the user's cache, or else a folder for temporary files."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "openm6" / f"catalogue-{VERSION}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="openm6-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="openm6-"))
+
+
+def write_catalogue(folder: Path, *, limit: int | None = None) -> Path:
+    """Write `catalogue.csv` and its pictures below `folder`, unless they are there; returns the CSV file.
+
+    `limit`: take only so many items, evenly.
+    """
+    path, pictures = folder / "catalogue.csv", folder / "pictures"
+    if path.is_file():
+        return path
+    pictures.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in load_emoji().to_pylist() if row["set"] == SET and row["group_en"] in GROUPS]
+    rows = rows[:: max(1, len(rows) // limit)][:limit] if limit else rows
+    partial = path.with_suffix(".partial")  # complete, or not there
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            name = f"{row['concept']}.webp"
+            (pictures / name).write_bytes(row["image"])
+            writer.writerow(
+                (
+                    row["concept"],
+                    f"pictures/{name}",
+                    row["name_en"],
+                    row["name_zh"],
+                    row["group_en"],
+                    row["group_zh"],
+                    row["colour_en"],
+                    row["colour_zh"],
+                    price(row["name_en"]),
+                )
+            )
+    partial.replace(path)
+    return path
+
+
+def price(name: str) -> int:
+    """A price from 5 to 499, the same for the same name."""
+    return 5 + int.from_bytes(hashlib.blake2s(name.encode(), digest_size=4).digest()) % 495

@@ -1,0 +1,236 @@
+"""What the service can do, one coroutine or job a task: a model, a catalogue and a writer behind one batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from anyio.to_thread import run_sync
+from PIL import Image
+
+from openm6.decode.live import Beginning, Poem, Sketch, continue_texts, draw_sketches, write_poems
+from openm6.decode.pipeline import BATCH, Pipeline
+from openm6.search import Hit
+from openm6.search.where import parse_where
+from openm6.serve.batching import Batcher, Compute, Job, Kind, QueueFull, Stopped, Tell
+from openm6.serve.errors import ApiError
+from openm6.serve.metrics import Metrics
+from openm6.serve.settings import Settings
+from openm6.serve.shop import Shop
+from openm6.serve.writer import Product, Writer
+
+log = logging.getLogger(__name__)
+
+BEAMS = 4  # of a caption
+WRITTEN = 32  # texts at a time
+LATER = 2  # seconds after which to come again while the service starts
+
+
+@dataclass
+class Status:
+    """How far the service is: `problem` says why it will never be ready."""
+
+    ready: bool = False
+    stopping: bool = False
+    doing: str = "starting"
+    done: int = 0
+    total: int = 0
+    problem: str | None = None
+
+
+class Engine:
+    """Owns the model's thread. Used as `async with engine.running():`.
+
+    Its methods raise ApiError 503 when too many requests wait, an answer takes too long, or the service starts or
+    stops, and ValueError for what a user has done wrong.
+    """
+
+    def __init__(
+        self, m6: Pipeline, settings: Settings, *, shop: Shop | None = None, writer: Writer | None = None
+    ) -> None:
+        self.m6, self.settings, self._shop, self._writer = m6, settings, shop, writer
+        self.metrics = Metrics()
+        self.status = Status()
+        self.batcher = Batcher(
+            max_batch=settings.max_batch, max_queue=settings.max_queue, on_batch=self.metrics.batch
+        )
+        self.metrics.waiting.set_function(lambda: self.batcher.waiting)
+        can = m6.model.config
+        self.model_name, self.image_size = m6.folder.resolve().name, can.image_size
+        self.draws = m6.image_tokenizer is not None and bool(can.cells)
+        self.candidates = 16 if can.match_dim else 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Engine]:
+        """Gets the catalogue ready meanwhile; at the end, finishes what was taken on."""
+        threading.Thread(target=self._prepare, name="catalogue", daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.status.stopping = True
+            await run_sync(self.batcher.stop)
+
+    def _prepare(self) -> None:
+        def tell(doing: str, done: int, total: int) -> None:
+            self.status.doing = f"{doing} the catalogue"
+            self.status.done, self.status.total = done, total
+
+        try:
+            if self._shop is not None:
+                self._shop.prepare(tell)
+            self.status.doing, self.status.ready = "ready", True
+        except ValueError as error:
+            self.status.problem = str(error)
+            log.error("the catalogue cannot be used: %s", error)
+        except Exception:
+            self.status.problem = "the catalogue cannot be used; the service's log has the details"
+            log.exception("the catalogue cannot be used")
+
+    @property
+    def shop(self) -> Shop:
+        """Raises ApiError while it is not ready."""
+        if self._shop is None:
+            raise ApiError(409, "unavailable", "the service has no catalogue")
+        if self.status.problem is not None:
+            raise ApiError(503, "unavailable", self.status.problem, retry_after=60)
+        if not self.status.ready:
+            raise ApiError(503, "starting", f"the service is {self.status.doing}", retry_after=LATER)
+        return self._shop
+
+    @property
+    def has_shop(self) -> bool:
+        return self._shop is not None
+
+    @property
+    def shop_note(self) -> str | None:
+        """What people should know of the catalogue."""
+        return self._shop.note if self._shop is not None else None
+
+    @property
+    def writer(self) -> Writer | None:
+        return self._writer
+
+    # -- pictures and words --------------------------------------------------------------------------------
+
+    async def caption(self, picture: np.ndarray, lang: str) -> str:
+        def compute(pictures: Sequence[np.ndarray], _: Sequence[Tell]) -> list[str]:
+            return self.m6.caption(list(pictures), lang=lang, beams=BEAMS)
+
+        return await self._answer(Kind(("caption", lang), compute, BATCH // BEAMS), picture)
+
+    async def ask(self, picture: np.ndarray, question: str) -> str:
+        def compute(asked: Sequence[tuple[np.ndarray, str]], _: Sequence[Tell]) -> list[str]:
+            return self.m6.ask([each[0] for each in asked], [each[1] for each in asked])
+
+        return await self._answer(Kind("ask", compute), (picture, question))
+
+    async def search(
+        self, picture: np.ndarray | None, text: str | None, where: str | None, n: int, text_weight: float
+    ) -> list[Hit]:
+        index = self.shop.index
+        filter_ = parse_where(where, index.columns) if where else None
+        vectors: list[np.ndarray] = []
+        if picture is not None:
+            vectors.append(await self._answer(_vectors("image_vector", index.encoder.images), picture))
+        if text is not None:
+            vectors.append(await self._answer(_vectors("text_vector", index.encoder.texts), text))
+        query_D = vectors[0]
+        if len(vectors) == 2:  # as `Index.embed` mixes them
+            query_D = (1 - text_weight) * vectors[0] + text_weight * vectors[1]
+        return await run_sync(partial(index.nearest, query_D.astype(np.float32), filter_, n))
+
+    # -- what takes long enough to be watched: jobs, to be followed or awaited ------------------------------
+
+    def write(self, poem: Poem) -> Job:
+        return self._submit(Kind("write", _texts(partial(write_poems, self.m6)), WRITTEN), poem)
+
+    def go_on(self, beginning: Beginning, max_tokens: int) -> Job:
+        compute = _texts(partial(continue_texts, self.m6, max_tokens=max_tokens))
+        return self._submit(Kind(("continue", max_tokens), compute, WRITTEN), beginning)
+
+    def draw(self, sketch: Sketch) -> Job:
+        if not self.draws:
+            raise ApiError(409, "unavailable", "the service's model does not draw")
+
+        def compute(sketches: Sequence[Sketch], tells: Sequence[Tell]) -> list[Image.Image]:
+            def tell(share: float) -> None:
+                for each in tells:
+                    each(share)
+
+            return draw_sketches(self.m6, sketches, candidates=self.candidates, rows=BATCH, on_progress=tell)
+
+        return self._submit(Kind("draw", compute, max(1, BATCH // self.candidates)), sketch)
+
+    def script(self, product: Product) -> Job:
+        if self._writer is None:
+            raise ApiError(
+                409,
+                "unavailable",
+                "the service has no model that writes scripts: start it with --writer and the folder of a Qwen "
+                "checkpoint",
+            )
+        return self._submit(Kind(("script", product.lang), _texts(self._writer.write), WRITTEN), product)
+
+    async def outcome(self, job: Job) -> Any:
+        """The job's result, within the time an answer may take."""
+        try:
+            async with asyncio.timeout(self.settings.answer_seconds):
+                return await job.result
+        except TimeoutError:
+            raise self._too_slow() from None
+        finally:
+            job.result.cancel()
+
+    async def follow(self, job: Job) -> AsyncIterator[Any]:
+        """What the job tells while it is computed, until it is done; `job.result` is then there."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.answer_seconds
+        while True:
+            try:
+                told = await asyncio.wait_for(job.events.get(), deadline - loop.time())
+            except TimeoutError:
+                raise self._too_slow() from None
+            if told is None:
+                return
+            yield told
+
+    async def _answer(self, kind: Kind, item: Any) -> Any:
+        return await self.outcome(self._submit(kind, item))
+
+    def _submit(self, kind: Kind, item: Any) -> Job:
+        try:
+            return self.batcher.submit(kind, item)
+        except QueueFull as error:
+            raise ApiError(
+                503, "queue_full", f"{error}: come again later", retry_after=error.retry_after
+            ) from None
+        except Stopped as error:
+            raise ApiError(503, "stopping", str(error), retry_after=LATER) from None
+
+    def _too_slow(self) -> ApiError:
+        seconds = self.settings.answer_seconds
+        message = f"the answer took longer than {seconds:g} seconds: the service has too much to do"
+        return ApiError(503, "too_slow", message, retry_after=max(LATER, round(seconds / 4)))
+
+
+def _vectors(task: str, encode: Callable[[Sequence[Any]], np.ndarray]) -> Kind:
+    def compute(items: Sequence[Any], _: Sequence[Tell]) -> list[np.ndarray]:
+        return list(encode(items))
+
+    return Kind(task, compute)
+
+
+def _texts(write: Callable[..., list[str]]) -> Compute:
+    """What writes a list of texts, as a batch whose listeners are told each text as it grows."""
+
+    def compute(items: Sequence[Any], tells: Sequence[Tell]) -> list[str]:
+        return write(items, on_text=lambda i, text: tells[i](text))
+
+    return compute

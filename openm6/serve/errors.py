@@ -1,0 +1,129 @@
+"""Every answer that is an error has one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+Code = Literal[
+    "bad_request",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "method_not_allowed",
+    "upload_too_slow",
+    "upload_too_large",
+    "unsupported_media_type",
+    "invalid",
+    "bad_picture",
+    "internal",
+    "starting",
+    "unavailable",
+    "queue_full",
+    "too_slow",
+    "stopping",
+]
+_BY_STATUS: dict[int, Code] = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "upload_too_large",
+    415: "unsupported_media_type",
+    503: "unavailable",
+}
+_MEANING = {
+    400: "The request cannot be read",
+    401: "The API key is missing or wrong",
+    404: "There is no such item",
+    409: "This service has no model, or no catalogue, for that",
+    408: "The body was sent too slowly",
+    413: "The body is larger than the service takes",
+    415: "The body is not of the kind that the operation takes",
+    422: "A value, or the picture, cannot be used; `field` names it where it is known",
+    503: "Not now: starting, stopping, or too many requests wait; `Retry-After` says when to come again",
+}
+
+
+class ErrorDetail(BaseModel):
+    code: Code = Field(description="For programs")
+    message: str = Field(description="For people: what, where, how to mend it")
+    field: str | None = Field(default=None, description="Which part of the request")
+
+
+class Error(BaseModel):
+    """What every error answer holds."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An answer that is an error; `retry_after` in seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        code: Code,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        told = dict(headers or {})
+        if retry_after is not None:
+            told["Retry-After"] = str(retry_after)
+        super().__init__(status, message, told)
+        self.code: Code = code
+        self.field = field
+
+    def content(self) -> Error:
+        return Error(error=ErrorDetail(code=self.code, message=self.detail, field=self.field))
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.content().model_dump(), self.status_code, dict(self.headers or {}))
+
+
+def possible(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an operation, for its entry in the OpenAPI document."""
+    return {status: {"model": Error, "description": _MEANING[status]} for status in statuses}
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error that may arise in `app` the one shape."""
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if not isinstance(error, ApiError):
+            code = _BY_STATUS.get(error.status_code, "bad_request")
+            error = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+        field = ".".join(place) or None
+        message = f"{field}: {first['msg']}" if field else str(first["msg"])
+        return ApiError(422, "invalid", message, field=field).response()
+
+    @app.exception_handler(ValueError)
+    async def _mistake(request: Request, error: ValueError) -> JSONResponse:
+        if isinstance(error, (ValidationError, UnicodeError)):  # ours, not a sentence for the user
+            return await _ours(request, error)
+        return ApiError(422, "invalid", str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def _ours(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return ApiError(500, "internal", "the service made a mistake; its log has the details").response()

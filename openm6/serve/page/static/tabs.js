@@ -1,0 +1,30 @@
+// The four parts of the page, in the address too, so that back and reload work.
+
+import { $ } from "./dom.js";
+
+export const PARTS = ["look", "find", "draw", "write"];
+
+export function show(name) {
+  for (const part of PARTS) {
+    const tab = $(`tab-${part}`);
+    tab.setAttribute("aria-selected", part === name);
+    tab.tabIndex = part === name ? 0 : -1;
+    $(part).hidden = part !== name;
+  }
+  const address = `#/${name}`; // the id of no element, or the browser would scroll to it
+  if (!location.hash) history.replaceState(null, "", address);
+  else if (location.hash !== address) history.pushState(null, "", address);
+}
+
+for (const part of PARTS) $(`tab-${part}`).addEventListener("click", () => show(part));
+document.querySelector(".tabs").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step) return;
+  const at = PARTS.indexOf(event.target.id.replace("tab-", ""));
+  const next = PARTS[(at + step + PARTS.length) % PARTS.length];
+  show(next);
+  $(`tab-${next}`).focus();
+});
+const fromAddress = () => show(PARTS.find((part) => `#/${part}` === location.hash) ?? PARTS[0]);
+addEventListener("popstate", fromAddress);
+fromAddress();

@@ -1,0 +1,256 @@
+"""The operations of the HTTP interface, /v1/...; each asks the engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+from fastapi.responses import Response
+from PIL import Image
+from pydantic import BaseModel
+
+import openm6
+from openm6.decode.live import Beginning, Poem, Sketch
+from openm6.search.catalogue import Attributes
+from openm6.serve import answers
+from openm6.serve.answers import MAX_TEXT, Lang
+from openm6.serve.batching import Job
+from openm6.serve.engine import Engine
+from openm6.serve.errors import ApiError, possible
+from openm6.serve.events import STREAMED, event, event_response, wants_events
+from openm6.serve.uploads import PictureReader
+from openm6.serve.writer import Product
+
+SIDE = 256  # pixels of a drawing as it is handed out; the model draws fewer
+
+router = APIRouter(prefix="/v1", responses=possible(400, 401))
+WITH_PICTURE = possible(408, 413, 415, 422, 503)
+WITH_TEXT = possible(408, 409, 413, 422, 503)
+
+
+def _engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def _reader(request: Request) -> PictureReader:
+    return request.app.state.reader
+
+
+Asked = Annotated[Engine, Depends(_engine)]
+Reader = Annotated[PictureReader, Depends(_reader)]
+Picture = Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF")]
+ItemId = Annotated[str, Query(min_length=1, max_length=MAX_TEXT)]
+
+
+@router.get("/about", summary="What the service is and how far it has started")
+async def about(engine: Asked) -> answers.About:
+    status, settings = engine.status, engine.settings
+    catalogue = None
+    if status.ready and engine.has_shop:
+        facets = [
+            answers.FacetAbout.model_validate(each, from_attributes=True) for each in engine.shop.facets
+        ]
+        catalogue = answers.Catalogue(items=engine.shop.count, facets=facets)
+    return answers.About(
+        version=openm6.__version__,
+        model=engine.model_name,
+        writer=engine.writer.name if engine.writer is not None else None,
+        ready=status.ready,
+        doing=status.doing,
+        done=status.done,
+        total=status.total,
+        problem=status.problem,
+        max_upload=settings.max_upload,
+        max_pixels=settings.max_pixels,
+        catalogue=catalogue,
+    )
+
+
+@router.post("/caption", summary="What a picture shows", responses=WITH_PICTURE)
+async def caption(
+    request: Request, engine: Asked, reader: Reader, image: Picture, lang: Annotated[Lang, Form()] = "en"
+) -> answers.Caption:
+    picture = await reader.read(request, image, engine.image_size)
+    return answers.Caption(text=await engine.caption(picture, lang), lang=lang)
+
+
+@router.post("/ask", summary="The answer to a question about a picture", responses=WITH_PICTURE)
+async def ask(
+    request: Request,
+    engine: Asked,
+    reader: Reader,
+    image: Picture,
+    question: Annotated[str, Form(min_length=1, max_length=MAX_TEXT)],
+) -> answers.Answer:
+    picture = await reader.read(request, image, engine.image_size)
+    return answers.Answer(text=await engine.ask(picture, question))
+
+
+@router.post(
+    "/search",
+    summary="Items of the catalogue like a picture, a text, or both",
+    responses=WITH_PICTURE | possible(409),
+)
+async def search(
+    request: Request,
+    engine: Asked,
+    reader: Reader,
+    image: Annotated[UploadFile | None, File()] = None,
+    text: Annotated[str | None, Form(max_length=MAX_TEXT)] = None,
+    where: Annotated[
+        str | None, Form(max_length=1000, description="A filter: category = 'objects' and price < 100")
+    ] = None,
+    n: Annotated[int, Form(ge=1, le=100)] = 24,
+    text_weight: Annotated[float, Form(ge=0, le=1, description="With both: the text's share")] = 0.5,
+) -> answers.Found:
+    encoder, picture = engine.shop.index.encoder, None
+    if image is not None:
+        picture = await reader.read(request, image, encoder.image_size)
+    request.scope["openm6.body_done"]()
+    text, where = (text or "").strip() or None, (where or "").strip() or None
+    if picture is None and text is None:
+        raise ApiError(422, "invalid", "a search needs a picture, a text, or both", field="text")
+    hits = await engine.search(picture, text, where, n, text_weight)
+    return answers.Found(
+        hits=[
+            answers.Hit(**_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity)
+            for hit in hits
+        ]
+    )
+
+
+@router.get("/item", summary="An item of the catalogue", responses=possible(404, 409, 422, 503))
+async def item(engine: Asked, id: ItemId) -> answers.Item:
+    return answers.Item(**_item(engine, id, await _attributes(engine, id)))
+
+
+@router.get(
+    "/item/picture",
+    summary="A small picture of an item",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **possible(404, 409, 422, 503)},
+)
+async def item_picture(engine: Asked, id: ItemId) -> Response:
+    png = await run_sync(engine.shop.thumbnail, id)
+    if png is None:
+        raise ApiError(404, "not_found", "there is no picture of such an item", field="id")
+    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.post(
+    "/draw",
+    summary="A picture for a text",
+    response_model=answers.Drawing,
+    responses={**STREAMED, **WITH_TEXT},
+)
+async def draw(request: Request, engine: Asked, body: answers.DrawRequest) -> Any:
+    job = engine.draw(Sketch(body.text, body.seed))
+
+    def answer(image: Image.Image) -> answers.Drawing:
+        file = io.BytesIO()
+        image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        return answers.Drawing(text=body.text, seed=body.seed, picture=f"data:image/png;base64,{data}")
+
+    return await _respond(
+        request, engine, job, answer, lambda share, _: event("progress", {"share": round(share, 4)})
+    )
+
+
+@router.post(
+    "/write", summary="A Chinese poem", response_model=answers.Written, responses={**STREAMED, **WITH_TEXT}
+)
+async def write(request: Request, engine: Asked, body: answers.PoemRequest) -> Any:
+    job = engine.write(Poem(body.title, body.form, body.author, body.seed))
+    return await _written(request, engine, job, engine.model_name)
+
+
+@router.post(
+    "/continue",
+    summary="A text, gone on with",
+    response_model=answers.Written,
+    responses={**STREAMED, **WITH_TEXT},
+)
+async def go_on(request: Request, engine: Asked, body: answers.ContinueRequest) -> Any:
+    job = engine.go_on(Beginning(body.text, body.seed), body.max_tokens)
+    return await _written(request, engine, job, engine.model_name)
+
+
+@router.post(
+    "/script",
+    summary="What the host of a live stream says of an item",
+    response_model=answers.Written,
+    responses={**STREAMED, **WITH_TEXT, **possible(404)},
+)
+async def script(request: Request, engine: Asked, body: answers.ScriptRequest) -> Any:
+    attributes = await _attributes(engine, body.item)
+    facts = engine.shop.facts(body.item, attributes, body.lang)
+    category = str(attributes.get("category") or "")
+    job = engine.script(Product(facts, category, body.lang, body.seed))
+    assert engine.writer is not None
+    return await _written(request, engine, job, engine.writer.name)
+
+
+async def _attributes(engine: Engine, id: str) -> Attributes:
+    attributes = await run_sync(engine.shop.item, id)
+    if attributes is None:
+        raise ApiError(404, "not_found", "the catalogue has no item of this id", field="id")
+    return attributes
+
+
+def _item(engine: Engine, id: str, attributes: Attributes) -> dict[str, Any]:
+    shop = engine.shop
+    has_picture = shop.pictures is not None and isinstance(attributes.get("image"), str)
+    return {
+        "id": id,
+        "name": shop.label(id, attributes),
+        "attributes": attributes,
+        "picture": f"{router.prefix}/item/picture?id={quote(id, safe='')}" if has_picture else None,
+    }
+
+
+async def _written(request: Request, engine: Engine, job: Job, by: str) -> Any:
+    def added(text: str, before: str) -> str:
+        # Tokens of a character that was not whole may change what was told before: then all is told again.
+        if text.startswith(before):
+            return event("text", {"text": text[len(before) :]})
+        return event("text", {"text": text, "anew": True})
+
+    return await _respond(request, engine, job, lambda text: answers.Written(text=text, by=by), added)
+
+
+async def _respond(
+    request: Request,
+    engine: Engine,
+    job: Job,
+    answer: Callable[[Any], BaseModel],
+    tell: Callable[[Any, Any], str],
+) -> Any:
+    """The job's result, at once or, where the client wants events, with what it tells on the way.
+
+    `tell` gets what the job told, and what it told before that ("" at first).
+    """
+    if not wants_events(request):
+        return answer(await engine.outcome(job))
+
+    async def events() -> AsyncIterator[str]:
+        before: Any = ""
+        try:
+            yield event("queued", {"waiting": engine.batcher.waiting})
+            async for told in engine.follow(job):
+                yield tell(told, before)
+                before = told
+            yield event("done", answer(job.result.result()))
+        except ApiError as error:
+            yield event("error", error.content())
+        except ValueError as error:
+            yield event("error", ApiError(422, "invalid", str(error)).content())
+        finally:
+            job.result.cancel()
+
+    return event_response(events())

@@ -1,0 +1,62 @@
+"""Running the service: a socket, uvicorn, and an end that lets requests finish."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from openm6.serve.app import create_app
+from openm6.serve.engine import Engine
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or SIGINT it says that it is not ready, takes no more connections, and finishes what it has
+    begun; on a second SIGINT it ends at once. `on_ready` is called when it listens.
+    """
+
+    def __init__(self, engine: Engine, on_ready: Callable[[], object]) -> None:
+        config = uvicorn.Config(
+            create_app(engine),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(engine.settings.stop_seconds)),
+            timeout_keep_alive=30,
+            backlog=2048,
+        )
+        super().__init__(config)
+        self.engine, self.on_ready = engine, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.engine.status.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises ValueError if it is taken, or not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is in use: choose another with --port") from error
+        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    return bound
+
+
+def run(engine: Engine, bound: socket.socket, *, on_ready: Callable[[], object] = lambda: None) -> None:
+    """Serve until told to stop."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
+    Server(engine, on_ready).run(sockets=[bound])

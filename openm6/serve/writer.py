@@ -1,0 +1,148 @@
+"""Live-stream scripts: a host's words for an item of the catalogue, by one of two writers.
+
+`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint, in M6's own stack (`openm6.model.hf`), told the item's facts.
+`SlotWriter`: a small M6 that learned scripts with slots (`script_texts.py`), filled with the item's values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tokenizers import Tokenizer
+
+from openm6.decode.decoder import Decoder
+from openm6.decode.generate import Sampling, chances, sample_text
+from openm6.decode.live import OnText, Poem, write_poems
+from openm6.decode.pipeline import Pipeline, shipped_checkpoint
+from openm6.model.hf import load_hf, read_json
+from openm6.serve.script_texts import SLOTS, source
+from openm6.tasks.layout import Branch
+
+MAX_TOKENS = 220
+SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8)  # as Qwen3's model card advises without thinking
+TURN, END = "<|im_start|>", "<|im_end|>"  # ChatML, which Qwen speaks
+ASK = {
+    "en": "You are the host of a live shopping stream. Say three or four lively sentences that make viewers want "
+    "this item. Use no facts but these, and invent none.\n{facts}",
+    "zh": "你是直播间的主播。请用三四句生动的口语介绍这件商品，让观众想要它。只用下面的事实，不要编造。\n{facts}",
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """An item to praise: its facts as (what, value), in the language `lang` (en, zh) of the script; `category` as
+    the catalogue has it, in whatever language.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    category: str = ""
+    lang: str = "en"
+    seed: int = 0
+
+
+class Writer(Protocol):
+    """Who writes scripts; `name` is what readers are told."""
+
+    name: str
+
+    def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+        """A script for each; `on_text` is called with its place and what there is of it."""
+        ...
+
+
+class QwenWriter:
+    """A checkpoint folder of the Hugging Face layout: config.json, safetensors, tokenizer.json.
+
+    Raises ValueError if the folder is not complete, or of a family that the stack does not have.
+    """
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = load_hf(folder, dtype=dtype)
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"cannot read the tokenizer {folder / 'tokenizer.json'}: {error}") from error
+        self.name = folder.resolve().name
+        self.thinks = (
+            read_json(folder / "config.json")["model_type"] == "qwen3"
+        )  # unless it is told that it has thought already
+        self.chats = self.tokenizer.token_to_id(END) is not None
+        ends = (self.tokenizer.token_to_id(each) for each in (END, "<|endoftext|>", "</s>", "<|eot_id|>"))
+        self.eos = next((each for each in ends if each is not None), -1)
+
+    @torch.no_grad()
+    def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+        prompts = [Branch("lm", None, self._prompt(each), (), "text") for each in products]
+        decoder = Decoder(self.model, prompts, None, max_new=MAX_TOKENS, causal=True)
+        rows = sample_text(
+            decoder,
+            eos=self.eos,
+            sampling=SAMPLING,
+            chance_BT=chances([(each.seed,) for each in products], MAX_TOKENS),
+            on_tokens=lambda row, tokens: on_text(row, self._text(tokens)),
+        )
+        return [self._text(tokens) for tokens in rows]
+
+    def _prompt(self, product: Product) -> tuple[int, ...]:
+        facts = "\n".join(f"{what}: {value}" for what, value in product.facts)
+        text = ASK[product.lang].format(facts=facts.replace("<|", "< |"))  # no turn of its own for a fact
+        if self.chats:
+            thought = "<think>\n\n</think>\n\n" if self.thinks else ""
+            text = f"{TURN}user\n{text}{END}\n{TURN}assistant\n{thought}"
+        return tuple(self.tokenizer.encode(text, add_special_tokens=not self.chats).ids)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip().rstrip("\ufffd")
+
+
+class SlotWriter:
+    """A checkpoint or run folder of `configs/script.yaml`. Raises ValueError if it is neither."""
+
+    def __init__(self, folder: Path) -> None:
+        self.m6 = Pipeline(folder)
+        self.name = f"{folder.resolve().name}, a small M6 trained on scripts made from attributes"
+
+    def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+        values = [dict(each.facts) for each in products]
+        titles = [
+            source(each.lang, each.category, tuple(slot for slot in SLOTS if slot in facts))
+            for each, facts in zip(products, values, strict=True)
+        ]
+        texts = write_poems(
+            self.m6,
+            [Poem(title, seed=each.seed) for title, each in zip(titles, products, strict=True)],
+            on_text=lambda i, text: on_text(i, fill(text, values[i])),
+        )
+        return [fill(text, facts) for text, facts in zip(texts, values, strict=True)]
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """A script with the values in its slots. A sentence with a slot that has no value is left out, and so is a
+    slot at the end that is still being written.
+    """
+    text = re.sub(r"\[[^\]]*$", "", text)
+    sentences = re.split(r"(?<=[.!?。！？]) ?", text)
+    kept = [each for each in sentences if set(re.findall(r"\[(\w+)\]", each)) <= values.keys()]
+    joined = ("" if re.search(r"[\u4e00-\u9fff]", text) else " ").join(kept)
+    return re.sub(r"\[(\w+)\]", lambda slot: values[slot[1]], joined).strip()
+
+
+def open_writer(folder: Path) -> Writer:
+    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `configs/script.yaml`.
+
+    Raises ValueError for any other.
+    """
+    if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
+        return QwenWriter(folder)
+    return SlotWriter(folder)
+
+
+def shipped_writer() -> Writer | None:
+    """The small writer that comes with the package; None where it is not installed."""
+    folder = shipped_checkpoint().with_name("m6-script")
+    return SlotWriter(folder) if folder.is_dir() else None
