@@ -23,6 +23,7 @@ class ResNetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    kind: Literal["resnet"] = "resnet"
     channels: PositiveInt = 3
     stem_kernel: Literal[3, 7] = 3
     stem_pool: bool = False

@@ -10,23 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openm6.modalities.efficientnet import EfficientNet, EfficientNetConfig
 from openm6.modalities.resnet import ResNet
 from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.experts import Experts
 from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
+from openm6.model.ranking import Ranking
 from openm6.model.stream import Stream, attention_bias
 
 
 class ImageEntrance(nn.Module):
-    """Image -> P stream features: a ResNet's last map, projected, with a learned position for each cell."""
+    """Image -> P stream features: the backbone's last map, projected, with a learned position for each cell."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         assert config.image is not None
         self.tokens = config.image_tokens
-        self.backbone = ResNet(config.image)
-        self.project = nn.Linear(config.image.widths[-1], config.width)
+        pretrained = isinstance(config.image, EfficientNetConfig)
+        self.backbone = EfficientNet(config.image) if pretrained else ResNet(config.image)
+        self.project = nn.Linear(config.image.out_channels, config.width)
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -59,6 +62,7 @@ class M6(nn.Module):
         self.match = nn.Linear(config.width, config.match_dim, bias=False) if config.match_dim else None
         # Log of 1 / temperature.
         self.match_scale = nn.Parameter(torch.tensor(2.7)) if config.match_dim else None
+        self.ranking = Ranking(config) if config.ranking_layers else None
         self._initialise()
 
     def _initialise(self) -> None:
