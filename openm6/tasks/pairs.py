@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openm6.model.ranking import States
@@ -45,23 +46,44 @@ def image_places(stream: Stream, mark_at_M: Tensor, *, image_tokens: int) -> Pla
     return Places(at_MT, torch.ones_like(at_MT, dtype=torch.bool))
 
 
-def masked_texts(
-    stream: Stream, texts: Places, *, rate: float, mask: int, generator: torch.Generator
-) -> tuple[Stream, Tensor, Tensor]:
-    """The texts again, one a row, each token (never the mark) replaced by `mask` with probability `rate`.
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of texts, one a row, the last one (the `<match>` mark) first."""
 
-    Returns their stream, the original tokens (M, T), and which of them are masked (M, T, bool).
-    """
-    tokens_MT = stream.tokens_BT.flatten()[texts.at_MT]
-    chance_MT = torch.rand(tokens_MT.shape, generator=generator, device=tokens_MT.device)
-    gone_MT = texts.seen_MT & (chance_MT < rate)
-    gone_MT[:, 0] = False
-    row_M1 = torch.arange(len(tokens_MT), dtype=torch.int32, device=tokens_MT.device)[:, None]
-    masked = Stream(
-        tokens_BT=tokens_MT.masked_fill(gone_MT, mask),
-        positions_BT=stream.positions_BT.flatten()[texts.at_MT],
-        example_BT=row_M1.where(texts.seen_MT, -1),
-        branch_BT=torch.zeros_like(tokens_MT, dtype=torch.int32),
-        order_BT=torch.ones_like(tokens_MT, dtype=torch.int32),
-    )
-    return masked, tokens_MT, gone_MT
+    tokens_MT: Tensor  # int64; -1 = padding
+
+    @property
+    def seen_MT(self) -> Tensor:
+        return self.tokens_MT >= 0
+
+    @staticmethod
+    def at(places: Places, stream: Stream) -> Texts:
+        return Texts(stream.tokens_BT.flatten()[places.at_MT].masked_fill(~places.seen_MT, -1))
+
+    @staticmethod
+    def cat(*parts: Texts) -> Texts:
+        """All rows, padded to the longest."""
+        T = max(part.tokens_MT.shape[1] for part in parts)
+        padded = [F.pad(part.tokens_MT, (0, T - part.tokens_MT.shape[1]), value=-1) for part in parts]
+        tokens_MT = torch.cat(padded)
+        return Texts(tokens_MT[:, : int((tokens_MT >= 0).sum(1).max())])
+
+    def stream(self) -> Stream:
+        """Each text an example of its own, in this order of positions."""
+        length_M1 = self.seen_MT.sum(1, keepdim=True)
+        back_T = torch.arange(self.tokens_MT.shape[1], device=self.tokens_MT.device)
+        row_M1 = torch.arange(len(self.tokens_MT), device=self.tokens_MT.device)[:, None]
+        return Stream(
+            tokens_BT=self.tokens_MT.clamp_min(0),
+            positions_BT=(length_M1 - 1 - back_T).clamp_min(0),
+            example_BT=row_M1.where(self.seen_MT, -1),
+            branch_BT=torch.ones_like(self.tokens_MT),
+            order_BT=torch.ones_like(self.tokens_MT),
+        )
+
+    def masked(self, rate: float, *, mask: int, generator: torch.Generator) -> tuple[Texts, Tensor]:
+        """Each token (never the mark) replaced by `mask` with probability `rate`; and which are (M, T, bool)."""
+        chance_MT = torch.rand(self.tokens_MT.shape, generator=generator, device=self.tokens_MT.device)
+        gone_MT = self.seen_MT & (chance_MT < rate)
+        gone_MT[:, 0] = False
+        return Texts(self.tokens_MT.masked_fill(gone_MT, mask)), gone_MT

@@ -3,18 +3,20 @@
 What a batch of the task `match` costs:
 
   pre_ranking      the dual encoder: every picture against every text, and back. Pictures and texts of one thing
-                   share the target (`contrastive_loss`). Target-guided distillation mixes the teacher's scores into
-                   the target, and contrasts with what the teacher made of the latest batches (`Queue`).
+                   share the target. Target-guided distillation mixes the teacher's scores into the target, and
+                   contrasts with what the teacher made of the latest batches (`Queue`).
   ranking          the two cross encoders: does this picture belong to this text? Pairs, and for each a wrong
-                   picture and a wrong text, drawn where pre-ranking errs most (`draw_pairs`).
+                   picture and a wrong text, drawn where pre-ranking errs most.
   masked_text      the text-image encoder tells the masked tokens of a text from its picture. Ranking reads the same
                    masked texts, so both come of one forward pass.
   feature_guided   the stack's states of a masked text imitate the teacher's of the whole one.
 
-The teacher is a moving average of the model. Code of the pre-training was never published: pre-ranking and ranking
-follow the authors' fine-tuning code, how the queue is weighed and the form of `feature_guided_loss` are ours.
+The teacher is a moving average of the model. One thing is ours: wrong texts are drawn from the queue too, and read
+anew, because the batch of one machine is too small to hold texts that are much alike.
 
-Legend: M pictures or texts of the batch, V what they are contrasted with, B pairs, T positions, D width.
+Legend: I pictures and T texts of the batch, M either of them, V what they are contrasted with (the batch's, then the
+queue's), N texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a text,
+D width.
 """
 
 from __future__ import annotations
@@ -30,121 +32,150 @@ from openm6.giant.sharing import delink
 from openm6.model import M6
 from openm6.model.ranking import States, Verdict
 from openm6.tasks.collate import Batch
-from openm6.tasks.pairs import image_places, masked_texts, text_places
+from openm6.tasks.pairs import Texts, image_places, text_places
 from openm6.train.config import R2D2Config
 from openm6.train.objectives.objective import Objective
+from openm6.train.objectives.pair_losses import (
+    draw_pairs,
+    feature_guided_loss,
+    pre_ranking_loss,
+    ranking_loss,
+)
 from openm6.train.objectives.queue import Queue
 from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE, task_nats
 
-CLASS_WEIGHTS = (1.0, 2.0)  # does not belong, belongs
+
+@dataclass(frozen=True)
+class Side:
+    """The pictures of a batch, or its texts: keys, and unit embeddings by the model and by the teacher."""
+
+    key_M: Tensor
+    unit_MD: Tensor
+    taught_MD: Tensor | None
 
 
 class R2D2(Objective):
-    """`mask` is the token that stands for one that ranking does not see."""
+    """`mask` is the token that stands for one that ranking does not see, `row` the most tokens of a text."""
 
-    def __init__(self, config: R2D2Config, model: M6, *, mask: int):
+    def __init__(self, config: R2D2Config, model: M6, *, mask: int, row: int):
         super().__init__()
         self.config, self.mask = config, mask
         self.teacher: M6 | None = None
         if config.taught:
             self.teacher = copy.deepcopy(model).requires_grad_(False)
             self.teacher.ranking = None
-            dim = model.config.match_dim
-            self.images, self.texts = (Queue(config.queue, dim, decay=config.queue_decay) for _ in range(2))
-        self._last: tuple[Batch, Taught] | None = None
+        size, dim = config.queue if config.taught else 0, model.config.match_dim
+        self.images = Queue(size, dim, decay=config.queue_decay)
+        self.texts = Queue(size, dim, decay=config.queue_decay, tokens=row)
+        self._last: tuple[Side, Side, Texts] | None = None
 
     def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
         """Losses in nats, `feature_guided` as 1 - cosine; of other tasks than `match` as in `seq2seq`.
 
-        In evaluation pre-ranking is contrasted within the batch, and nothing is taught.
+        In evaluation everything stays within the batch, and nothing is taught.
         """
         hidden_BTD = model(batch.stream)
-        flat = hidden_BTD.flatten(0, 1)
-        losses = {name: nats_M.mean() for name, nats_M in task_nats(model, batch, flat).items()}
+        losses = {
+            name: nats_M.mean() for name, nats_M in task_nats(model, batch, hidden_BTD.flatten(0, 1)).items()
+        }
+        self._last = None
         if not len(batch.match_image_at) or not len(batch.match_text_at):
             return losses
-        taught = self._teach(batch) if model.training and self.teacher is not None else None
-        self._last = None if taught is None else (batch, taught)
-        assert model.match_scale is not None
-        scale = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
-        image_MD = model.match_embedding(flat[batch.match_image_at])
-        text_MD = model.match_embedding(flat[batch.match_text_at])
-        same_MM = batch.match_image_key[:, None] == batch.match_text_key
-        # Scores reach 100: in bf16 their steps would be half a nat.
-        with torch.autocast(flat.device.type, enabled=False):
-            scores_MM = scale * image_MD @ text_MD.T
-            if taught is None:
-                to_text, to_image = (
-                    contrastive_loss(scores_MM, same_MM),
-                    contrastive_loss(scores_MM.T, same_MM.T),
-                )
-            else:
-                images = Side(image_MD, taught.image_MD, batch.match_image_key)
-                texts = Side(text_MD, taught.text_MD, batch.match_text_key)
-                to_text = self._taught_loss(images, texts, self.texts, scale)
-                to_image = self._taught_loss(texts, images, self.images, scale)
+        taught_BTD = self._teach(batch) if model.training else None
+        image = self._side(model, hidden_BTD, taught_BTD, batch.match_image_at, batch.match_image_key)
+        text = self._side(model, hidden_BTD, taught_BTD, batch.match_text_at, batch.match_text_key)
+        to_text, scores_IV, same_IV = self._contrast(model, image, text, self.texts)
+        to_image, _, _ = self._contrast(model, text, image, self.images)
         losses["pre_ranking"] = (to_text + to_image) / 2
-        return losses | self._ranking(model, batch, hidden_BTD, scores_MM.detach(), same_MM, taught)
+        places = text_places(batch.stream, batch.match_text_at)
+        texts = Texts.at(places, batch.stream)
+        if taught_BTD is not None:
+            self._last = image, text, texts
+        whole = None if taught_BTD is None else places.states(taught_BTD, batch.stream)
+        pictures = image_places(
+            batch.stream, batch.match_image_at, image_tokens=model.config.image_tokens
+        ).states(hidden_BTD, batch.stream)
+        generator = torch.Generator(hidden_BTD.device).manual_seed(batch.seed)
+        return losses | self._rank(model, pictures, texts, scores_IV, same_IV, whole, generator)
 
-    def _taught_loss(self, mine: Side, others: Side, queue: Queue, scale: Tensor) -> Tensor:
-        """Pre-ranking in one direction, guided by the teacher and over its queue.
+    def _side(
+        self, model: M6, hidden_BTD: Tensor, taught_BTD: Tensor | None, at_M: Tensor, key_M: Tensor
+    ) -> Side:
+        unit_MD = model.match_embedding(hidden_BTD.flatten(0, 1)[at_M])
+        if taught_BTD is None:
+            return Side(key_M, unit_MD, None)
+        assert self.teacher is not None
+        with torch.no_grad():
+            return Side(key_M, unit_MD, self.teacher.match_embedding(taught_BTD.flatten(0, 1)[at_M]))
 
-        Several processes would contrast their own `mine` with the `others` of all, gathered with gradients
-        (`openm6.giant.collectives.gathered`).
-        """
-        queued_VD, key_V, weight_V = queue.content()
-        return contrastive_loss(
-            scale * mine.found_MD @ torch.cat((others.found_MD, queued_VD)).T,
-            mine.key_M[:, None] == torch.cat((others.key_M, key_V)),
-            weight_V=torch.cat((torch.ones_like(others.key_M, dtype=torch.float32), weight_V)),
-            likeness_MV=scale.detach() * mine.taught_MD @ torch.cat((others.taught_MD, queued_VD)).T,
-            share=self.config.target_guided,
-        )
+    def _contrast(self, model: M6, mine: Side, others: Side, queue: Queue) -> tuple[Tensor, Tensor, Tensor]:
+        """Pre-ranking in one direction: its loss, all scores (M, V) and what belongs together (M, V)."""
+        assert model.match_scale is not None
+        # Scores reach 100: in bf16 their steps would be half a nat.
+        with torch.autocast(mine.unit_MD.device.type, enabled=False):
+            scale = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
+            scores_MV, same_MV = scale * mine.unit_MD @ others.unit_MD.T, mine.key_M[:, None] == others.key_M
+            if mine.taught_MD is None or others.taught_MD is None:
+                return pre_ranking_loss(scores_MV, same_MV), scores_MV, same_MV
+            queued = queue.content()
+            scores_MV = torch.cat((scores_MV, scale * mine.unit_MD @ queued.vector_VD.T), dim=1)
+            same_MV = torch.cat((same_MV, mine.key_M[:, None] == queued.key_V), dim=1)
+            loss = pre_ranking_loss(
+                scores_MV,
+                same_MV,
+                weight_V=torch.cat((torch.ones_like(others.unit_MD[:, 0]), queued.weight_V)),
+                likeness_MV=scale.detach()
+                * mine.taught_MD
+                @ torch.cat((others.taught_MD, queued.vector_VD)).T,
+                share=self.config.target_guided,
+            )
+            return loss, scores_MV, same_MV
 
-    def _ranking(
+    def _rank(
         self,
         model: M6,
-        batch: Batch,
-        hidden_BTD: Tensor,
-        scores_MM: Tensor,
-        same_MM: Tensor,
-        taught: Taught | None,
+        pictures: States,
+        texts: Texts,
+        scores_IV: Tensor,
+        same_IV: Tensor,
+        whole: States | None,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
+        """Losses of the cross encoders, and of the masked texts that they read; `whole` are the teacher's states."""
         assert model.ranking is not None
-        generator = torch.Generator(hidden_BTD.device).manual_seed(batch.seed)
-        pictures = image_places(batch.stream, batch.match_image_at, image_tokens=model.config.image_tokens)
-        texts = text_places(batch.stream, batch.match_text_at)
-        image, text = pictures.states(hidden_BTD, batch.stream), texts.states(hidden_BTD, batch.stream)
-        stream, tokens_MT, gone_MT = masked_texts(
-            batch.stream, texts, rate=self.config.masked, mask=self.mask, generator=generator
-        )
-        if gone_MT.any():
-            text = States(model(stream), stream.positions_BT, texts.seen_MT)
+        T = len(texts.tokens_MT)
+        if not self.config.hard_negatives:
+            scores_IV = torch.zeros_like(scores_IV)
+        pairs = draw_pairs(scores_IV, same_IV, texts=T, generator=generator)
+        drawn = pairs.text_3B >= T
+        queued_K, number = pairs.text_3B[drawn].unique(return_inverse=True)
+        row_3B = pairs.text_3B.masked_scatter(drawn, T + number)
+        read = Texts.cat(texts, Texts(self.texts.tokens_QW[queued_K - T]))
+        masked, gone_NS = read.masked(self.config.masked, mask=self.mask, generator=generator)
+        stream = masked.stream()
+        text = States(model(stream), stream.positions_BT, masked.seen_MT)
         losses: dict[str, Tensor] = {}
-        if taught is not None and self.config.feature_guided:
-            whole_MTD = texts.states(taught.hidden_BTD, batch.stream).x_BTD
-            losses["feature_guided"] = feature_guided_loss(text.x_BTD, whole_MTD, texts.seen_MT)
-        evenly = torch.zeros_like(scores_MM)
-        pairs = draw_pairs(scores_MM if self.config.hard_negatives else evenly, same_MM, generator)
+        if whole is not None and self.config.feature_guided:
+            S = whole.x_BTD.shape[1]
+            losses["feature_guided"] = feature_guided_loss(text.x_BTD[:T, :S], whole.x_BTD, whole.seen_BT)
         if not pairs.count:
             return losses
-        verdict: Verdict = model.ranking(image[pairs.image_3B], text[pairs.text_3B])
+        verdict: Verdict = model.ranking(pictures[pairs.image_3B], text[row_3B])
         losses["ranking"] = ranking_loss(verdict, pairs.belongs_3B)
-        own_B = pairs.text_3B[: pairs.count]
-        gone_BT = gone_MT[own_B]
-        if gone_BT.any():
-            logits_NV = model.text_logits(verdict.text_BTD[: pairs.count][gone_BT]).float()
-            losses["masked_text"] = F.cross_entropy(logits_NV, tokens_MT[own_B][gone_BT])
+        own_B = row_3B[: pairs.count]
+        gone_BS = gone_NS[own_B]
+        if gone_BS.any():
+            logits_NV = model.text_logits(verdict.text_BTD[: pairs.count][gone_BS]).float()
+            losses["masked_text"] = F.cross_entropy(logits_NV, read.tokens_MT[own_B][gone_BS])
         return losses
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> Taught:
-        assert self.teacher is not None
+    def _teach(self, batch: Batch) -> Tensor | None:
+        """The teacher's states of the batch, (B, T, D)."""
+        if self.teacher is None:
+            return None
         self.teacher.train()  # batch norm as the model has it now: the running means lag behind
-        hidden_BTD = self.teacher(batch.stream)
-        flat = hidden_BTD.flatten(0, 1)
-        image_MD = self.teacher.match_embedding(flat[batch.match_image_at])
-        return Taught(image_MD, self.teacher.match_embedding(flat[batch.match_text_at]), hidden_BTD)
+        return self.teacher(batch.stream)
 
     @torch.no_grad()
     def follow(self, model: M6) -> None:
@@ -157,99 +188,7 @@ class R2D2(Objective):
         for name, parameter in self.teacher.named_parameters():
             parameter.lerp_(students[name], 1 - self.config.momentum)
         if self._last is not None:
-            batch, taught = self._last
-            self.images.push(taught.image_MD, batch.match_image_key)
-            self.texts.push(taught.text_MD, batch.match_text_key)
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What the teacher makes of a batch: unit embeddings, and states of the whole stream."""
-
-    image_MD: Tensor
-    text_MD: Tensor
-    hidden_BTD: Tensor
-
-
-@dataclass(frozen=True)
-class Side:
-    """The pictures of a batch, or its texts: unit embeddings by the model and by the teacher, and keys."""
-
-    found_MD: Tensor
-    taught_MD: Tensor
-    key_M: Tensor
-
-
-def contrastive_loss(
-    scores_MV: Tensor,
-    same_MV: Tensor,
-    *,
-    weight_V: Tensor | None = None,
-    likeness_MV: Tensor | None = None,
-    share: float = 0.0,
-) -> Tensor:
-    """GCPR in one direction: mean cross-entropy of queries with all that they are contrasted with.
-
-    What belongs to a query (`same_MV`, bool) shares its target; one of weight w counts as w of one. The teacher's
-    scores `likeness_MV` make up a `share` of the target. Without any of that, a query to which nothing belongs
-    costs nothing.
-    """
-    wanted_MV = same_MV.float()
-    if weight_V is not None:
-        scores_MV, wanted_MV = scores_MV + weight_V.log(), wanted_MV * weight_V
-    target_MV = wanted_MV / wanted_MV.sum(1, keepdim=True).clamp_min(torch.finfo().tiny)
-    if likeness_MV is not None:
-        likeness_MV = likeness_MV if weight_V is None else likeness_MV + weight_V.log()
-        target_MV = target_MV.lerp(likeness_MV.softmax(1), share)
-    return F.cross_entropy(scores_MV, target_MV)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which picture is ranked with which text: B that belong, then each text with a wrong picture, then each
-    picture with a wrong text."""
-
-    image_3B: Tensor
-    text_3B: Tensor
-    count: int  # B
-
-    @property
-    def belongs_3B(self) -> Tensor:
-        labels = torch.zeros_like(self.image_3B)
-        labels[: self.count] = 1
-        return labels
-
-
-@torch.no_grad()
-def draw_pairs(scores_IT: Tensor, same_IT: Tensor, generator: torch.Generator) -> Pairs:
-    """A text of its own for every picture that has one, and negatives drawn from softmax(score) of what does not
-    belong; pictures (I) and texts (T) without a negative are left out."""
-    own_I = same_IT.any(1) & ~same_IT.all(1)
-    own_T = ~same_IT.all(0)
-    own_I &= (same_IT & own_T).any(1)
-    image_B = own_I.nonzero().flatten()
-    if not len(image_B):
-        return Pairs(image_B, image_B, 0)
-
-    def draw(chance: Tensor) -> Tensor:
-        return torch.multinomial(chance, 1, generator=generator).flatten()
-
-    wrong_IT = scores_IT.float().masked_fill(same_IT, float("-inf"))
-    text_B = draw((same_IT & own_T)[image_B].float())
-    wrong_image_B = draw(wrong_IT.T[text_B].softmax(1))
-    wrong_text_B = draw(wrong_IT[image_B].softmax(1))
-    return Pairs(
-        torch.cat((image_B, wrong_image_B, image_B)), torch.cat((text_B, text_B, wrong_text_B)), len(image_B)
-    )
-
-
-def ranking_loss(verdict: Verdict, belongs_B: Tensor) -> Tensor:
-    """FGR: the mean of both encoders' weighted cross-entropies."""
-    weight = torch.tensor(CLASS_WEIGHTS, device=belongs_B.device)
-    read_text = F.cross_entropy(verdict.text_image_B2.float(), belongs_B, weight=weight)
-    return (read_text + F.cross_entropy(verdict.image_text_B2.float(), belongs_B, weight=weight)) / 2
-
-
-def feature_guided_loss(student_MTD: Tensor, teacher_MTD: Tensor, seen_MT: Tensor) -> Tensor:
-    """Mean of 1 - cosine over all positions of the texts, their marks included."""
-    return 1 - F.cosine_similarity(student_MTD.float(), teacher_MTD.float(), dim=-1)[seen_MT].mean()
+            image, text, texts = self._last
+            assert image.taught_MD is not None and text.taught_MD is not None
+            self.images.push(image.taught_MD, image.key_M)
+            self.texts.push(text.taught_MD, text.key_M, texts.tokens_MT)
