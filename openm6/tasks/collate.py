@@ -148,7 +148,8 @@ def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: in
         next_cell=tensor("next_cell"),
     )
     names = [f.name for f in fields(Batch) if f.name not in ("stream", "tasks", "seed")]
-    return Batch(stream, list(task_names), **{name: tensor(name) for name in names}), image_order
+    tensors = {name: tensor(name) for name in names}
+    return Batch(stream, list(task_names), seed=0, **tensors), image_order
 
 
 def _number(key: str) -> int:

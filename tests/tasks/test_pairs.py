@@ -23,8 +23,10 @@ def text(name: str) -> Branch:
 def picture(index: int, *, captioned: bool = False) -> list[Branch]:
     tokenizer, fields = tiny.text_tokenizer(), {"image": tiny.picture(index), "key": str(index)}
     match = TASKS["match"].layouts[0].branch("match", fields, tokenizer)
-    caption = TASKS["caption"].layouts[0].branch(
-        "caption", {**fields, "lang": "en", "caption": "a thing"}, tokenizer
+    caption = (
+        TASKS["caption"]
+        .layouts[0]
+        .branch("caption", {**fields, "lang": "en", "caption": "a thing"}, tokenizer)
     )
     return [caption, match] if captioned else [match]
 
@@ -49,7 +51,9 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @torch.no_grad()
 def test_states_of_a_packed_batch_are_those_of_each_alone():
-    batch = packed([[text(NAMES[0])], picture(0, captioned=True), [text(NAMES[1])], picture(3), [text(NAMES[2])]])
+    batch = packed(
+        [[text(NAMES[0])], picture(0, captioned=True), [text(NAMES[1])], picture(3), [text(NAMES[2])]]
+    )
     images, texts = sides(batch)
     for row, key in enumerate(batch.match_image_key.tolist()):
         [index] = [i for i in (0, 3) if packed([picture(i), [text("x")]]).match_image_key.item() == key]

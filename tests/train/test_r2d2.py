@@ -122,17 +122,19 @@ def test_queues_hold_what_the_teacher_made_of_the_last_batches(tmp_path: Path):
 
 def test_without_a_teacher_pre_ranking_is_match(tmp_path: Path):
     """Then it is the loss that `match` has in every other recipe."""
-    run, objective = open_run(
-        tmp_path, objective={"target_guided": 0.0, "queue": 0, "feature_guided": False}
-    )
+    run, objective = open_run(tmp_path, objective={"target_guided": 0.0, "queue": 0, "feature_guided": False})
     assert objective.teacher is None and not objective.state_dict()["texts.key_Q"].numel()
     batch = run.draw()
     losses = objective(run.model, batch)
     assert set(losses) >= LOSSES - {"feature_guided"}
     hidden = run.model(batch.stream).flatten(0, 1)
-    image, text = (run.model.match_embedding(hidden[at]) for at in (batch.match_image_at, batch.match_text_at))
+    image, text = (
+        run.model.match_embedding(hidden[at]) for at in (batch.match_image_at, batch.match_text_at)
+    )
     same = batch.match_image_key[:, None] == batch.match_text_key
-    assert losses["pre_ranking"].item() == pytest.approx(_info_nce(run.model, image, text, same).item(), rel=1e-5)
+    assert losses["pre_ranking"].item() == pytest.approx(
+        _info_nce(run.model, image, text, same).item(), rel=1e-5
+    )
     assert pre_ranking_loss(image @ text.T, same).isfinite()
 
 

@@ -61,8 +61,8 @@ class Pairs:
 
 @torch.no_grad()
 def draw_pairs(scores_IV: Tensor, same_IV: Tensor, *, texts: int, generator: torch.Generator) -> Pairs:
-    """For every picture one of the first `texts` that belongs to it, and negatives drawn from softmax(score) of what
-    does not: a picture for that text, one of all V texts for the picture.
+    """For every picture one of the first `texts` that belongs to it, and negatives drawn from softmax(score) of
+    what does not: a picture for that text, one of all V texts for the picture.
 
     A picture without a text of its own is left out, as is what has no negative.
     """

@@ -14,9 +14,9 @@ What a batch of the task `match` costs:
 The teacher is a moving average of the model. One thing is ours: wrong texts are drawn from the queue too, and read
 anew, because the batch of one machine is too small to hold texts that are much alike.
 
-Legend: I pictures and T texts of the batch, M either of them, V what they are contrasted with (the batch's, then the
-queue's), N texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a text,
-D width.
+Legend: I pictures and T texts of the batch, M either of them, V what they are contrasted with (the batch's, then
+the queue's), N texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a
+text, D width.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class R2D2(Objective):
         whole: States | None,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Losses of the cross encoders, and of the masked texts that they read; `whole` are the teacher's states."""
+        """Losses of the cross encoders and of the masked texts that they read; `whole` are the teacher's states."""
         assert model.ranking is not None
         T = len(texts.tokens_MT)
         if not self.config.hard_negatives:
