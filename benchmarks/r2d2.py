@@ -55,7 +55,7 @@ LANGUAGES = ("en", "zh")
 CANDIDATES = 32
 ARMS: dict[str, list[str]] = {
     "full": [],
-    "hard_negatives": ["objective.hard_negatives=false"],
+    "hard_negatives": ["objective.hard_negatives=0.0"],
     "queue": ["objective.queue=0"],
     "target_guided": ["objective.target_guided=0.0"],
     "feature_guided": ["objective.feature_guided=false"],

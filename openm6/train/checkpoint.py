@@ -393,6 +393,13 @@ def _check_fits(path: Path, what: str, tensors: dict[str, Tensor], module: nn.Mo
             )
 
 
+def read_objective(path: Path, objective: nn.Module) -> dict[str, Tensor]:
+    """What the objective kept. Raises ValueError if it is of another one."""
+    kept = load_file(path / OBJECTIVE_FILE) if (path / OBJECTIVE_FILE).is_file() else {}
+    _check_fits(path, "objective", kept, objective)
+    return kept
+
+
 def load_checkpoint(
     path: Path,
     *,
@@ -416,14 +423,12 @@ def load_checkpoint(
     if MODEL_FILE not in content["files"]:  # written by several ranks
         from openm6.train.sharded_checkpoint import load_shards
 
-        load_shards(path, model=model, optimizer=optimizer)
+        load_shards(path, model=model, optimizer=optimizer, objective=objective)
         return {**content["state"], "step": content["step"]}
     tensors = load_file(path / MODEL_FILE)
     tensors |= {alias: tensors[name] for alias, name in content["aliases"].items()}
     _check_fits(path, "model", tensors, _plain(model))
-    kept = load_file(path / OBJECTIVE_FILE) if OBJECTIVE_FILE in content["files"] else {}
-    if objective is not None:
-        _check_fits(path, "objective", kept, objective)
+    kept = {} if objective is None else read_objective(path, objective)
     optimizer_tensors = load_file(path / OPTIMIZER_FILE)
     _restore_optimizer(path, model, optimizer, optimizer_tensors, content["optimizer"])
     _plain(model).load_state_dict(tensors)

@@ -101,7 +101,9 @@ class R2D2Config(_Strict):
     """
 
     kind: Literal["r2d2"]
-    hard_negatives: bool = True  # False: any picture, any text
+    hard_negatives: float = Field(
+        default=1.0, ge=0, le=1
+    )  # share drawn by pre-ranking's scores; others evenly
     masked: float = Field(default=0.15, ge=0, lt=1)  # share of the text tokens that ranking does not see
     feature_guided: bool = True  # states of masked texts imitate the teacher's of whole ones
     target_guided: float = Field(default=0.4, ge=0, lt=1)  # the teacher's share of pre-ranking's targets

@@ -280,10 +280,9 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
 
 def check_can_spread(config: RunConfig) -> None:
     """Raises ValueError for a recipe that only one process can run."""
-    if config.objective.kind != "seq2seq":
+    if config.objective.kind == "r2d2" and config.model.experts is not None:
         raise ValueError(
-            f"objective.kind: {config.objective.kind} contrasts the pictures and texts of one process; start "
-            "the run without torchrun"
+            "objective.kind: r2d2 trains a model with experts in one process only; start the run without torchrun"
         )
     if config.optimizer.kind == "adafactor":
         raise ValueError(

@@ -35,7 +35,7 @@ def test_figures_are_means_and_paired_differences(tmp_path: Path, monkeypatch: p
     def pretended(overrides: list[str], folder: Path) -> dict[str, Any]:
         asked.append(folder.name)
         seed = int(folder.name[-1])
-        lost = 0.0 if "objective.hard_negatives=false" not in overrides else 0.1 * seed
+        lost = 0.0 if "objective.hard_negatives=0.0" not in overrides else 0.1 * seed
         return {
             "prerank": found(0.4),
             "rank": found(0.4 + 0.1 * seed - lost),

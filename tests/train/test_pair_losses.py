@@ -61,6 +61,17 @@ def test_negatives_come_as_often_as_in_the_reference():
     assert (wrong_image / wrong_image.sum()).tolist() == pytest.approx(images_of_1st_text, abs=0.03)
 
 
+def test_a_share_of_the_negatives_is_drawn_evenly():
+    image, text, *_ = reference_input()
+    scores, chance, seen = image @ text.T / TEMPERATURE, generator(), torch.zeros(6)
+    for _ in range(3000):
+        pairs = draw_pairs(scores, SAME, texts=6, generator=chance, hard=0.25)
+        seen[pairs.text_3B[12:][3]] += 1
+    hard = torch.tensor([0.002003, 0.992699, 2.5e-05, 0.0, 0.000444, 0.004829])
+    even = torch.tensor([0.2, 0.2, 0.2, 0.0, 0.2, 0.2])
+    assert (seen / 3000).tolist() == pytest.approx((0.25 * hard + 0.75 * even).tolist(), abs=0.03)
+
+
 keys = st.lists(st.integers(0, 4), min_size=1, max_size=7)
 
 

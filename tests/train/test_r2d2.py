@@ -13,11 +13,12 @@ from openm6.tasks.collate import Batch
 from openm6.train.checkpoint import OBJECTIVE_FILE, latest_checkpoint
 from openm6.train.config import RunConfig
 from openm6.train.loop import Run, check_can_spread, train
-from openm6.train.metrics import read_metrics
+from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.objectives.pair_losses import pre_ranking_loss
 from openm6.train.objectives.r2d2 import R2D2
 from openm6.train.objectives.seq2seq import _info_nce
 from tests import tiny
+from tests.ranked import on_ranks
 
 LOSSES = {"pre_ranking", "ranking", "masked_text", "feature_guided"}
 
@@ -208,6 +209,41 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], s
         RunConfig.model_validate({**recipe, **changes})
 
 
-def test_it_is_for_one_process(tmp_path: Path):
+def work(recipe: dict[str, Any], run_dir: Path) -> None:
+    train(RunConfig.model_validate(recipe), run_dir)
+
+
+def told(run_dir: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(run_dir)
+    return [{key: value for key, value in line.items() if key not in WALL_CLOCK_KEYS} for line in lines]
+
+
+@pytest.mark.timeout(900)
+def test_two_ranks_compute_what_one_process_computes(tmp_path: Path):
+    """Shared, delinked in the middle, with teacher, queues and negatives from both ranks."""
+    recipe = content(tmp_path / "data", steps=6, log_every=1, checkpoint_every=3, optimizer={"lr": 1e-3})
+    tiny.textured(tmp_path / "data")
+    on_ranks(work, 1, recipe, tmp_path / "one")
+    on_ranks(work, 2, recipe, tmp_path / "two")
+    ours, theirs = told(tmp_path / "two"), told(tmp_path / "one")
+    assert any("loss_masked_text" in line for line in ours)
+    for line, other in zip(ours, theirs, strict=True):
+        assert line.keys() == other.keys()
+        for key, value in line.items():
+            near = 1e-3 if isinstance(value, float) else 0
+            assert value == other[key] or value == pytest.approx(other[key], rel=near), (line["step"], key)
+    # The last checkpoint of two ranks opens in one process: teacher and queues are whole on both.
+    run = Run(RunConfig.model_validate(recipe), tmp_path / "two")
+    alone = Run(RunConfig.model_validate(recipe), tmp_path / "one")
+    assert run.step == alone.step == 6
+    found, wanted = run.objective.state_dict(), alone.objective.state_dict()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_experts_and_ranks_do_not_go_together(tmp_path: Path):
+    recipe = content(tmp_path)
+    recipe["model"] = {**recipe["model"], "experts": {"experts": 2}}
     with pytest.raises(ValueError, match="start the run without torchrun"):
-        check_can_spread(RunConfig.model_validate(content(tmp_path)))
+        check_can_spread(RunConfig.model_validate(recipe))
+    check_can_spread(RunConfig.model_validate(content(tmp_path)))

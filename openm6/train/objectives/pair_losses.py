@@ -60,9 +60,12 @@ class Pairs:
 
 
 @torch.no_grad()
-def draw_pairs(scores_IV: Tensor, same_IV: Tensor, *, texts: int, generator: torch.Generator) -> Pairs:
+def draw_pairs(
+    scores_IV: Tensor, same_IV: Tensor, *, texts: int, generator: torch.Generator, hard: float = 1.0
+) -> Pairs:
     """For every picture one of the first `texts` that belongs to it, and negatives drawn from softmax(score) of
-    what does not: a picture for that text, one of all V texts for the picture.
+    what does not: a picture for that text, one of all V texts for the picture. A share of 1 - `hard` of them is
+    drawn evenly.
 
     A picture without a text of its own is left out, as is what has no negative.
     """
@@ -75,10 +78,13 @@ def draw_pairs(scores_IV: Tensor, same_IV: Tensor, *, texts: int, generator: tor
     def draw(chance: Tensor) -> Tensor:
         return torch.multinomial(chance, 1, generator=generator).flatten()
 
-    wrong_IV = scores_IV.float().masked_fill(same_IV, float("-inf"))
+    def draw_wrong(scores: Tensor, same: Tensor) -> Tensor:
+        likeliest = scores.float().masked_fill(same, float("-inf")).softmax(1)
+        return draw(hard * likeliest + (1 - hard) * F.normalize((~same).float(), p=1, dim=1))
+
     text_B = draw(own_IT[image_B].float())
-    wrong_image_B = draw(wrong_IV.T[text_B].softmax(1))
-    wrong_text_B = draw(wrong_IV[image_B].softmax(1))
+    wrong_image_B = draw_wrong(scores_IV.T[text_B], same_IV.T[text_B])
+    wrong_text_B = draw_wrong(scores_IV[image_B], same_IV[image_B])
     return Pairs(
         torch.cat((image_B, wrong_image_B, image_B)), torch.cat((text_B, text_B, wrong_text_B)), len(image_B)
     )

@@ -27,15 +27,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from openm6.giant.batch_norm import synchronise
+from openm6.giant.collectives import Group, bounds, gathered
 from openm6.giant.sharing import delink
-from openm6.model import M6
+from openm6.model import M6, Stream
 from openm6.model.ranking import States, Verdict
 from openm6.tasks.collate import Batch
 from openm6.tasks.pairs import Texts, image_places, text_places
 from openm6.train.config import R2D2Config
 from openm6.train.objectives.objective import Objective
 from openm6.train.objectives.pair_losses import (
+    Pairs,
     draw_pairs,
     feature_guided_loss,
     pre_ranking_loss,
@@ -74,19 +78,41 @@ class R2D2(Objective):
 
         In evaluation everything stays within the batch, and nothing is taught.
         """
-        hidden_BTD = model(batch.stream)
-        losses = {
-            name: nats_M.mean() for name, nats_M in task_nats(model, batch, hidden_BTD.flatten(0, 1)).items()
-        }
+        taught_BTD = self._teach(batch.stream) if model.training else None
+        return self._losses(model, batch, model(batch.stream), taught_BTD, part=0, parts=1)
+
+    def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
+        """This rank's part of every loss; over all ranks they add up to the losses of the whole batch.
+
+        A rank runs the stack on its rows. Their states are gathered, gradients and all, so that every picture
+        is contrasted with the texts of all ranks; the pairs that the cross encoders read are shared out again.
+        """
+        taught_BTD = self._teach(mine.stream) if model.training else None
+        if taught_BTD is not None:
+            taught_BTD = _all_rows(taught_BTD, len(whole.stream.tokens_BT), group)
+        hidden_BTD = _all_rows(model(mine.stream), len(whole.stream.tokens_BT), group)
+        return self._losses(model, whole, hidden_BTD, taught_BTD, part=group.rank, parts=group.size)
+
+    def _losses(
+        self,
+        model: M6,
+        batch: Batch,
+        hidden_BTD: Tensor,
+        taught_BTD: Tensor | None,
+        *,
+        part: int,
+        parts: int,
+    ) -> dict[str, Tensor]:
+        nats = task_nats(model, batch, hidden_BTD.flatten(0, 1))
+        losses = {name: nats_M.mean() / parts for name, nats_M in nats.items()}
         self._last = None
         if not len(batch.match_image_at) or not len(batch.match_text_at):
             return losses
-        taught_BTD = self._teach(batch) if model.training else None
         image = self._side(model, hidden_BTD, taught_BTD, batch.match_image_at, batch.match_image_key)
         text = self._side(model, hidden_BTD, taught_BTD, batch.match_text_at, batch.match_text_key)
         to_text, scores_IV, same_IV = self._contrast(model, image, text, self.texts)
         to_image, _, _ = self._contrast(model, text, image, self.images)
-        losses["pre_ranking"] = (to_text + to_image) / 2
+        losses["pre_ranking"] = (to_text + to_image) / 2 / parts
         places = text_places(batch.stream, batch.match_text_at)
         texts = Texts.at(places, batch.stream)
         if taught_BTD is not None:
@@ -96,7 +122,14 @@ class R2D2(Objective):
             batch.stream, batch.match_image_at, image_tokens=model.config.image_tokens
         ).states(hidden_BTD, batch.stream)
         generator = torch.Generator(hidden_BTD.device).manual_seed(batch.seed)
-        return losses | self._rank(model, pictures, texts, scores_IV, same_IV, whole, generator)
+        pairs = draw_pairs(
+            scores_IV,
+            same_IV,
+            texts=len(texts.tokens_MT),
+            generator=generator,
+            hard=self.config.hard_negatives,
+        )
+        return losses | self._rank(model, pictures, texts, pairs, whole, generator, part=part, parts=parts)
 
     def _side(
         self, model: M6, hidden_BTD: Tensor, taught_BTD: Tensor | None, at_M: Tensor, key_M: Tensor
@@ -136,17 +169,16 @@ class R2D2(Objective):
         model: M6,
         pictures: States,
         texts: Texts,
-        scores_IV: Tensor,
-        same_IV: Tensor,
+        pairs: Pairs,
         whole: States | None,
         generator: torch.Generator,
+        *,
+        part: int,
+        parts: int,
     ) -> dict[str, Tensor]:
         """Losses of the cross encoders and of the masked texts that they read; `whole` are the teacher's states."""
         assert model.ranking is not None
         T = len(texts.tokens_MT)
-        if not self.config.hard_negatives:
-            scores_IV = torch.zeros_like(scores_IV)
-        pairs = draw_pairs(scores_IV, same_IV, texts=T, generator=generator)
         drawn = pairs.text_3B >= T
         queued_K, number = pairs.text_3B[drawn].unique(return_inverse=True)
         row_3B = pairs.text_3B.masked_scatter(drawn, T + number)
@@ -157,25 +189,36 @@ class R2D2(Objective):
         losses: dict[str, Tensor] = {}
         if whole is not None and self.config.feature_guided:
             S = whole.x_BTD.shape[1]
-            losses["feature_guided"] = feature_guided_loss(text.x_BTD[:T, :S], whole.x_BTD, whole.seen_BT)
+            guided = feature_guided_loss(text.x_BTD[:T, :S], whole.x_BTD, whole.seen_BT)
+            losses["feature_guided"] = guided / parts
         if not pairs.count:
             return losses
-        verdict: Verdict = model.ranking(pictures[pairs.image_3B], text[row_3B])
-        losses["ranking"] = ranking_loss(verdict, pairs.belongs_3B)
-        own_B = row_3B[: pairs.count]
-        gone_BS = gone_NS[own_B]
+        nothing = 0.0 * text.x_BTD.sum()
+        losses["ranking"] = nothing
+        gone_BS = gone_NS[row_3B[: pairs.count]]
         if gone_BS.any():
-            logits_NV = model.text_logits(verdict.text_BTD[: pairs.count][gone_BS]).float()
-            losses["masked_text"] = F.cross_entropy(logits_NV, read.tokens_MT[own_B][gone_BS])
+            losses["masked_text"] = nothing
+        mine = torch.arange(part, pairs.count, parts, device=row_3B.device)
+        if not len(mine):
+            return losses
+        mine_3 = torch.cat([mine + third * pairs.count for third in range(3)])
+        verdict: Verdict = model.ranking(pictures[pairs.image_3B[mine_3]], text[row_3B[mine_3]])
+        losses["ranking"] = ranking_loss(verdict, pairs.belongs_3B[mine_3]) * len(mine) / pairs.count
+        mine_gone = gone_BS[mine]
+        if mine_gone.any():
+            logits_NV = model.text_logits(verdict.text_BTD[: len(mine)][mine_gone]).float()
+            wanted_N = read.tokens_MT[row_3B[mine]][mine_gone]
+            nats = F.cross_entropy(logits_NV, wanted_N, reduction="sum")
+            losses["masked_text"] = nats / gone_BS.sum()
         return losses
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> Tensor | None:
-        """The teacher's states of the batch, (B, T, D)."""
+    def _teach(self, stream: Stream) -> Tensor | None:
+        """The teacher's states, (B, T, D)."""
         if self.teacher is None:
             return None
         self.teacher.train()  # batch norm as the model has it now: the running means lag behind
-        return self.teacher(batch.stream)
+        return self.teacher(stream)
 
     @torch.no_grad()
     def follow(self, model: M6) -> None:
@@ -186,9 +229,22 @@ class R2D2(Objective):
             delink(self.teacher)
         students = dict(model.named_parameters())
         for name, parameter in self.teacher.named_parameters():
-            parameter.lerp_(students[name], 1 - self.config.momentum)
+            student = students[name]
+            whole = student.full_tensor() if isinstance(student, DTensor) else student
+            parameter.lerp_(whole, 1 - self.config.momentum)
         if self._last is not None:
             image, text, texts = self._last
             assert image.taught_MD is not None and text.taught_MD is not None
             self.images.push(image.taught_MD, image.key_M)
             self.texts.push(text.taught_MD, text.key_M, texts.tokens_MT)
+
+    def spread(self, group: Group) -> None:
+        """The teacher sees the pictures of all ranks too."""
+        if self.teacher is not None:
+            synchronise(self.teacher, group)
+
+
+def _all_rows(mine_BTD: Tensor, rows: int, group: Group) -> Tensor:
+    """The states of all ranks' rows, in the order of the batch."""
+    counts = [b - a for a, b in (bounds(rows, rank, group.size) for rank in range(group.size))]
+    return gathered(mine_BTD.flatten(1), counts, group).view(rows, *mine_BTD.shape[1:])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openm6.giant.collectives import Group
 from openm6.model import M6
 from openm6.tasks.collate import Batch
 from openm6.train.objectives.contrastive import contrastive_loss
@@ -28,6 +29,11 @@ class Seq2Seq(Objective):
 
     def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
         return task_losses(model, batch, contrastive=self.contrastive)
+
+    def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
+        from openm6.train.shares import partial_losses  # which begins with this file
+
+        return partial_losses(model, mine, whole, group)
 
 
 def task_losses(model: M6, batch: Batch, *, contrastive: Collection[str] = ()) -> dict[str, Tensor]:
