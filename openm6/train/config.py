@@ -137,6 +137,7 @@ class RunConfig(_Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
     model: ModelConfig
     init: Literal["shipped"] | Path | None = None  # folder of a trained model to begin from
+    frozen: list[str] = []  # parts of it that stay as they are: image, embed, slots.0, ...
     tokenizer: Path | None = None  # a tokenizer.json; None = trained on the run's own texts
     image_tokenizer: Literal["shipped"] | Path | None = None  # folder of an image tokenizer; `draw` needs one
     mix: list[MixConfig] = Field(min_length=1)
@@ -176,6 +177,10 @@ class RunConfig(_Strict):
             raise ValueError("the task 'draw' needs image_tokenizer: the folder of a trained image tokenizer")
         if self.init is not None and self.sharing.delink_at > 0:
             raise ValueError("init: the layers of a trained model cannot share; set sharing.delink_at to 0")
+        if self.frozen and self.init is None:
+            raise ValueError(
+                "frozen: only a trained model's parts can stay as they are; set init, or leave out frozen"
+            )
         unit = self.sharing.unit
         if unit is not None and (unit < 1 or self.model.layers % unit):
             raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")

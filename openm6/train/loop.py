@@ -113,6 +113,7 @@ class Run(Course[Batch]):
             share(self.model, unit=config.sharing.unit)
         if config.init is not None and checkpoint is None:
             self._begin_from(model_folder(config.init))
+        self._freeze()
         self.objective = open_objective(config, self.model, self.tokenizer)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self._place()
@@ -147,6 +148,18 @@ class Run(Course[Batch]):
             trained = widen_ffn(trained, wanted.ffn)
         new = {name: value for name, value in self.model.state_dict().items() if name.startswith("ranking.")}
         self.model.load_state_dict(new | trained.state_dict())
+
+    def _freeze(self) -> None:
+        for name in self.config.frozen:
+            try:
+                part = self.model.get_submodule(name)
+            except AttributeError:
+                parts = ", ".join(each for each, _ in self.model.named_children())
+                raise ValueError(f"frozen: the model has no part '{name}'; its parts are {parts}") from None
+            part.requires_grad_(False)
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 0.0  # its running means stay too
 
     @property
     def shared(self) -> bool:
