@@ -52,7 +52,7 @@ def read_image(
     if size is not None and size < 1:
         raise ValueError(f"image size must be at least 1, not {size}.")
     where = where or (str(source) if not isinstance(source, bytes) else "image")
-    data = source if isinstance(source, bytes) else _read_file(Path(source), where)
+    data = source if isinstance(source, bytes) else read_encoded(Path(source), where)
     if not data:
         raise BadRecord(where, "the image is empty")
     if len(data) > MAX_BYTES:
@@ -85,7 +85,8 @@ def to_array(image: Image.Image, *, size: int | None = None) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
-def _read_file(path: Path, where: str) -> bytes:
+def read_encoded(path: Path, where: str) -> bytes:
+    """The bytes of a picture file. Raises `BadRecord` if it is no regular file, too large or not readable."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):  # a pipe would block for ever, a device would never end

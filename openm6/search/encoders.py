@@ -1,0 +1,97 @@
+"""Encoders: what makes a picture, or words, a unit vector.
+
+    m6            the shipped model's match embedding: pictures and words in one space
+    m6:FOLDER     that of another checkpoint or run
+    photo         EfficientNet-Lite0 features: photos, no words (extra `[photo]`)
+    FOLDER        a search model that `openm6 search train` made
+
+Shape suffixes: N inputs, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+BATCH = 32  # photos at a time: 300 MB of maps at 224 pixels
+
+
+class Encoder(Protocol):
+    """Pictures are uint8 arrays (image_size, image_size, 3 | 4) as `read_image` gives them."""
+
+    name: str  # `open_encoder(name)` opens it again
+    fingerprint: str  # of its weights
+    dim: int
+    image_size: int
+
+    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors float32 (N, D)."""
+        ...
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors float32 (N, D). Raises ValueError if the encoder knows no words."""
+        ...
+
+
+class M6Encoder:
+    """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        import openm6
+
+        self.name = "m6" if folder is None else f"m6:{folder}"
+        self.pipeline = openm6.load(folder)
+        config = self.pipeline.model.config
+        if not config.match_dim:
+            raise ValueError(f"the checkpoint {self.pipeline.folder} does not match, so it cannot search.")
+        self.dim, self.image_size = config.match_dim, config.image_size
+        weights = (self.pipeline.folder / "model.safetensors").read_bytes()
+        self.fingerprint = hashlib.blake2s(weights, digest_size=8).hexdigest()
+
+    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return self.pipeline.embed_images(list(pictures))
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self.pipeline.embed_texts(list(texts))
+
+
+class PhotoEncoder:
+    """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs."""
+
+    name, image_size = "photo", 224
+
+    def __init__(self) -> None:
+        from openm6.modalities.efficientnet import EfficientNetLite0
+
+        self.net = EfficientNetLite0().eval()
+        self.dim, self.fingerprint = self.net.out_channels, self.net.digest[:16]
+
+    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        import torch
+
+        from openm6.modalities.efficientnet import photo_pixels
+
+        found = []
+        for start in range(0, len(pictures), BATCH):
+            pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
+            with torch.inference_mode():
+                features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
+                found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
+        return np.concatenate(found)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        raise ValueError(
+            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+        )
+
+
+def open_encoder(name: str) -> Encoder:
+    """The encoder of a name (see above). Raises ValueError if there is none."""
+    if name == "photo":
+        return PhotoEncoder()
+    if name == "m6" or name.startswith("m6:"):
+        return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
+    raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER or photo.")

@@ -1,0 +1,216 @@
+"""The front of visual search: open an index, bring it up to date with a catalogue, ask it.
+
+    index = Index.open("shop-index")                       # a folder; or http://host:19530 for Milvus
+    index.update("catalogue.csv")                          # Changes(added=1000, ...)
+    index.query(image="photo.jpg", where="category = 'dress' and price < 300", n=5)
+    index.query(text="a red apple")
+    index.query(image="photo.jpg", text="in red", quality={"sales": 0.05})
+
+An index may be queried from several threads at once; `update` is for one at a time.
+
+Shape suffixes: D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openm6.decode.inputs import Picture, read_pictures, read_texts
+from openm6.search.catalogue import Attributes, Catalogue
+from openm6.search.codes import Codes
+from openm6.search.encoders import Encoder, open_encoder
+from openm6.search.indexing import Changes, update
+from openm6.search.quality import quality_bonus
+from openm6.search.rounds import exact, two_rounds
+from openm6.search.shards import ShardedStore
+from openm6.search.store import About, Store, open_store
+from openm6.search.where import Kind, Where, parse_where
+
+DEFAULT_ENCODER = "m6"
+MAX_HITS = 1000
+EXACT_BELOW = 20_000  # items: below, comparing with all of them takes no longer than two rounds
+CANDIDATES = 500  # of the first round, at least
+POOL = 100  # items that quality signals order, at least
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item found: `similarity` is the inner product with the query, of unit vectors where the query is one
+    picture or one text; `score`, which orders the hits, adds what the quality signals weigh.
+    """
+
+    id: str
+    score: float
+    similarity: float
+    attributes: Attributes
+
+
+class Index:
+    """What `Index.open` returns."""
+
+    def __init__(self, store: Store, encoder: Encoder | str | None = None) -> None:
+        """An index over a store. `encoder` as for `open`, or one that is open already."""
+        self.store, self._encoder = store, encoder
+        self._codes: Codes | None = None
+
+    @classmethod
+    def open(cls, address: str | Sequence[str], *, encoder: Encoder | str | None = None) -> Index:
+        """The index at an address, whether it exists already or not.
+
+        Args:
+            address: a folder (LanceDB), `http://host:19530` or a file `*.db` (Milvus, Milvus Lite), or a list
+                of them, the shards of one index in their order.
+            encoder: see `openm6/search/encoders.py`; by default that which made the index, for a new one `m6`.
+
+        Raises:
+            ValueError: the address cannot be opened, or the shards do not belong together.
+        """
+        addresses = [address] if isinstance(address, str) else list(address)
+        if not addresses:
+            raise ValueError("an index needs an address: name a folder, or a Milvus server.")
+        stores = [open_store(each) for each in addresses]
+        return cls(stores[0] if len(stores) == 1 else ShardedStore(stores), encoder)
+
+    @property
+    def about(self) -> About | None:
+        """What the index holds (encoder, columns, category column), or None where nothing was indexed yet."""
+        return self.store.about
+
+    @property
+    def columns(self) -> dict[str, Kind]:
+        """The columns that a filter may name: text, number or flag. Raises ValueError if there is no index."""
+        return self._made().columns
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, opened when it is first needed. Raises ValueError if it is not that of the index."""
+        if self._encoder is None or isinstance(self._encoder, str):
+            made_by = self.about.encoder if self.about is not None else DEFAULT_ENCODER
+            self._encoder = open_encoder(self._encoder or made_by)
+        about = self.about
+        if about is not None and about.fingerprint != self._encoder.fingerprint:
+            raise ValueError(
+                f"the index was made by the encoder {about.encoder} ({about.fingerprint}), not by "
+                f"{self._encoder.name} ({self._encoder.fingerprint}): their vectors do not compare."
+            )
+        return self._encoder
+
+    def count(self, where: str | None = None) -> int:
+        """How many items there are, or pass the filter. Raises ValueError as `query`."""
+        return self.store.count(self._where(where))
+
+    def update(
+        self,
+        catalogue: str | Catalogue,
+        *,
+        columns: Mapping[str, str] | None = None,
+        keep: bool = False,
+        workers: int = 4,
+        max_bad_fraction: float = 0.05,
+        on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> Changes:
+        """Makes the index hold exactly the items of a catalogue: adds, replaces, deletes; encodes what is new.
+
+        Args:
+            catalogue: a folder of pictures, a CSV, JSONL or Parquet file, ... (`Catalogue`), or `corpus-emoji`.
+            columns: our names (image, id, category, ...) to the catalogue's.
+            keep: keep items that the catalogue does not have.
+            on_progress: called with what is being done ("reading", "indexing"), items so far, items in all
+                (0 = unknown).
+
+        Raises:
+            ValueError: the catalogue cannot be read, too many of its items are bad, or it does not fit the index.
+        """
+        if isinstance(catalogue, str):
+            catalogue = Catalogue(catalogue, columns=columns, max_bad_fraction=max_bad_fraction)
+        return update(
+            catalogue, self.store, self.encoder, workers=workers, keep=keep, on_progress=on_progress
+        )
+
+    def query(
+        self,
+        *,
+        image: Picture | None = None,
+        text: str | None = None,
+        where: str | None = None,
+        n: int = 10,
+        quality: Mapping[str, float] | None = None,
+        text_weight: float = 0.5,
+    ) -> list[Hit]:
+        """The `n` items that are most like a picture, a text, or both, the best first.
+
+        Args:
+            image: a path, a PIL image, or an array uint8 (H, W, 3 | 4).
+            text: words, in a language that the encoder knows.
+            where: a filter such as `category = 'dress' and price < 300` (`openm6/search/where.py`).
+            quality: number columns by which good items move up, with their weights (`openm6/search/quality.py`).
+            text_weight: with both, the text's share of the query; the picture has the rest.
+
+        Raises:
+            ValueError: there is no index, no query, a picture that cannot be read, a filter that is none, or
+                a text for an encoder without words.
+        """
+        about = self._made()
+        if not 1 <= n <= MAX_HITS:
+            raise ValueError(f"n must lie between 1 and {MAX_HITS}, not {n}.")
+        if not 0 <= text_weight <= 1:
+            raise ValueError(f"text_weight must lie between 0 and 1, not {text_weight}.")
+        for name in quality or {}:
+            if about.columns.get(name) != "number":
+                numbers = [each for each, kind in about.columns.items() if kind == "number"]
+                raise ValueError(
+                    f"the quality signal {name!r} is no column of numbers of this index; it has {numbers}."
+                )
+        found = self._where(where)
+        return self.nearest(self.embed(image, text, text_weight), found, n, quality or {})
+
+    def embed(self, image: Picture | None, text: str | None, text_weight: float = 0.5) -> np.ndarray:
+        """The query's vector, float32 (D,). Raises ValueError as `query`."""
+        if image is None and text is None:
+            raise ValueError("a query needs a picture, a text, or both.")
+        # What is wrong with the query is said before an encoder is loaded for it.
+        texts = [] if text is None else read_texts(text, "the text of a query")
+        image_D = None
+        if image is not None:
+            image_D = self.encoder.images(read_pictures(image, self.encoder.image_size))[0]
+        text_D = self.encoder.texts(texts)[0] if texts else None
+        if image_D is None or text_D is None:
+            return next(each for each in (image_D, text_D) if each is not None)
+        return ((1 - text_weight) * image_D + text_weight * text_D).astype(np.float32)
+
+    def nearest(
+        self, query_D: np.ndarray, where: Where | None, n: int, quality: Mapping[str, float] | None = None
+    ) -> list[Hit]:
+        """The `n` best items for a vector (D,), whatever made it; filter and signals as `query` checks them."""
+        about = self._made()
+        wanted = max(POOL, 2 * n) if quality else n
+        if self.store.count() <= EXACT_BELOW:
+            found = exact(self.store, query_D, wanted, where)
+        else:
+            room = max(CANDIDATES, 10 * wanted)
+            found = two_rounds(self.store, query_D, wanted, self._coder(about), candidates=room, where=where)
+        rows = self.store.rows([hit.id for hit in found])
+        found = [hit for hit in found if hit.id in rows]  # not what was deleted in between
+        bonus = quality_bonus([rows[hit.id] for hit in found], quality or {})
+        hits = [
+            Hit(hit.id, hit.score + float(extra), hit.score, rows[hit.id])
+            for hit, extra in zip(found, bonus, strict=True)
+        ]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:n]
+
+    def _coder(self, about: About) -> Codes:
+        if self._codes is None:
+            self._codes = Codes(about.centre, about.bits)
+        return self._codes
+
+    def _made(self) -> About:
+        if self.about is None:
+            raise ValueError("there is no index at this address yet: make one with openm6 search index.")
+        return self.about
+
+    def _where(self, where: str | None) -> Where | None:
+        columns = self.columns
+        return None if where is None else parse_where(where, columns)

@@ -1,0 +1,178 @@
+"""Bringing an index up to date with its catalogue: what is new is added, what changed replaced, what went deleted.
+
+The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is
+then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time,
+each lot at once or not at all. So a run that was stopped is resumed by the same command.
+
+Shape suffixes: N items, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from openm6.data import BadRecord, read_image
+from openm6.data.reader import Block
+from openm6.search.catalogue import CATEGORY_COLUMNS, Catalogue, Item, Scan, of_kind
+from openm6.search.codes import Codes
+from openm6.search.encoders import Encoder
+from openm6.search.store import About, Entries, Store
+
+SAMPLE = 512  # items whose mean vector becomes the centre of the codes
+SETTLE = 100  # lots between two tidyings of the store
+Progress = Callable[[str, int, int], None]  # what is being done, so far, of how many (0 = unknown)
+Decoded = tuple[Item, np.ndarray]
+
+
+@dataclass
+class Changes:
+    """What a run did, in items; `reasons` says of the first few bad ones what is wrong with them."""
+
+    added: int = 0
+    changed: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    bad: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+def update(
+    catalogue: Catalogue,
+    store: Store,
+    encoder: Encoder,
+    *,
+    workers: int = 4,
+    keep: bool = False,
+    on_progress: Progress = lambda *_: None,
+) -> Changes:
+    """Makes the index hold exactly the items of the catalogue; with `keep`, those and what it held before.
+
+    An item whose picture cannot be read is bad: it is counted, and not in the index. Raises ValueError if the
+    catalogue has no items, if too many of them are bad, and if the index was made by another encoder or with other
+    columns.
+    """
+    scan = catalogue.scan(workers=workers, on_progress=partial(on_progress, "reading"))
+    add_bad = partial(catalogue.add_bad, scan)
+    with ThreadPoolExecutor(workers) as pool:
+        about = store.about or _create(catalogue, scan, store, encoder, pool)
+        _check(about, scan, encoder, catalogue.name)
+        known, codes = store.hashes(), Codes(about.centre, about.bits)
+        todo = [name for name, place in scan.places.items() if known.get(name) != place.hash]
+        changes, done, broken = Changes(unchanged=len(scan.places) - len(todo)), 0, set(todo)
+        for number, lot in enumerate(
+            _decoded(catalogue, scan, todo, encoder.image_size, pool, add_bad), start=1
+        ):
+            items = [item for item, _ in lot]
+            vectors_ND = encoder.images([picture for _, picture in lot]) if lot else np.empty((0, about.dim))
+            for is_known in (False, True):
+                rows = [i for i, item in enumerate(items) if (item.id in known) == is_known]
+                if rows:
+                    store.write(
+                        _entries([items[i] for i in rows], vectors_ND[rows], codes, about), known=is_known
+                    )
+                changes.changed += len(rows) * is_known
+                changes.added += len(rows) * (not is_known)
+            broken -= {item.id for item in items}
+            done += len(items)
+            on_progress("indexing", done, len(todo))
+            if number % SETTLE == 0:
+                store.settle()
+    changes.bad, changes.reasons = scan.bad.count, scan.bad.first
+    scan.bad.end_epoch(max_fraction=catalogue.max_bad_fraction, source=catalogue.name)
+    gone = [name for name in known if name in broken or (name not in scan.places and not keep)]
+    store.delete(gone)
+    changes.deleted = len(gone)
+    if todo or gone:
+        store.settle()
+    return changes
+
+
+def _create(
+    catalogue: Catalogue, scan: Scan, store: Store, encoder: Encoder, pool: ThreadPoolExecutor
+) -> About:
+    """An empty index for this catalogue, its codes' centre taken from items all over it."""
+    ids, bad = list(scan.places), list[BadRecord]()
+    lots = _decoded(catalogue, scan, ids[:: -(-len(ids) // SAMPLE)], encoder.image_size, pool, bad.append)
+    vectors = [encoder.images([picture for _, picture in lot]) for lot in lots if lot]
+    if not vectors:
+        raise ValueError(f"the catalogue {catalogue.name} has no picture that can be read; {bad[0]}.")
+    about = About(
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        bits=256 if encoder.dim <= 256 else 512,  # not yet measured
+        centre=[round(float(each), 5) for each in np.concatenate(vectors).mean(axis=0)],
+        columns=scan.columns,
+        category=next((name for name in CATEGORY_COLUMNS if scan.columns.get(name) == "text"), None),
+    )
+    store.create(about)
+    return about
+
+
+def _check(about: About, scan: Scan, encoder: Encoder, name: str) -> None:
+    if (about.fingerprint, about.dim) != (encoder.fingerprint, encoder.dim):
+        raise ValueError(
+            f"the index was made by the encoder {about.encoder} ({about.fingerprint}), not by {encoder.name} "
+            f"({encoder.fingerprint}): their vectors do not mix, so make another index."
+        )
+    for column, kinds in scan.seen.items():
+        kind = about.columns.get(column)
+        if kind is None or (kind != "text" and kinds - {kind}):
+            was = "has no such column" if kind is None else f"holds a {kind} in it"
+            raise ValueError(
+                f"{name}: column {column!r} is not as the index has it, which {was}: make another index."
+            )
+
+
+def _decoded(
+    catalogue: Catalogue,
+    scan: Scan,
+    ids: Collection[str],
+    size: int,
+    pool: ThreadPoolExecutor,
+    on_bad: Callable[[BadRecord], None],
+) -> Iterator[list[Decoded]]:
+    """The items of `ids` with their pictures, uint8 (size, size, 3 | 4); one lot is decoded ahead."""
+
+    def decode(block: Block, row: int) -> Decoded | BadRecord:
+        try:
+            item: Item = block[row]["item"]
+            if item.id not in scan.places or scan.places[item.id].hash != item.hash:
+                raise BadRecord(item.where, "changed while the catalogue was being read")
+            return item, read_image(item.picture, size=size, where=item.where)
+        except BadRecord as error:
+            return error
+
+    def good(lot: Iterator[Decoded | BadRecord]) -> list[Decoded]:
+        found: list[Decoded] = []
+        for each in lot:
+            on_bad(each) if isinstance(each, BadRecord) else found.append(each)
+        return found
+
+    ahead: deque[Iterator[Decoded | BadRecord]] = deque()
+    for block, rows in catalogue.lots(ids, scan):
+        ahead.append(pool.map(decode, [block] * len(rows), rows))
+        if len(ahead) > 1:
+            yield good(ahead.popleft())
+    while ahead:
+        yield good(ahead.popleft())
+
+
+def _entries(items: Sequence[Item], vectors_ND: np.ndarray, codes: Codes, about: About) -> Entries:
+    attributes = [
+        {name: of_kind(item.attributes.get(name), kind) for name, kind in about.columns.items()}
+        for item in items
+    ]
+    return Entries(
+        [item.id for item in items],
+        [item.hash for item in items],
+        vectors_ND,
+        codes.pack(vectors_ND),
+        attributes,
+    )

@@ -1,0 +1,70 @@
+"""Two rounds: binary codes choose candidates, exact inner products rank them.
+
+Every answer is a function of the items alone, not of how they are spread over files or shards: ties are broken by
+id, and where a store had to cut among equals, it is asked again for more.
+
+Shape suffixes: N items, D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from openm6.search.codes import Codes
+from openm6.search.store import Found, Store
+from openm6.search.where import Where
+
+EXTRA = 8  # items more than wanted: seldom are so many equal to the last
+ROUNDING = 1e-5  # how far a store's inner product of unit vectors may lie from the one computed here
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found, with its vector (D,): `score` is the inner product with the query."""
+
+    id: str
+    score: float
+    vector_D: np.ndarray
+
+
+def exact(store: Store, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Hit]:
+    """The `k` items with the largest inner product with the query, by comparing it with all of them."""
+    room, slack = k + EXTRA, ROUNDING * float(np.linalg.norm(query_D))
+    while True:
+        found = store.nearest(query_D, room, where)
+        hits = ranked(found, query_D)
+        # Any item that is not here scores at most as the last one.
+        if len(hits) < room or hits[k - 1].score > hits[-1].score + slack:
+            return hits[:k]
+        room *= 2
+
+
+def two_rounds(
+    store: Store, query_D: np.ndarray, k: int, codes: Codes, *, candidates: int, where: Where | None = None
+) -> list[Hit]:
+    """The `k` best of about `candidates` items whose codes are nearest to the query's.
+
+    Candidates are the items strictly nearer than the `candidates`-th, so that no tie is cut; more, if those are
+    fewer than `k`.
+    """
+    code_W, room = codes.pack(query_D[None])[0], max(candidates, k)
+    while True:
+        found = store.coarse(code_W, room, where)
+        if len(found.ids) < room:
+            return ranked(found, query_D)[:k]
+        inside_N = found.distances_N < found.distances_N.max()
+        if inside_N.sum() >= k:
+            ids = [name for name, inside in zip(found.ids, inside_N, strict=True) if inside]
+            return ranked(Found(ids, found.vectors_ND[inside_N]), query_D)[:k]
+        room *= 2
+
+
+def ranked(found: Found, query_D: np.ndarray) -> list[Hit]:
+    """Items by their inner product with the query, computed the same way wherever they come from."""
+    scores = (
+        (found.vectors_ND * query_D).sum(axis=1).tolist()
+    )  # row by row; a matrix product rounds by its shape
+    rows = zip(found.ids, scores, found.vectors_ND, strict=True)
+    return [Hit(*row) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]

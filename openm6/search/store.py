@@ -1,0 +1,128 @@
+"""Where items live: LanceDB in a folder, or a Milvus server; which of them, the address says.
+
+A store keeps for every item its id, the hash of its content, its vector, its binary code and its attributes. It
+finds by vector (exactly) and by code (Hamming); `rounds.py` puts the two together.
+
+Shape suffixes: N items, D dimensions of a vector, W bytes of a code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from openm6.search.catalogue import Attributes
+from openm6.search.where import Kind, Where
+
+
+class About(BaseModel):
+    """What an index holds; kept with its items."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str  # as `open_encoder` takes it
+    fingerprint: str  # of the encoder: vectors of another one must not mix with these
+    dim: int
+    bits: int
+    centre: list[float]  # of the vectors, where the codes' hyperplanes meet
+    columns: dict[str, Kind]
+    category: str | None  # the column that says what an item is
+    part: tuple[int, int] = (1, 1)  # which shard of how many this store is
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Items ready to be stored: unit vectors float32 (N, D), codes uint8 (N, W), one mapping an item."""
+
+    ids: Sequence[str]
+    hashes: Sequence[str]
+    vectors_ND: np.ndarray
+    codes_NW: np.ndarray
+    attributes: Sequence[Attributes]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Some items with their vectors, the nearest first; `distances` by code are Hamming's, by vector unused."""
+
+    ids: list[str]
+    vectors_ND: np.ndarray
+    distances_N: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+class Store(ABC):
+    """Items by id. All methods but `about` and `create` need an index that has been created."""
+
+    @property
+    @abstractmethod
+    def about(self) -> About | None:
+        """What the index holds, or None before `create`."""
+
+    @abstractmethod
+    def create(self, about: About) -> None:
+        """Makes an empty index."""
+
+    @abstractmethod
+    def hashes(self) -> dict[str, str]:
+        """The hash of every item, by id."""
+
+    @abstractmethod
+    def write(self, entries: Entries, *, known: bool) -> None:
+        """Stores items, all at once or none; with `known`, they take the place of those with the same ids."""
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Called when much was written: compacts files, brings the index of the ids up to date."""
+
+    @abstractmethod
+    def count(self, where: Where | None = None) -> int: ...
+
+    @abstractmethod
+    def nearest(self, query_D: np.ndarray, n: int, where: Where | None = None) -> Found:
+        """The `n` items with the largest inner product, by reading every vector."""
+
+    @abstractmethod
+    def coarse(self, code_W: np.ndarray, n: int, where: Where | None = None) -> Found:
+        """The `n` items with the smallest Hamming distance, by reading every code."""
+
+    @abstractmethod
+    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
+        """The attributes of those of `ids` that are there."""
+
+
+def open_store(address: str) -> Store:
+    """The store at an address: `http://host:19530` or a file `*.db` is Milvus, anything else a folder of LanceDB.
+
+    Raises ValueError if the address is empty, cannot be reached, or its package is not installed.
+    """
+    if not address.strip():
+        raise ValueError(
+            "the address of an index is empty: name a folder, or a Milvus server as http://host:19530"
+        )
+    if address.startswith(("http://", "https://", "tcp://")) or address.endswith(".db"):
+        from openm6.search.milvus import MilvusStore
+
+        return MilvusStore(address)
+    from openm6.search.lance import LanceStore
+
+    return LanceStore(address)
+
+
+def stack(vectors: Sequence[np.ndarray] | np.ndarray, dim: int) -> np.ndarray:
+    """Vectors as float32 (N, dim), also where there are none."""
+    return np.asarray(vectors, dtype=np.float32).reshape(-1, dim)
+
+
+def attributes_of(row: Mapping[str, object], columns: Mapping[str, Kind]) -> Attributes:
+    """The attributes in a stored row, in the order of `columns`."""
+    kinds = {"text": str, "number": float, "flag": bool}
+    return {
+        name: None if (value := row.get(name)) is None else kinds[columns[name]](value) for name in columns
+    }

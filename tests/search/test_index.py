@@ -1,0 +1,110 @@
+"""The front of visual search: update, query by picture, words or both, filters, quality signals."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from openm6.search import Changes, Index
+from openm6.search.encoders import Encoder
+from tests.search.conftest import COLOURS, png
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    lines = ["id,image,category,price,sales"]
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(5):
+            (folder / f"{name}{i}.png").write_bytes(png(colour, seed=10 * number + i))
+            lines.append(f"{name}-{i},{name}{i}.png,{'dress' if i % 2 else 'shoe'},{100 * i},{10 ** (4 - i)}")
+    (folder / "items.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def index(shop: Path, tmp_path: Path, encoder: Encoder) -> Index:
+    index = Index.open(str(tmp_path / "index"), encoder=encoder)
+    assert index.update(str(shop / "items.csv")) == Changes(added=20)
+    return index
+
+
+def test_a_picture_finds_itself_and_then_its_like(index: Index, shop: Path) -> None:
+    hits = index.query(image=shop / "red3.png", n=5)
+    assert hits[0].id == "red-3" and hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert {hit.id for hit in hits} == {f"red-{i}" for i in range(5)}
+    assert hits[0].attributes == {"category": "dress", "price": 300.0, "sales": 10.0, "image": "red3.png"}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_words_filters_and_both_kinds_of_query(index: Index, shop: Path) -> None:
+    where = "category = 'dress' and price < 300"
+    assert [hit.id for hit in index.query(text="blue", where=where, n=1)] == ["blue-1"]
+    assert {hit.attributes["category"] for hit in index.query(image=shop / "red3.png", where=where)} == {
+        "dress"
+    }
+    assert index.count() == 20 and index.count(where) == 4
+    # Half red and half blue, the share of the words decides.
+    for weight, name in ((0.05, "red"), (0.95, "blue")):
+        hits = index.query(image=shop / "red3.png", text="blue", n=5, text_weight=weight)
+        assert {hit.id.split("-")[0] for hit in hits} == {name}
+
+
+def test_quality_moves_good_items_up_among_those_alike(index: Index) -> None:
+    plain = index.query(text="green", n=5)
+    ordered = index.query(text="green", n=5, quality={"sales": 0.05})
+    assert [hit.id for hit in ordered] == [f"green-{i}" for i in range(5)]
+    assert {hit.id: hit.similarity for hit in plain} == {hit.id: hit.similarity for hit in ordered}
+    cheap = index.query(text="green", n=5, quality={"price": -0.05})
+    assert [hit.attributes["price"] for hit in cheap] == [0, 100, 200, 300, 400]
+
+
+def test_an_index_is_opened_again_by_another_process(index: Index, tmp_path: Path, encoder: Encoder) -> None:
+    again = Index.open(str(tmp_path / "index"), encoder=encoder)
+    assert again.columns == {"image": "text", "category": "text", "price": "number", "sales": "number"}
+    assert again.about is not None and again.about.category == "category"
+    assert [hit.id for hit in again.query(text="grey")] == [hit.id for hit in index.query(text="grey")]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({}, "needs a picture, a text, or both"),
+        ({"text": " "}, "must be text that says something"),
+        ({"image": "/no/such.png"}, "/no/such.png: no such file"),
+        ({"text": "red", "n": 0}, "n must lie between 1 and 1000"),
+        ({"text": "red", "text_weight": 2}, "text_weight must lie between 0 and 1"),
+        ({"text": "red", "where": "colour = 'red'"}, "the index has no column 'colour'"),
+        (
+            {"text": "red", "quality": {"category": 1}},
+            "no column of numbers of this index; it has ['price', 'sales']",
+        ),
+    ],
+)
+def test_queries_that_are_none_are_told_why(query: dict[str, object], words: str, index: Index) -> None:
+    with pytest.raises(ValueError) as error:
+        index.query(**query)  # pyright: ignore[reportArgumentType]
+    assert words in str(error.value)
+
+
+def test_where_there_is_no_index_a_query_says_so_and_makes_none(tmp_path: Path, encoder: Encoder) -> None:
+    index = Index.open(str(tmp_path / "nothing"), encoder=encoder)
+    with pytest.raises(ValueError, match="there is no index at this address yet"):
+        index.query(text="red")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_vectors_of_another_encoder_are_not_compared(index: Index, tmp_path: Path, encoder: Encoder) -> None:
+    encoder.fingerprint = "another"
+    with pytest.raises(ValueError, match="their vectors do not compare"):
+        Index.open(str(tmp_path / "index"), encoder=encoder).query(text="red")
+
+
+def test_threads_get_the_answers_that_one_gets(index: Index) -> None:
+    texts = list(COLOURS) * 5
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: index.query(text=text, where="price < 300"), texts))
+    assert found == [index.query(text=text, where="price < 300") for text in texts]
