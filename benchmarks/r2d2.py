@@ -6,7 +6,7 @@
 Trains `configs/r2d2-emoji.yaml`, then, shorter, the recipe and the recipe without one part each, and measures
 them on `val`: unseen renditions of concepts that training has. Pictures look for their name among the names of
 all concepts of the corpus, and names for their pictures among val's, in English and in Chinese (what has the same
-name belongs to it). Ranking judges each query's 32 best. Mean recall is the mean of R@1, R@5 and R@10 in both
+name belongs to it). Ranking judges each query's 16 best. Mean recall is the mean of R@1, R@5 and R@10 in both
 directions and both languages. Finished runs are kept in `--work`: started again, the script goes on where it was.
 
     prerank_mean_recall, rank_mean_recall   by the recipe, mean over `seeds`
@@ -52,7 +52,7 @@ from openm6.train.recipe import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "r2d2-emoji.yaml"
 LANGUAGES = ("en", "zh")
-CANDIDATES = 32
+CANDIDATES = 16
 ARMS: dict[str, list[str]] = {
     "full": [],
     "hard_negatives": ["objective.hard_negatives=0.0"],
@@ -116,14 +116,15 @@ def measure(m6: Pipeline, *, ranked: bool) -> dict[str, dict[str, dict[str, floa
 def alone(ranking: Ranking, scores: str) -> Iterator[None]:
     """One of the two encoders judges."""
 
-    def belongs(image: States, text: States) -> Tensor:
-        return getattr(ranking(image, text), scores).float().softmax(-1)[:, 1]
+    def log_odds(image: States, text: States) -> Tensor:
+        scores_B2 = getattr(ranking(image, text), scores).float()
+        return scores_B2[:, 1] - scores_B2[:, 0]
 
-    ranking.belongs = belongs  # an attribute of the instance hides the method
+    ranking.log_odds = log_odds  # an attribute of the instance hides the method
     try:
         yield
     finally:
-        del ranking.belongs
+        del ranking.log_odds
 
 
 def run(overrides: list[str], folder: Path, *, encoders: bool) -> Result:

@@ -18,7 +18,7 @@ def match(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Score how well texts fit pictures: cosines, or, ranked, those plus a probability; the best first.
+    """Score how well texts fit pictures: cosines, or those as ranking corrects them; the best first.
 
     openm6 match a.png "red apple" "dog face"
     """

@@ -265,8 +265,8 @@ class Pipeline:
     ) -> np.ndarray:
         """How well texts fit each picture, (pictures, texts): `match`, refined by the cross encoders.
 
-        Of each picture's best `candidates` by cosine, the cosine plus the probability that both belong together;
-        all others score -100. Raises ValueError for a model that does not rank.
+        Of each picture's best `candidates` by cosine, the cosine plus the encoders' log-odds over the cosines'
+        scale; all others score -100. Raises ValueError for a model that does not rank.
         """
         return rank(self.model, *self._sides(images, texts), candidates=candidates)
 

@@ -69,11 +69,11 @@ class Ranking(nn.Module):
             self.text_image.head(text_BTD[:, 0]), self.image_text.head(picture_BTD[:, 0]), text_BTD
         )
 
-    def belongs(self, image: States, text: States) -> Tensor:
-        """How likely each pair belongs together, (B): the mean of the two encoders' probabilities."""
+    def log_odds(self, image: States, text: States) -> Tensor:
+        """That each pair belongs together, (B): the mean of the two encoders' log-odds."""
         verdict = self(image, text)
-        both = torch.stack((verdict.text_image_B2, verdict.image_text_B2)).float()
-        return both.softmax(-1)[..., 1].mean(0)
+        both_B2 = (verdict.text_image_B2 + verdict.image_text_B2).float() / 2
+        return both_B2[:, 1] - both_B2[:, 0]
 
 
 class CrossEncoder(nn.Module):

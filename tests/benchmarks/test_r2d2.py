@@ -76,9 +76,9 @@ def test_an_encoder_alone_judges_only_inside() -> None:
         for n in (5, 4)
     ]
     with torch.no_grad():
-        both, parts = ranking.belongs(*sides), []
+        both, parts = ranking.log_odds(*sides), []
         for scores in ("text_image_B2", "image_text_B2"):
             with r2d2.alone(ranking, scores):
-                parts.append(ranking.belongs(*sides))
+                parts.append(ranking.log_odds(*sides))
         torch.testing.assert_close((parts[0] + parts[1]) / 2, both)
-        assert torch.equal(ranking.belongs(*sides), both)
+        assert torch.equal(ranking.log_odds(*sides), both)

@@ -31,7 +31,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 @torch.no_grad()
 def one_by_one(m6: Pipeline) -> np.ndarray:
     """Every pair in a stream of its own, its states read off by hand: the mark, then what stands before it."""
-    chances = np.zeros((len(PICTURES), len(TEXTS)))
+    log_odds = np.zeros((len(PICTURES), len(TEXTS)))
     assert m6.model.ranking is not None
     for i, picture in enumerate(PICTURES):
         [run] = m6._runs(m6._image_prompts(picture))
@@ -45,8 +45,9 @@ def one_by_one(m6: Pipeline) -> np.ndarray:
                 torch.arange(length - 1, -1, -1)[None],
                 torch.ones(1, length, dtype=torch.bool),
             )
-            chances[i, t] = m6.model.ranking.belongs(image, text).item()
-    return chances
+            log_odds[i, t] = m6.model.ranking.log_odds(image, text).item()
+    assert m6.model.match_scale is not None
+    return log_odds / m6.model.match_scale.exp().item()
 
 
 def test_all_pairs_score_as_each_by_itself_in_either_direction(

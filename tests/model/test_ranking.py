@@ -62,13 +62,13 @@ def test_padding_on_either_side_changes_no_verdict():
 @torch.no_grad()
 def test_the_verdict_is_the_mean_of_both_encoders_pair_by_pair():
     ranker, image, text = ranking(), states(4, 5), states(4, 4, seed=1)
-    chances = ranker.belongs(image, text)
+    log_odds = ranker.log_odds(image, text)
     for b in range(4):
         one = ranker(image[torch.tensor([b])], text[torch.tensor([b])])
-        mean = (one.text_image_B2.softmax(1)[0, 1] + one.image_text_B2.softmax(1)[0, 1]) / 2
-        assert chances[b].item() == pytest.approx(mean.item(), abs=1e-5)
-    swapped = ranker.belongs(image[torch.tensor([1, 0, 3, 2])], text)
-    assert not torch.allclose(swapped, chances, atol=1e-4)  # it looks at both
+        parts = [scores.softmax(1)[0, 1].logit() for scores in (one.text_image_B2, one.image_text_B2)]
+        assert log_odds[b].item() == pytest.approx((sum(parts) / 2).item(), abs=1e-4)
+    swapped = ranker.log_odds(image[torch.tensor([1, 0, 3, 2])], text)
+    assert not torch.allclose(swapped, log_odds, atol=1e-4)  # it looks at both
 
 
 def test_each_encoder_learns_from_both_sides():
