@@ -12,10 +12,13 @@ from openm6.cli.output import Json, Model, show
 
 def match(
     arguments: Annotated[list[str], typer.Argument(help="Picture files, and texts to score, in quotes.")],
+    rank: Annotated[
+        bool, typer.Option(help="Judge each picture's best 128 texts again (a model trained with R2D2).")
+    ] = False,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Score how well texts fit pictures: cosines, the best first.
+    """Score how well texts fit pictures: cosines, or those as ranking corrects them; the best first.
 
     openm6 match a.png "red apple" "dog face"
     """
@@ -23,10 +26,15 @@ def match(
     if not texts:
         raise ValueError("match needs at least one text, in quotes, beside the pictures")
     import openm6
+    from openm6.decode.rank import NO_CANDIDATE
 
-    scores = openm6.load(model).match(images, texts)
+    m6 = openm6.load(model)
+    scores = m6.rank_texts(images, texts) if rank else m6.match(images, texts)
     for image, row in zip(images, scores, strict=True):
-        ranked = sorted(zip(map(float, row), texts, strict=True), reverse=True)
+        judged = (
+            (float(score), text) for score, text in zip(row, texts, strict=True) if score > NO_CANDIDATE
+        )
+        ranked = sorted(judged, reverse=True)
         lines = [f"{score:6.3f}  {text}" for score, text in ranked]
         show(
             {"input": image, "output": [{"text": text, "score": round(score, 4)} for score, text in ranked]},

@@ -109,7 +109,7 @@ class TrainingDisplay:
         if not self.tasks:
             from openm6.tasks import TASKS
 
-            self.tasks = [task for task in TASKS if task in losses]
+            self.tasks = sorted(losses, key=lambda name: [*TASKS, name].index(name))
             self._say(header(self.tasks, self.console.width), style="bold")
         self._say(row(line, losses, self.tasks, self.console.width))
         if line["step"] == 0:

@@ -11,6 +11,7 @@ What `openm6.load()` returns:
     m6.draw("soccer ball").save("ball.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
+    m6.rank_texts("a.png", names)                # match, refined by cross encoders (a model trained with R2D2)
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from openm6.decode.live import (
     write_poems,
 )
 from openm6.decode.magic import Magic
+from openm6.decode.rank import Run, rank
 from openm6.decode.tell import tell
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model.checkpoint import load_model
-from openm6.model.stream import attention_bias
 from openm6.tasks import TASKS
 from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
@@ -261,15 +262,31 @@ class Pipeline:
         """Cosine of every picture with every text, (pictures, texts); higher fits better."""
         return self.embed_images(images) @ self.embed_texts(texts).T
 
+    def rank_texts(
+        self, images: Picture | Sequence[Picture], texts: str | Sequence[str], *, candidates: int = 128
+    ) -> np.ndarray:
+        """How well texts fit each picture, (pictures, texts): `match`, refined by the cross encoders.
+
+        Of each picture's best `candidates` by cosine, the cosine plus the encoders' log-odds over the cosines'
+        scale; all others score -100. Raises ValueError for a model that does not rank.
+        """
+        return rank(self.model, *self._sides(images, texts), candidates=candidates)
+
+    def rank_images(
+        self, texts: str | Sequence[str], images: Picture | Sequence[Picture], *, candidates: int = 128
+    ) -> np.ndarray:
+        """How well pictures fit each text, (texts, pictures); see `rank_texts`."""
+        return rank(self.model, *self._sides(images, texts), candidates=candidates, of_texts=True)
+
     # -- what the tasks are made of ------------------------------------------------------------------------
 
     def embed_images(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """Unit match embeddings of pictures, (n, match_dim)."""
-        return self._embed([self._prompt("match", image=picture) for picture in self._pictures(images)])
+        return self._embed(self._image_prompts(images))
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit match embeddings of texts, (n, match_dim)."""
-        return self._embed([self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")])
+        return self._embed(self._text_prompts(texts))
 
     @overload
     def reconstruct(self, images: Picture) -> Image.Image: ...
@@ -341,20 +358,36 @@ class Pipeline:
             outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=MAX_TEXT)
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
+    def _image_prompts(self, images: Picture | Sequence[Picture]) -> list[Branch]:
+        return [self._prompt("match", image=picture) for picture in self._pictures(images)]
+
+    def _text_prompts(self, texts: str | Sequence[str]) -> list[Branch]:
+        return [self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")]
+
+    def _sides(
+        self, images: Picture | Sequence[Picture], texts: str | Sequence[str]
+    ) -> tuple[Iterator[Run], Iterator[Run]]:
+        if self.model.ranking is None:
+            raise ValueError(
+                f"the checkpoint {self.folder} does not rank: its ranking_layers are 0; use match, or train one "
+                "with the objective r2d2"
+            )
+        return self._runs(self._image_prompts(images)), self._runs(self._text_prompts(texts))
+
+    @torch.no_grad()
+    def _runs(self, prompts: Sequence[Branch]) -> Iterator[Run]:
+        for part in self._slices(prompts, 0):
+            chunk, P = prompts[part], self.model.config.image_tokens
+            stream, length_B = prompt_stream(chunk, self._pixels(chunk), image_tokens=P)
+            mark_at_B = torch.arange(len(chunk)) * stream.tokens_BT.shape[1] + length_B - 1
+            yield Run(self.model(stream), stream, mark_at_B)
+
     @torch.no_grad()
     def _embed(self, prompts: Sequence[Branch]) -> np.ndarray:
-        embeddings = []
-        for part in self._slices(prompts, 0):
-            chunk = prompts[part]
-            stream, length_B = prompt_stream(
-                chunk, self._pixels(chunk), image_tokens=self.model.config.image_tokens
-            )
-            who = (stream.example_BT, stream.branch_BT, stream.order_BT)
-            hidden = self.model.run_layers(
-                self.model.embed_stream(stream), stream.positions_BT, attention_bias(who, who)
-            )
-            embeddings.append(self.model.match_embedding(hidden[torch.arange(len(chunk)), length_B - 1]))
-        return torch.cat(embeddings).numpy()
+        runs = self._runs(prompts)
+        return torch.cat(
+            [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
+        ).numpy()
 
 
 def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list[Branch]]:

@@ -46,6 +46,11 @@ class Group:
         return self
 
 
+def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:
+    """The rows of a rank, from and to: as even as whole rows allow, so a rank may have one less, or none."""
+    return rank * rows // size, (rank + 1) * rows // size
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:

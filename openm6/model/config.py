@@ -71,6 +71,7 @@ class ModelConfig(BaseModel):
     image_size: int = 64
     image_tokens: int = 16  # height x width of the backbone's last feature map
     match_dim: int = 0  # size of the match embedding; 0 = no match head
+    ranking_layers: int = 0  # of each of the two cross encoders; 0 = the model does not rank
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -80,6 +81,8 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
         if bool(self.codebook) != bool(self.cells):
             raise ValueError("codebook and cells go together: set both to draw, neither not to")
+        if self.ranking_layers and not (self.match_dim and self.image):
+            raise ValueError("ranking_layers refine what match finds: set match_dim and image too")
         return self
 
     @property

@@ -15,6 +15,7 @@ from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.experts import Experts
 from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
+from openm6.model.ranking import Ranking
 from openm6.model.rows import pad_rows, product_dtype
 from openm6.model.stream import Stream, attention_bias
 
@@ -60,6 +61,7 @@ class M6(nn.Module):
         self.match = nn.Linear(config.width, config.match_dim, bias=False) if config.match_dim else None
         # Log of 1 / temperature.
         self.match_scale = nn.Parameter(torch.tensor(2.7)) if config.match_dim else None
+        self.ranking = Ranking(config) if config.ranking_layers else None
         self._initialise()
 
     def _initialise(self) -> None:

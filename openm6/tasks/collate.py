@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from openm6.data.packing import pack
@@ -34,8 +35,9 @@ class Batch:
     cell_task: Tensor  # (L)
     match_image_at: Tensor  # where the match marks of pictures stand
     match_text_at: Tensor
-    match_image_key: Tensor  # equal keys belong together
+    match_image_key: Tensor  # equal keys belong together, those of other batches too
     match_text_key: Tensor
+    seed: int = 0  # of the chance that an objective takes (masks, negatives)
 
     @property
     def tokens(self) -> int:
@@ -85,7 +87,6 @@ def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: in
     lists: dict[str, list[Any]] = {f.name: [] for f in fields(Batch)}
     lists |= {"image_at": [], "cells_in_at": [], "cells_in": [], "next_cell": []}
     task_names: dict[str, int] = {}
-    keys: dict[str, int] = {}
     image_order: list[int] = []
 
     for r, members in enumerate(rows):
@@ -116,7 +117,7 @@ def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: in
                 if branch.target_kind == "match":
                     side = "image" if branch.image is not None else "text"
                     lists[f"match_{side}_at"].append(last_source)
-                    lists[f"match_{side}_key"].append(keys.setdefault(branch.key, len(keys)))
+                    lists[f"match_{side}_key"].append(_number(branch.key))
                 elif branch.target_kind == "text":
                     tokens[r, t + n_source : t + length] = branch.target[:-1]
                     lists["text_at"].extend(at)
@@ -146,8 +147,14 @@ def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: in
         next_cell_at=tensor("cell_at"),
         next_cell=tensor("next_cell"),
     )
-    names = [f.name for f in fields(Batch) if f.name not in ("stream", "tasks")]
-    return Batch(stream, list(task_names), **{name: tensor(name) for name in names}), image_order
+    names = [f.name for f in fields(Batch) if f.name not in ("stream", "tasks", "seed")]
+    tensors = {name: tensor(name) for name in names}
+    return Batch(stream, list(task_names), seed=0, **tensors), image_order
+
+
+def _number(key: str) -> int:
+    """A key as an int64 that is the same in every process."""
+    return xxhash.xxh64_intdigest(key.encode()) >> 1
 
 
 Moved = TypeVar("Moved", Batch, Stream)

@@ -108,6 +108,7 @@ class Batches:
         )
         if image_order:
             batch.stream.images_NCHW = normalise(torch.stack([pictures[index] for index in image_order]))
+        batch.seed = rng.getrandbits(62)
         self.step += 1
         return batch
 

@@ -3,6 +3,7 @@
     run_dir/checkpoints/step-00000500/
         model.safetensors       every tensor of the model's state dict, once
         optimizer.safetensors   every tensor of the optimizer's state, named "<parameter>/<key>"
+        objective.safetensors   every tensor that the objective keeps, if it keeps any
         state.json              step, the caller's state, the optimizer's hyper-parameters, SHA-256 of all
         of it
 
@@ -32,6 +33,7 @@ from openm6.giant.commit import check_json
 CHECKPOINTS = "checkpoints"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+OBJECTIVE_FILE = "objective.safetensors"
 STATE_FILE = "state.json"
 
 _FORMAT = 1
@@ -40,7 +42,7 @@ _TEMPORARY = ".tmp-"
 _FIT = "use the configuration that it was saved with."
 
 
-# -------------------- what is in the three files
+# -------------------- what is in the files
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -153,6 +155,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    objective: nn.Module | None = None,
     keep: int = 2,
 ) -> Path:
     """Write `run_dir`/checkpoints/step-XXXXXXXX atomically and delete all but the `keep` newest checkpoints.
@@ -178,10 +181,13 @@ def save_checkpoint(
     model_tensors, aliases = _model_tensors(model)
     optimizer_tensors, optimizer_values = _optimizer_parts(model, optimizer)
     check_json(optimizer_values, "optimizer", holder="a checkpoint's state")
+    contents = {MODEL_FILE: model_tensors, OPTIMIZER_FILE: optimizer_tensors}
+    if objective is not None and (kept := objective.state_dict()):
+        contents[OBJECTIVE_FILE] = {name: tensor.contiguous() for name, tensor in kept.items()}
     try:
-        save_file(model_tensors, folder / MODEL_FILE, metadata={"format": "pt"})
-        save_file(optimizer_tensors, folder / OPTIMIZER_FILE, metadata={"format": "pt"})
-        files = {name: file_sha256(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+        for name, tensors in contents.items():
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        files = {name: file_sha256(folder / name) for name in contents}
         seal(folder, step, files=files, aliases=aliases, optimizer=optimizer_values, state=state)
         for path in (*folder.iterdir(), folder):
             sync(path)
@@ -189,7 +195,7 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         if not _is_disk_full(error):
             raise
-        needed = _bytes_of(model_tensors.values()) + _bytes_of(optimizer_tensors.values())
+        needed = sum(_bytes_of(tensors.values()) for tensors in contents.values())
         raise ValueError(
             f"the disk is full: the checkpoint of step {step} needs about {needed:,} bytes and {root} has "
             f"{shutil.disk_usage(root).free:,} free; free some space and start the same command again: "
@@ -376,8 +382,32 @@ def _restore_optimizer(
                 optimizer.state[parameter][key] = value
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's weights and optimizer state into `model` and `optimizer`, to the last bit.
+def _check_fits(path: Path, what: str, tensors: dict[str, Tensor], module: nn.Module) -> None:
+    present = module.state_dict()
+    _check_same(path, f"tensors of the {what}", tensors, present)
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (present[name].shape, present[name].dtype):
+            raise ValueError(
+                f"the checkpoint {path} does not fit: {name!r} is {tensor.dtype} {list(tensor.shape)} in it "
+                f"and {present[name].dtype} {list(present[name].shape)} in this run; {_FIT}"
+            )
+
+
+def read_objective(path: Path, objective: nn.Module) -> dict[str, Tensor]:
+    """What the objective kept. Raises ValueError if it is of another one."""
+    kept = load_file(path / OBJECTIVE_FILE) if (path / OBJECTIVE_FILE).is_file() else {}
+    _check_fits(path, "objective", kept, objective)
+    return kept
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Put a checkpoint's weights and states into `model`, `optimizer` and `objective`, to the last bit.
 
     Returns:
         The `state` that was given to `save_checkpoint`, with its "step".
@@ -393,19 +423,15 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     if MODEL_FILE not in content["files"]:  # written by several ranks
         from openm6.train.sharded_checkpoint import load_shards
 
-        load_shards(path, model=model, optimizer=optimizer)
+        load_shards(path, model=model, optimizer=optimizer, objective=objective)
         return {**content["state"], "step": content["step"]}
     tensors = load_file(path / MODEL_FILE)
     tensors |= {alias: tensors[name] for alias, name in content["aliases"].items()}
-    present = _plain(model).state_dict()
-    _check_same(path, "tensors of the model", tensors, present)
-    for name, tensor in tensors.items():
-        if (tensor.shape, tensor.dtype) != (present[name].shape, present[name].dtype):
-            raise ValueError(
-                f"the checkpoint {path} does not fit: {name!r} is {tensor.dtype} {list(tensor.shape)} in it "
-                f"and {present[name].dtype} {list(present[name].shape)} in this run; {_FIT}"
-            )
+    _check_fits(path, "model", tensors, _plain(model))
+    kept = {} if objective is None else read_objective(path, objective)
     optimizer_tensors = load_file(path / OPTIMIZER_FILE)
     _restore_optimizer(path, model, optimizer, optimizer_tensors, content["optimizer"])
     _plain(model).load_state_dict(tensors)
+    if objective is not None:
+        objective.load_state_dict(kept)
     return {**content["state"], "step": content["step"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -88,6 +88,45 @@ class MemoryConfig(_Strict):
         return host
 
 
+class Seq2SeqConfig(_Strict):
+    """Every task's own loss (see `openm6.train.objectives.seq2seq`)."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+
+
+class R2D2Config(_Strict):
+    """`match` as pre-ranking and ranking, other tasks as ever (see `openm6.train.objectives.r2d2`).
+
+    Its losses are pre_ranking, ranking, masked_text and feature_guided; `loss_weights` weighs them.
+    """
+
+    kind: Literal["r2d2"]
+    hard_negatives: float = Field(
+        default=1.0, ge=0, le=1
+    )  # share drawn by pre-ranking's scores; others evenly
+    masked: float = Field(default=0.15, ge=0, lt=1)  # share of the text tokens that ranking does not see
+    feature_guided: bool = True  # states of masked texts imitate the teacher's of whole ones
+    target_guided: float = Field(default=0.4, ge=0, lt=1)  # the teacher's share of pre-ranking's targets
+    queue: int = Field(
+        default=2048, ge=0
+    )  # the teacher's latest pictures, and texts, that are contrasted with
+    queue_decay: float = Field(default=0.99, gt=0, le=1)  # what a queued one counts after each further step
+    momentum: float = Field(default=0.995, ge=0, lt=1)  # of the teacher
+
+    @property
+    def taught(self) -> bool:
+        """Whether anything needs a teacher."""
+        return self.feature_guided or self.target_guided > 0 or self.queue > 0
+
+    @model_validator(mode="after")
+    def _guides_what_is_masked(self) -> R2D2Config:
+        if self.feature_guided and not self.masked:
+            raise ValueError(
+                "feature_guided needs masked texts: set masked above 0, or feature_guided to false"
+            )
+        return self
+
+
 class RunConfig(_Strict):
     """One training run, as `configs/*.yaml` say it."""
 
@@ -98,11 +137,15 @@ class RunConfig(_Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
     model: ModelConfig
     init: Literal["shipped"] | Path | None = None  # folder of a trained model to begin from
+    frozen: list[str] = []  # parts of it that stay as they are: image, embed, slots.0, ...
     tokenizer: Path | None = None  # a tokenizer.json; None = trained on the run's own texts
     image_tokenizer: Literal["shipped"] | Path | None = None  # folder of an image tokenizer; `draw` needs one
     mix: list[MixConfig] = Field(min_length=1)
     held_out: list[MixConfig] = []  # measured every `eval_every` steps, pictures unchanged
-    loss_weights: dict[str, float] = {}  # a task not named counts 1
+    objective: Annotated[Seq2SeqConfig | R2D2Config, Field(discriminator="kind")] = Seq2SeqConfig()
+    loss_weights: dict[
+        str, float
+    ] = {}  # of a loss: a task's, or one that the objective names; else it counts 1
     contrastive: dict[str, float] = {}  # weight of SimCTG's loss on a text task; one not named has none
     sharing: SharingConfig = SharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -134,11 +177,31 @@ class RunConfig(_Strict):
             raise ValueError("the task 'draw' needs image_tokenizer: the folder of a trained image tokenizer")
         if self.init is not None and self.sharing.delink_at > 0:
             raise ValueError("init: the layers of a trained model cannot share; set sharing.delink_at to 0")
+        if self.frozen and self.init is None:
+            raise ValueError(
+                "frozen: only a trained model's parts can stay as they are; set init, or leave out frozen"
+            )
         unit = self.sharing.unit
         if unit is not None and (unit < 1 or self.model.layers % unit):
             raise ValueError(f"sharing.unit ({unit}) must divide model.layers ({self.model.layers})")
+        self._can_rank()
         self._can_stream()
         return self
+
+    def _can_rank(self) -> None:
+        ranks = self.objective.kind == "r2d2"
+        if ranks != bool(self.model.ranking_layers):
+            raise ValueError("objective.kind r2d2 and model.ranking_layers go together: set both, or neither")
+        if ranks and not any("match" in mix.tasks for mix in self.mix):
+            raise ValueError("objective.kind r2d2 learns from the task 'match': name it in mix.tasks")
+        if ranks and self.memory is not None:
+            raise ValueError(
+                "memory: a streamed run has no r2d2; leave out memory, or set objective.kind to seq2seq"
+            )
+        if ranks and self.contrastive:
+            raise ValueError(
+                "contrastive: r2d2 has no such loss; leave it out, or set objective.kind to seq2seq"
+            )
 
     def _can_stream(self) -> None:
         kind = self.optimizer.kind

@@ -32,7 +32,8 @@ from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.course import Course, Progress
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter, read_metrics
-from openm6.train.objectives.seq2seq import task_losses, total_loss
+from openm6.train.objectives import open_objective
+from openm6.train.objectives.seq2seq import total_loss
 from openm6.train.optimizer import build_optimizer
 from openm6.train.recipe import dump_recipe, load_recipe
 from openm6.train.schedule import learning_rate
@@ -112,6 +113,8 @@ class Run(Course[Batch]):
             share(self.model, unit=config.sharing.unit)
         if config.init is not None and checkpoint is None:
             self._begin_from(model_folder(config.init))
+        self._freeze()
+        self.objective = open_objective(config, self.model, self.tokenizer)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self._place()
         self.correlation = (
@@ -127,20 +130,36 @@ class Run(Course[Batch]):
         return latest_checkpoint(self.run_dir)
 
     def _load(self, checkpoint: Path) -> None:
-        load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer)
+        load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
     def _place(self) -> None:
         """Bring the new model and optimizer where they will live: here they are there."""
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape, or of one with narrower FFNs."""
+        """Take the weights of a trained model of the same shape, or of one with narrower FFNs or without cross
+        encoders, which then begin at random."""
         trained, wanted = load_model(folder), self.config.model
-        narrower = wanted.model_copy(update={"ffn": trained.config.ffn})
-        if trained.config != narrower or max(slot_uses(trained)) > 1:
+        smaller = {"ffn": trained.config.ffn}
+        if not trained.config.ranking_layers:
+            smaller["ranking_layers"] = 0
+        if trained.config != wanted.model_copy(update=smaller) or max(slot_uses(trained)) > 1:
             raise ValueError(f"init: the model in {folder} has another shape than this recipe's `model`")
         if trained.config.ffn != wanted.ffn:
             trained = widen_ffn(trained, wanted.ffn)
-        self.model.load_state_dict(trained.state_dict())
+        new = {name: value for name, value in self.model.state_dict().items() if name.startswith("ranking.")}
+        self.model.load_state_dict(new | trained.state_dict())
+
+    def _freeze(self) -> None:
+        for name in self.config.frozen:
+            try:
+                part = self.model.get_submodule(name)
+            except AttributeError:
+                parts = ", ".join(each for each, _ in self.model.named_children())
+                raise ValueError(f"frozen: the model has no part '{name}'; its parts are {parts}") from None
+            part.requires_grad_(False)
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 0.0  # its running means stay too
 
     @property
     def shared(self) -> bool:
@@ -164,7 +183,7 @@ class Run(Course[Batch]):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with self._precision():
-            losses = task_losses(self.model, batch, contrastive=self.config.contrastive)
+            losses = self.objective(self.model, batch)
         return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
@@ -191,6 +210,7 @@ class Run(Course[Batch]):
             norm = self._clip(settings.clip)
         if math.isfinite(norm):
             self.optimizer.step()
+            self.objective.follow(self.model)
             self._learned_from(value)
             self.window.add(**{"loss": value, "grad_norm": norm, **told})
         else:
@@ -226,7 +246,12 @@ class Run(Course[Batch]):
 
     def save(self) -> None:
         save_checkpoint(
-            self.run_dir, self.step, model=self.model, optimizer=self.optimizer, state=self._state()
+            self.run_dir,
+            self.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            state=self._state(),
         )
 
     def _state(self) -> dict[str, Any]:
@@ -268,6 +293,10 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
 
 def check_can_spread(config: RunConfig) -> None:
     """Raises ValueError for a recipe that only one process can run."""
+    if config.objective.kind == "r2d2" and config.model.experts is not None:
+        raise ValueError(
+            "objective.kind: r2d2 trains a model with experts in one process only; start the run without torchrun"
+        )
     if config.optimizer.kind == "adafactor":
         raise ValueError(
             "optimizer.kind: adafactor needs whole rows and columns, and several processes cut every matrix among "

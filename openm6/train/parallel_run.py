@@ -47,15 +47,18 @@ class ParallelRun(Run):
 
     def _place(self) -> None:
         self.model.to(self.ranks.device)
+        self.objective.to(self.ranks.device)
         self.parallel = Parallel(self.model)
+        self.objective.spread(self.parallel.everyone)
         if not self.shared:
             self.parallel.shard(self.optimizer)
 
     def _load(self, path: Path) -> None:
         if (path / checkpoint.MODEL_FILE).is_file():
-            sharded_checkpoint.load_whole(path, model=self.model, optimizer=self.optimizer)
+            load = sharded_checkpoint.load_whole
         else:
-            sharded_checkpoint.load_shards(path, model=self.model, optimizer=self.optimizer)
+            load = sharded_checkpoint.load_shards
+        load(path, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
     def _correlations(self, work: Batch) -> list[float]:
         """The mean over ranks, each of its own rows: so all decide alike."""
@@ -71,7 +74,7 @@ class ParallelRun(Run):
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mine = to_device(take(batch, self.ranks.rank, self.ranks.size), self.ranks.device)
         with self._precision():
-            losses = partial_losses(self.model, mine, batch, self.parallel.everyone)
+            losses = self.objective.parts(self.model, mine, batch, self.parallel.everyone)
         return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
@@ -103,6 +106,7 @@ class ParallelRun(Run):
             self.step,
             model=self.model,
             optimizer=self.optimizer,
+            objective=self.objective,
             state=self._state(),
             ranks=self.ranks,
         )

@@ -5,9 +5,9 @@
         shard-00002-...                                 what rank 1 wrote
         state.json                                      as in `openm6.train.checkpoint`
 
-Tensors are named "model/<name>" and "optimizer/<parameter>/<key>", and are cut anew for whoever loads them: any
-number of ranks, or one process. A checkpoint of one process loads on several ranks as well. All ranks need the
-run folder, so on several machines it lies on a file system that all of them see.
+Tensors are named "model/<name>", "optimizer/<parameter>/<key>" and "objective/<name>", and are cut anew for
+whoever loads them: any number of ranks, or one process. A checkpoint of one process loads on several ranks as
+well. All ranks need the run folder, so on several machines it lies on a file system that all of them see.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from openm6.giant.commit import check_json
 from openm6.giant.ranks import Ranks
 from openm6.train import checkpoint
 
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MODEL, _OPTIMIZER, _OBJECTIVE = "model/", "optimizer/", "objective/"
 
 
 def save_shards(
@@ -43,6 +43,7 @@ def save_shards(
     optimizer: Optimizer,
     state: dict[str, Any],
     ranks: Ranks,
+    objective: nn.Module | None = None,
     keep: int = 2,
 ) -> None:
     """`save_checkpoint` by all ranks together: atomic, every file flushed and its SHA-256 kept.
@@ -53,7 +54,7 @@ def save_shards(
     folder = Path(ranks.agree(lambda: str(checkpoint.begin(run_dir, step)[1])))
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        save(dict(_tensors(model, optimizer)), storage_writer=writer)
+        save(dict(_tensors(model, optimizer, objective)), storage_writer=writer)
     except CheckpointException as error:
         if "No space left" not in str(error):
             raise
@@ -79,8 +80,10 @@ def save_shards(
     ranks.barrier()
 
 
-def load_shards(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put such a checkpoint's tensors into `model` and `optimizer`, whole or cut as they are here.
+def load_shards(
+    path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
+) -> None:
+    """Put such a checkpoint's tensors into `model`, `optimizer` and `objective`, whole or cut as they are here.
 
     Raises ValueError if it is of another model.
     """
@@ -88,6 +91,7 @@ def load_shards(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
     saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
     parameters = dict(model.named_parameters())
     wanted = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    wanted |= _kept(objective)
     for name in saved:
         if name.startswith(_OPTIMIZER):
             owner, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
@@ -101,7 +105,9 @@ def load_shards(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
         load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)  # pyright: ignore[reportArgumentType]
 
 
-def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
+def load_whole(
+    path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
+) -> None:
     """Cut a checkpoint of one process for this rank, tensor by tensor.
 
     Raises ValueError if it is of another model.
@@ -120,9 +126,21 @@ def load_whole(path: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
             state = torch.zeros_like(like)
             _fill(state, value)
             optimizer.state[parameter][key] = state
+    if objective is not None:
+        objective.load_state_dict(checkpoint.read_objective(path, objective))
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _kept(objective: nn.Module | None) -> dict[str, Tensor]:
+    """What an objective keeps, which is the same on all ranks; empty tensors have no place in a shard."""
+    kept = {} if objective is None else objective.state_dict()
+    return {_OBJECTIVE + name: tensor for name, tensor in kept.items() if tensor.numel()}
+
+
+def _tensors(
+    model: nn.Module, optimizer: Optimizer, objective: nn.Module | None
+) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in _kept(objective).items():
+        yield name, tensor.contiguous()
     for name, tensor in model.state_dict().items():
         yield _MODEL + name, tensor.contiguous()  # a convolution's may be channels last
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openm6.giant.collectives import Group, gathered
+from openm6.giant.collectives import Group, bounds, gathered
 from openm6.model import M6
 from openm6.model.stream import Stream
 from openm6.tasks.collate import Batch
@@ -37,11 +37,6 @@ class Share:
     @property
     def tokens(self) -> int:
         return self.whole.tokens
-
-
-def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """The rows of a rank, from and to: as even as whole rows allow, so a rank may have one less, or none."""
-    return rank * rows // size, (rank + 1) * rows // size
 
 
 def take(batch: Batch, rank: int, size: int) -> Batch:

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 import openm6
+from openm6.model.checkpoint import save_model
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +63,22 @@ def test_match_ranks_the_texts_of_each_picture(cli: Any, model: Path, pictures: 
         wanted = sorted(zip(texts, row, strict=True), key=lambda pair: -pair[1])
         assert [text for text, _ in ranked] == [text for text, _ in wanted]
         np.testing.assert_allclose([s for _, s in ranked], [s for _, s in wanted], atol=1e-4)
+
+
+def test_match_ranks_again_with_a_model_that_can(
+    cli: Any, model: Path, pictures: list[str], tmp_path: Path
+) -> None:
+    save_model(tiny.m6(ranking_layers=1), tmp_path)
+    tiny.text_tokenizer().save(tmp_path / "tokenizer.json")
+    texts = [f"thing {i}" for i in range(130)]
+    scores = openm6.load(tmp_path).rank_texts(pictures, texts)
+    for each, row in zip(
+        cli.objects("match", *pictures, *texts, "--rank", "-m", tmp_path), scores, strict=True
+    ):
+        assert len(each["output"]) == 128  # what is no candidate has no score
+        assert each["output"][0]["text"] == texts[int(row.argmax())]
+        assert each["output"][0]["score"] == pytest.approx(float(row.max()), abs=1e-4)
+    assert "does not rank" in cli.mistake("match", pictures[0], "red", "--rank", "-m", model)
 
 
 def test_draw_saves_what_python_draws(cli: Any, model: Path, tmp_path: Path) -> None:

@@ -285,6 +285,23 @@ def test_a_run_begins_from_a_trained_model_and_may_widen_it(folder: Path, tmp_pa
         )
 
 
+def test_frozen_parts_stay_as_they_are(folder: Path, tmp_path: Path):
+    """Batch norm's running means too; all else learns."""
+    first = start(tiny.recipe(folder, steps=2), tmp_path / "first")
+    begun = {**INIT, "init": str(first), "frozen": ["image", "slots.0"]}
+    last = start(tiny.recipe(folder, **begun), tmp_path / "second")
+    before, after = Pipeline(first).model.state_dict(), Pipeline(last).model.state_dict()
+    for name, value in before.items():
+        if name.startswith(("image.", "slots.0.")) and not name.endswith("num_batches_tracked"):
+            assert torch.equal(after[name], value), name
+    for name in ("slots.1.ffn.up.weight", "embed.weight"):
+        assert not torch.equal(after[name], before[name]), name
+    with pytest.raises(ValueError, match=r"no part 'picture'; its parts are embed, slots"):
+        start(tiny.recipe(folder, **{**begun, "frozen": ["picture"]}), tmp_path / "no")
+    with pytest.raises(ValueError, match="set init, or leave out frozen"):
+        RunConfig.model_validate(tiny.recipe(folder, frozen=["image"]))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("seed", 4), ("row", 65), ("optimizer", {"lr": 1e-4}), ("loss_weights", {"ask": 2.0})],

@@ -11,11 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openm6.giant.collectives import Group
 from openm6.model import M6
 from openm6.tasks.collate import Batch
 from openm6.train.objectives.contrastive import contrastive_loss
+from openm6.train.objectives.objective import Objective
 
 MAX_MATCH_SCALE = 4.6  # log 100, as CLIP
+
+
+class Seq2Seq(Objective):
+    """Every task's mean loss, and SimCTG's of the text tasks that `contrastive` names; nothing is kept."""
+
+    def __init__(self, *, contrastive: Collection[str] = ()):
+        super().__init__()
+        self.contrastive = contrastive
+
+    def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
+        return task_losses(model, batch, contrastive=self.contrastive)
+
+    def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
+        from openm6.train.shares import partial_losses  # which begins with this file
+
+        return partial_losses(model, mine, whole, group)
 
 
 def task_losses(model: M6, batch: Batch, *, contrastive: Collection[str] = ()) -> dict[str, Tensor]:

@@ -1,0 +1,238 @@
+"""What ranking adds to pre-ranking, and what each part of R2D2 adds to both: one JSON line.
+
+    python benchmarks/r2d2.py --out benchmarks/results/r2d2.json
+    python benchmarks/r2d2.py --seeds 1 --ablation-seeds       # one run of the recipe, no ablation
+
+Trains `configs/r2d2-emoji.yaml`, then, shorter, the recipe and the recipe without one part each, and measures
+them on `val`: unseen renditions of concepts that training has. Pictures look for their name among the names of
+all concepts of the corpus, and names for their pictures among val's, in English and in Chinese (what has the same
+name belongs to it). Ranking judges each query's 16 best. Mean recall is the mean of R@1, R@5 and R@10 in both
+directions and both languages. Finished runs are kept in `--work`: started again, the script goes on where it was.
+
+    prerank_mean_recall, rank_mean_recall   by the recipe, mean over `seeds`
+    rank_gain               their difference: mean, least, greatest
+    prerank, rank           the recalls behind them, mean over seeds, by language and direction
+    rank_text_image, rank_image_text   mean recall when one of the two cross encoders judges alone
+    shipped_mean_recall     of the shipped model's `match`, where the recipe begins
+    pictures, texts         how many pictures, and English names that they look among
+    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds`: prerank
+                            and rank (mean recalls, one a seed), and minus_full, how much ranking's differs from
+                            that of `full` at the same seed: mean, least, greatest. All arms see the same batches
+    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import openm6
+from benchmarks.common import emit, machine, rounded
+from benchmarks.measures import normalise
+from openm6.data.corpus import decode_image, load_emoji
+from openm6.decode.pipeline import Pipeline
+from openm6.model.ranking import Ranking, States
+from openm6.tasks.retrieval import mean_recall, recalls
+from openm6.train.config import RunConfig
+from openm6.train.loop import train
+from openm6.train.recipe import load_recipe
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "r2d2-emoji.yaml"
+LANGUAGES = ("en", "zh")
+CANDIDATES = 16
+ARMS: dict[str, list[str]] = {
+    "full": [],
+    "hard_negatives": ["objective.hard_negatives=0.0"],
+    "queue": ["objective.queue=0"],
+    "target_guided": ["objective.target_guided=0.0"],
+    "feature_guided": ["objective.feature_guided=false"],
+    "masked_text": ["objective.masked=0.0", "objective.feature_guided=false"],
+    "distillation": [
+        "objective.target_guided=0.0",
+        "objective.queue=0",
+        "objective.feature_guided=false",
+    ],
+}
+Result = dict[str, Any]
+Runner = Callable[[list[str], Path], Result]
+
+
+class Retrieval:
+    """The pictures of `val` and the names in one language: what looks for what, and what belongs together."""
+
+    def __init__(self, language: str):
+        rows = load_emoji("val").to_pylist()
+        self.pictures = [decode_image(row["image"]) for row in rows]
+        mine = [row[f"name_{language}"] for row in rows]
+        self.texts = _distinct(load_emoji()[f"name_{language}"].to_pylist())
+        self.asked = _distinct(mine)
+        self.same_IT = _same(mine, self.texts)
+        self.same_TI = _same(self.asked, mine)
+
+    def measure(self, m6: Pipeline, *, ranked: bool) -> dict[str, dict[str, float]]:
+        if ranked:
+            image_to_text_IT = m6.rank_texts(self.pictures, self.texts, candidates=CANDIDATES)
+            text_to_image_TI = m6.rank_images(self.asked, self.pictures, candidates=CANDIDATES)
+        else:
+            image_to_text_IT = m6.match(self.pictures, self.texts)
+            text_to_image_TI = m6.match(self.pictures, self.asked).T
+        return {
+            "image_to_text": recalls(image_to_text_IT, self.same_IT),
+            "text_to_image": recalls(text_to_image_TI, self.same_TI),
+        }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return list({normalise(name): name for name in names}.values())
+
+
+def _same(queries: Sequence[str], among: Sequence[str]) -> np.ndarray:
+    return np.array([[normalise(a) == normalise(b) for b in among] for a in queries])
+
+
+def whole(found: dict[str, dict[str, dict[str, float]]]) -> float:
+    """Mean recall over languages."""
+    return mean(mean_recall(each["image_to_text"], each["text_to_image"]) for each in found.values())
+
+
+def measure(m6: Pipeline, *, ranked: bool) -> dict[str, dict[str, dict[str, float]]]:
+    return {language: Retrieval(language).measure(m6, ranked=ranked) for language in LANGUAGES}
+
+
+@contextmanager
+def alone(ranking: Ranking, scores: str) -> Iterator[None]:
+    """One of the two encoders judges."""
+
+    def log_odds(image: States, text: States) -> Tensor:
+        scores_B2 = getattr(ranking(image, text), scores).float()
+        return scores_B2[:, 1] - scores_B2[:, 0]
+
+    ranking.log_odds = log_odds  # an attribute of the instance hides the method
+    try:
+        yield
+    finally:
+        del ranking.log_odds
+
+
+def run(overrides: list[str], folder: Path, *, encoders: bool) -> Result:
+    """Train (or go on), measure, and keep the result in the folder."""
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    begun = time.perf_counter()
+    train(load_recipe(RECIPE, overrides, RunConfig), folder)
+    seconds = time.perf_counter() - begun
+    m6 = openm6.load(folder)
+    assert m6.model.ranking is not None
+    result: Result = {
+        "seconds": seconds,
+        "prerank": measure(m6, ranked=False),
+        "rank": measure(m6, ranked=True),
+    }
+    if encoders:
+        for name in ("text_image", "image_text"):
+            with alone(m6.model.ranking, f"{name}_B2"):
+                result[f"rank_{name}"] = whole(measure(m6, ranked=True))
+    kept.write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": mean(values), "least": min(values), "greatest": max(values)}
+
+
+def of_recipe(results: Sequence[Result]) -> Result:
+    """The figures of the recipe's runs, one a seed."""
+    gains = [whole(each["rank"]) - whole(each["prerank"]) for each in results]
+    return {
+        **{f"{way}_mean_recall": mean(whole(each[way]) for each in results) for way in ("prerank", "rank")},
+        "rank_gain": spread(gains),
+        **{way: _means([each[way] for each in results]) for way in ("prerank", "rank")},
+        **{
+            f"rank_{name}": mean(each[f"rank_{name}"] for each in results)
+            for name in ("text_image", "image_text")
+        },
+        "seconds": mean(each["seconds"] for each in results),
+    }
+
+
+def _means(found: Sequence[Any]) -> Any:
+    """The mean of every figure in equal trees."""
+    first = found[0]
+    return (
+        {key: _means([each[key] for each in found]) for key in first}
+        if isinstance(first, dict)
+        else mean(found)
+    )
+
+
+def of_ablation(results: dict[str, dict[int, Result]]) -> Result:
+    """By arm: mean recalls, and what ranking loses without the part. Arms have some seeds, `full` all of them."""
+    figures: Result = {}
+    for arm, by_seed in results.items():
+        lost = [whole(each["rank"]) - whole(results["full"][seed]["rank"]) for seed, each in by_seed.items()]
+        figures[arm] = {
+            "seeds": list(by_seed),
+            "prerank": [whole(each["prerank"]) for each in by_seed.values()],
+            "rank": [whole(each["rank"]) for each in by_seed.values()],
+            **({} if arm == "full" else {"minus_full": spread(lost)}),
+        }
+    return figures
+
+
+def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> Result:
+    description = __doc__ or ""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/r2d2"), help="where runs are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the recipe")
+    parser.add_argument("--ablation-seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--ablation-steps", type=int, default=100)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    asked = parser.parse_args(argv)
+    recipe = [
+        (runner or (lambda o, f: run(o, f, encoders=True)))([f"seed={seed}"], asked.work / f"recipe-{seed}")
+        for seed in asked.seeds
+    ]
+    arms: dict[str, dict[int, Result]] = {arm: {} for arm in dict.fromkeys(["full", *asked.arms])}
+    for seed in asked.ablation_seeds:
+        for arm in arms:
+            overrides = [*ARMS[arm], f"steps={asked.ablation_steps}", f"seed={seed}"]
+            folder = asked.work / f"{arm}-{asked.ablation_steps}-{seed}"
+            arms[arm][seed] = (runner or (lambda o, f: run(o, f, encoders=False)))(overrides, folder)
+    shipped = openm6.load()
+    english = Retrieval("en")
+    figures = {
+        "benchmark": "r2d2",
+        "command": "python benchmarks/r2d2.py",
+        **of_recipe(recipe),
+        "seeds": asked.seeds,
+        "shipped_mean_recall": whole(measure(shipped, ranked=False)),
+        "pictures": len(english.pictures),
+        "texts": len(english.texts),
+        "ablation_steps": asked.ablation_steps,
+        "ablation_seeds": asked.ablation_seeds,
+        "ablation": of_ablation(arms) if asked.ablation_seeds else {},
+        "machine": machine(),
+    }
+    emit(rounded(figures), asked.out)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""How well pictures find their texts, and texts their pictures: recall among the first 1, 5 and 10.
+
+Legend: Q queries, G what they search among.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+AT = (1, 5, 10)
+
+
+def recalls(scores_QG: np.ndarray, same_QG: np.ndarray) -> dict[str, float]:
+    """Shares of the queries that find something of theirs (`same_QG`, bool) among the first 1, 5 and 10 by score.
+
+    What scores as much as the best of theirs stands before it, so a constant score finds nothing; in `scores`
+    that differ this is what R2D2's `itm_eval` counts, in per cent, for one direction.
+    Raises ValueError when the shapes differ, or a query has nothing that belongs to it.
+    """
+    if scores_QG.shape != same_QG.shape:
+        raise ValueError(f"scores of shape {scores_QG.shape} do not fit pairs of shape {same_QG.shape}")
+    if not same_QG.any(1).all():
+        raise ValueError(f"query {int(same_QG.any(1).argmin())} has nothing that belongs to it: leave it out")
+    best_Q1 = np.where(same_QG, scores_QG, -np.inf).max(1, keepdims=True)
+    place_Q = ((scores_QG >= best_Q1) & ~same_QG).sum(1)
+    return {f"r{k}": float((place_Q < k).mean()) for k in AT}
+
+
+def mean_recall(image_to_text: Mapping[str, float], text_to_image: Mapping[str, float]) -> float:
+    """The mean of the six recalls of both directions."""
+    return float(np.mean([*image_to_text.values(), *text_to_image.values()]))

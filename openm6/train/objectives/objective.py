@@ -1,0 +1,37 @@
+"""What a run minimises: named losses of a batch, and what is kept from one step to the next."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from openm6.giant.collectives import Group
+from openm6.model import M6
+from openm6.tasks.collate import Batch
+
+
+class Objective(nn.Module):
+    """A recipe's `objective` (see `openm6.train.config`), opened for one run.
+
+    What it keeps (a teacher, a queue) are its parameters and buffers: no optimizer touches them, and the run's
+    checkpoints hold them.
+    """
+
+    def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name; the recipe's `loss_weights` says what each counts.
+
+        In training what it learns from, in evaluation (`model.training` is False) what can be compared over a run.
+        """
+        raise NotImplementedError
+
+    def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
+        """This rank's part of every loss, from its rows `mine`; over all ranks they add up to those of `whole`.
+
+        All ranks give the same losses in the same order.
+        """
+        raise NotImplementedError
+
+    def spread(self, group: Group) -> None:
+        """The run is one of several ranks: what is kept here must see the whole step."""
+
+    def follow(self, model: M6) -> None:
+        """The model has taken a step on the last batch."""
