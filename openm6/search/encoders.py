@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -88,4 +89,8 @@ def open_encoder(name: str) -> Encoder:
         return PhotoEncoder()
     if name == "m6" or name.startswith("m6:"):
         return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
-    raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER or photo.")
+    if Path(name).is_dir():
+        from openm6.search.photo_net import LearnedEncoder
+
+        return LearnedEncoder(name)
+    raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train.")

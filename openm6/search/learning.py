@@ -1,0 +1,376 @@
+"""Training of photo search on somebody's catalogue and, if there is one, log of clicks.
+
+    train_search(items, LearningConfig(), folder)                     categories only
+    train_search(items, LearningConfig(), folder, views=views)        categories, Virtual IDs, triplets, lists, mask
+
+First the catalogue's pictures alone: classification by category and by Virtual ID, and triplets of categories. Then
+page views: the query through the detection branch's mask, the clicked and the unclicked items, and all losses at
+once. No box is ever read.
+
+Shape suffixes: N pictures, M items of a batch, D dimensions, L categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from openm6.data.bad import BadCount, BadRecord
+from openm6.data.images import read_encoded, read_image
+from openm6.modalities.efficientnet import photo_pixels
+from openm6.search.category import fit_weight, neighbour_vote
+from openm6.search.click_losses import list_loss, triplet_loss
+from openm6.search.clicks import PageView
+from openm6.search.items import Items
+from openm6.search.learning_batches import (
+    LOT,
+    QUERY_CHANGES,
+    REUSE,
+    ROUND,
+    batches,
+    changed,
+    early_maps,
+    n_batches,
+)
+from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
+from openm6.search.triplets import ClickList, Features, click_lists, fit_bounds
+from openm6.search.virtual_id import virtual_ids
+from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from openm6.train.config import OptimizerConfig
+from openm6.train.memory import keep_large_blocks
+from openm6.train.metrics import MetricsWriter
+from openm6.train.schedule import learning_rate
+
+Progress = Callable[[dict[str, Any]], None]
+UNCLICKED = 3  # items of a page view in a batch
+SMOOTHING = 0.1  # of labels
+DROPOUT = 0.2  # of pooled features, before categories
+
+
+class LearningConfig(BaseModel):
+    """How to train; the defaults are those that `benchmarks/clothing.py` measures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 0
+    image_size: int = Field(default=192, ge=64, le=1024, multiple_of=32)
+    dim: int = Field(default=256, ge=8, le=4096)
+    passes: int = Field(default=16, ge=0, description="over the catalogue")
+    view_passes: int = Field(default=4, ge=0, description="over the page views")
+    batch: int = Field(default=48, ge=2, description="pictures of the catalogue")
+    view_batch: int = Field(default=12, ge=2, description="page views")
+    held_out: float = Field(default=0.05, ge=0, lt=0.5, description="share of the items that are not trained on")
+    lr: float = Field(default=3e-4, gt=0, description="of what was pretrained")
+    head_lr: float = Field(default=10.0, gt=0, description="of what was not, over lr")
+    box_lr: float = Field(default=10.0, gt=0, description="of the detection branch, over lr")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What training reads: `virtual_G` is -1 everywhere where there is no log."""
+
+    items: Items
+    trained: np.ndarray  # rows of items
+    virtual_G: np.ndarray
+    views: Sequence[PageView]
+    lists: list[ClickList]
+
+
+def train_search(
+    items: Items,
+    config: LearningConfig,
+    folder: Path,
+    *,
+    views: Sequence[PageView] = (),
+    on_progress: Progress | None = None,
+) -> LearnedEncoder:
+    """Trains to the end, saves `search.json` and `search.safetensors` in `folder`, returns it as an encoder.
+
+    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics line.
+
+    Raises:
+        ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries
+            cannot be read, the log joins no items, or a checkpoint is damaged or of another run.
+    """
+    keep_large_blocks()
+    if len(items.categories) < 2 and not views:
+        raise ValueError(
+            "there is nothing to learn from: the catalogue needs a column 'category' with two categories or more, "
+            "or a log of clicks (--clicks)."
+        )
+    torch.manual_seed(config.seed)
+    plain = PhotoNet(_net_config(items, config, 0, mask=False))
+    data = _prepare(items, config, views, plain)
+    torch.manual_seed(config.seed)
+    net = PhotoNet(_net_config(items, config, int(data.virtual_G.max(initial=-1)) + 1, mask=bool(data.lists)))
+    run = _Run(net, config, data)
+    checkpoint = latest_checkpoint(folder)
+    done = 0
+    if checkpoint is not None:
+        done = int(load_checkpoint(checkpoint, model=net, optimizer=run.optimizer)["round"])
+    rounds = run.rounds()
+    total = sum(run.steps(each) for each in rounds)
+    run.step, run.total = sum(run.steps(each) for each in rounds[:done]), total
+    with MetricsWriter(folder, resume_step=run.step or None) as metrics:
+        for number, each in enumerate(rounds[done:], start=done + 1):
+            losses = run.round(each, number)
+            line = {"step": run.step, "steps": total, "what": each.what, **losses, **run.measure()}
+            metrics.write({key: value for key, value in line.items() if key != "what"})
+            if on_progress is not None:
+                on_progress(line)
+            save_checkpoint(folder, run.step, model=net, optimizer=run.optimizer, state={"round": number})
+    fused = run.fit_fusion()
+    net.config = net.config.model_copy(update={"model_weight": fused})
+    net.save(folder)
+    return LearnedEncoder(folder)
+
+
+def _net_config(items: Items, config: LearningConfig, n_virtual: int, *, mask: bool) -> PhotoNetConfig:
+    return PhotoNetConfig(
+        image_size=config.image_size,
+        dim=config.dim,
+        categories=items.categories,
+        virtual_ids=n_virtual,
+        mask=mask,
+    )
+
+
+def _prepare(items: Items, config: LearningConfig, views: Sequence[PageView], plain: PhotoNet) -> _Data:
+    """Virtual IDs and filtered lists of the log; which items are held out."""
+    rng = np.random.default_rng(config.seed)
+    trained = np.sort(rng.permutation(len(items))[round(config.held_out * len(items)) :])
+    virtual_G = np.full(len(items), -1)
+    if not views:
+        return _Data(items, trained, virtual_G, views, [])
+    virtual_G = virtual_ids(views, items.numbers, seed=config.seed)
+    bad, good = BadCount(), list[PageView]()
+    queries: list[np.ndarray] = []
+    size = config.image_size
+    for start in range(0, len(views), LOT):
+        pictures = []
+        for view in views[start : start + LOT]:
+            bad.epoch_seen += 1
+            try:
+                pictures.append(read_image(view.query, size=size))
+                good.append(view)
+            except BadRecord as error:
+                bad.add(error, source="the queries of the log")
+        if pictures:
+            queries.append(_plain_features(plain, pictures))
+    bad.end_epoch(max_fraction=0.05, source="the queries of the log")
+    lots = [range(start, min(start + LOT, len(items))) for start in range(0, len(items), LOT)]
+    items_GD = np.concatenate([_plain_features(plain, items.decode(lot, size)) for lot in lots])
+    features = [Features(np.concatenate(queries), items_GD)]
+    lists = click_lists(good, items.numbers, features, fit_bounds(good, items.numbers, features))
+    held_out = set(range(len(items))) - set(trained.tolist())
+    lists = [each for each in lists if not held_out & {*each.clicked, *each.unclicked}] or lists
+    return _Data(items, trained, virtual_G, good, lists)
+
+
+@torch.inference_mode()
+def _plain_features(net: PhotoNet, pictures: list[np.ndarray]) -> np.ndarray:
+    """Unit vectors (N, 1280) of the pretrained network: by them the log is filtered."""
+    pooled_ND = net.late(net.early(photo_pixels(pictures, net.config.image_size)))
+    return F.normalize(pooled_ND, dim=1).numpy()
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Some items (rows), or some page views (numbers of lists), that are mapped at once."""
+
+    what: str  # "catalogue" or "page views"
+    members: np.ndarray
+
+
+class _Run:
+    """The state of a training run: network, optimizer, step."""
+
+    def __init__(self, net: PhotoNet, config: LearningConfig, data: _Data) -> None:
+        self.net, self.config, self.data = net, config, data
+        self.step, self.total = 0, 1
+        self.schedule = OptimizerConfig(lr=1.0, warmup=0.05, decay="cosine")
+        late = [p for p in net.backbone.parameters() if p.requires_grad]
+        heads = [*net.project.parameters(), *net.category.parameters(), net.proxies]
+        groups = [(late, 1.0), (heads, config.head_lr), (list(net.box.parameters()), config.box_lr)]
+        # Parameters that start at 0 (the box's scores) are not drawn to it by weight decay any harder than others.
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "lr": config.lr * factor, "factor": factor} for params, factor in groups],
+            betas=(0.9, 0.99),
+            weight_decay=0.05,
+        )
+        self.held_out = np.setdiff1d(np.arange(len(data.items)), data.trained)
+
+    # -------------------- the course
+
+    def rounds(self) -> list[_Round]:
+        """All rounds of the run, in order; the same for the same data and config."""
+        rng, found = np.random.default_rng(self.config.seed + 1), list[_Round]()
+        for what, n, passes, room in (
+            ("catalogue", len(self.data.trained), self.config.passes, ROUND),
+            ("page views", len(self.data.lists), self.config.view_passes, ROUND // (UNCLICKED + 1)),
+        ):
+            for _ in range(-(-passes // REUSE)) if n else ():
+                order = rng.permutation(n)
+                parts = np.array_split(order, -(-n // room))
+                found += [_Round(what, self.data.trained[part] if what == "catalogue" else part) for part in parts]
+        return found
+
+    def steps(self, each: _Round) -> int:
+        size = self.config.batch if each.what == "catalogue" else self.config.view_batch
+        return REUSE * n_batches(len(each.members), size)
+
+    def round(self, each: _Round, number: int) -> dict[str, float]:
+        """Maps the round's pictures and passes over them `REUSE` times; the mean of every loss."""
+        rng = np.random.default_rng((self.config.seed, number))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        if each.what == "catalogue":
+            lines = self._catalogue_round(each.members, rng, generator)
+        else:
+            lines = self._view_round(each.members, rng, generator)
+        return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
+
+    def _maps(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
+        size = self.config.image_size
+        lots = (self.data.items.decode(rows[start : start + LOT], size) for start in range(0, len(rows), LOT))
+        return early_maps(self.net, lots, generator)
+
+    def _catalogue_round(
+        self, rows: np.ndarray, rng: np.random.Generator, generator: torch.Generator
+    ) -> list[dict[str, float]]:
+        maps_NCHW, lines = self._maps(rows, generator), []
+        for _ in range(REUSE):
+            for batch in batches(len(rows), self.config.batch, rng):
+                x_NCHW = maps_NCHW[torch.from_numpy(batch)].float()
+                pooled_ND = self.net.late(x_NCHW)
+                vectors_ND = self.net.embed(pooled_ND)
+                category_N, virtual_N = self._labels(rows[batch])
+                losses = self._classify(pooled_ND, vectors_ND, category_N, virtual_N)
+                same_NN = (category_N[:, None] == category_N) & (category_N >= 0)
+                other_NN = (category_N[:, None] != category_N) & (category_N[:, None] >= 0) & (category_N >= 0)
+                itself = torch.eye(len(batch), dtype=torch.bool)
+                losses["triplet"] = triplet_loss(vectors_ND @ vectors_ND.T, same_NN & ~itself, other_NN)
+                lines.append(self._update(losses))
+        return lines
+
+    def _view_round(
+        self, members: np.ndarray, rng: np.random.Generator, generator: torch.Generator
+    ) -> list[dict[str, float]]:
+        lists = [self._sampled(self.data.lists[member], rng) for member in members]
+        rows = np.unique([item for each in lists for item in (*each.clicked, *each.unclicked)])
+        maps_NCHW, lines = self._maps(rows, generator), []
+        for _ in range(REUSE):
+            for batch in batches(len(lists), self.config.view_batch, rng):
+                lines.append(self._view_step([lists[i] for i in batch], rows, maps_NCHW, generator))
+        return lines
+
+    def _sampled(self, each: ClickList, rng: np.random.Generator) -> ClickList:
+        """One clicked item and a few unclicked ones, chosen anew every round."""
+        some = rng.permutation(len(each.unclicked))[:UNCLICKED]
+        clicked = each.clicked[int(rng.integers(len(each.clicked)))]
+        return ClickList(each.view, (clicked,), tuple(each.unclicked[i] for i in some))
+
+    def _view_step(
+        self, lists: list[ClickList], rows: np.ndarray, maps_NCHW: Tensor, generator: torch.Generator
+    ) -> dict[str, float]:
+        used = np.unique([item for each in lists for item in (*each.clicked, *each.unclicked)])
+        pictures = [
+            read_image(read_encoded(self.data.views[each.view].query, "query"), size=self.config.image_size)
+            for each in lists
+        ]
+        x_NCHW = changed(pictures, self.config.image_size, QUERY_CHANGES, generator)
+        pooled_ND = self.net.late(self.net.early(self.net.masked(x_NCHW)))
+        item_pooled_MD = self.net.late(maps_NCHW[torch.from_numpy(np.searchsorted(rows, used))].float())
+        query_ND, item_MD = self.net.embed(pooled_ND), self.net.embed(item_pooled_MD)
+        place = {int(item): i for i, item in enumerate(used)}
+        clicked = np.array([each.clicked[0] for each in lists])
+        category_N, virtual_N = self._labels(clicked)
+        category_M, virtual_M = self._labels(used)
+        positive_NM = torch.zeros(len(lists), len(used), dtype=torch.bool)
+        negative_NM = torch.zeros(len(lists), len(used), dtype=torch.bool)
+        # Items of the other page views are not what was clicked either, unless they are of one kind with it.
+        alike_NM = (category_N[:, None] == category_M) & (category_M >= 0)
+        alike_NM |= (virtual_N[:, None] == virtual_M) & (virtual_M >= 0)
+        negative_NM |= ~alike_NM
+        for i, each in enumerate(lists):
+            negative_NM[i, [place[item] for item in each.unclicked]] = True
+            positive_NM[i, [place[item] for item in each.clicked]] = True
+        negative_NM &= ~positive_NM
+        losses = self._classify(
+            torch.cat((pooled_ND, item_pooled_MD)),
+            torch.cat((query_ND, item_MD)),
+            torch.cat((category_N, category_M)),
+            torch.cat((virtual_N, virtual_M)),
+        )
+        similarity_NM = query_ND @ item_MD.T
+        losses["triplet"] = triplet_loss(similarity_NM, positive_NM, negative_NM)
+        losses["list"] = list_loss(similarity_NM, positive_NM, negative_NM)
+        return self._update(losses)
+
+    # -------------------- losses
+
+    def _labels(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self.data.items.category_G[rows]), torch.from_numpy(self.data.virtual_G[rows])
+
+    def _classify(
+        self, pooled_ND: Tensor, vectors_ND: Tensor, category_N: Tensor, virtual_N: Tensor
+    ) -> dict[str, Tensor]:
+        category_NL, virtual_NK = self.net.proxy_logits(vectors_ND)
+        head_NL = self.net.category(F.dropout(pooled_ND, DROPOUT))
+        losses = {"category": _entropy(head_NL, category_N), "proxy": _entropy(category_NL, category_N)}
+        if virtual_NK.shape[1]:
+            losses["virtual"] = _entropy(virtual_NK, virtual_N)
+        return losses
+
+    def _update(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        loss = torch.stack([*losses.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * group["factor"] * learning_rate(self.step, self.total, self.schedule)
+        self.optimizer.step()
+        self.step += 1
+        return {"loss": float(loss)} | {name: float(value) for name, value in losses.items()}
+
+    # -------------------- held-out items
+
+    def _look(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and category probabilities (N, L) of items, as the encoder sees them."""
+        lots = [rows[start : start + LOT] for start in range(0, len(rows), LOT)]
+        looks = [self.net.look(self.data.items.decode(lot, self.config.image_size)) for lot in lots]
+        return np.concatenate([vectors for vectors, _ in looks]), np.concatenate([each for _, each in looks])
+
+    def measure(self) -> dict[str, float]:
+        """Category accuracy of the softmax on items held out; nothing where none is."""
+        rows = self.held_out[self.data.items.category_G[self.held_out] >= 0]
+        if not len(rows) or len(self.data.items.categories) < 2:
+            return {}
+        _, probabilities_NL = self._look(rows)
+        return {"held_out": float((probabilities_NL.argmax(1) == self.data.items.category_G[rows]).mean())}
+
+    def fit_fusion(self) -> float:
+        """The softmax's weight beside the neighbours' vote, fitted on the items held out."""
+        rows = self.held_out[self.data.items.category_G[self.held_out] >= 0]
+        n = len(self.data.items.categories)
+        if not len(rows) or n < 2:
+            return self.net.config.model_weight
+        trained_GD, _ = self._look(self.data.trained)
+        held_out_ND, model_NL = self._look(rows)
+        vote_NL = neighbour_vote(held_out_ND @ trained_GD.T, self.data.items.category_G[self.data.trained], n)
+        return fit_weight(model_NL, vote_NL, self.data.items.category_G[rows])
+
+
+def _entropy(logits_NK: Tensor, label_N: Tensor) -> Tensor:
+    """Smoothed cross-entropy over those that have a label; 0 without any."""
+    if not bool((label_N >= 0).any()) or logits_NK.shape[1] < 2:
+        return logits_NK.sum() * 0
+    return F.cross_entropy(logits_NK, label_N, ignore_index=-1, label_smoothing=SMOOTHING)
