@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openm6.cli import ask, caption, data, draw, export, match, plan, quickstart, train, write
+from openm6.cli import ask, caption, data, draw, export, match, plan, quickstart, search, train, write
 from openm6.cli.errors import cleanly
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 for verb in (quickstart, caption, ask, draw, write, match, train, plan, data, export):
     app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1])))
+
+
+app.add_typer(search.app, name="search")
 
 
 def _version(wanted: bool) -> None:

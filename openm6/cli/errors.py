@@ -41,7 +41,10 @@ def cleanly(verb: Callable[P, None]) -> Callable[P, None]:
             _say(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
-            _say("stopped; a training run goes on from its last checkpoint by the same command")
+            _say(
+                "stopped; the same command goes on: a training run from its last checkpoint, an index "
+                "from its last items"
+            )
             raise typer.Exit(INTERRUPTED) from None
 
     return run

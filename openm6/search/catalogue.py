@@ -37,6 +37,7 @@ OWN_COLUMNS = (
     "_rowaddr",
     "_score",
 )  # of stores
+MAX_ID = 1000  # bytes
 CATEGORY_COLUMNS = ("category", "label")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")  # not 007, which is a name
 
@@ -187,7 +188,11 @@ class CatalogueFields(Fields):
         digest = xxh3_128_hexdigest(len(content).to_bytes(8, "little") + content + picture)
         if named is None or named == "":
             named = digest if isinstance(source, bytes) else source
-        return {"item": Item(str(named), digest, picture, where, attributes)}
+        for text in (named := str(named), *attributes.values()):
+            _check_utf8(text, where)
+        if len(named.encode()) > MAX_ID:
+            raise BadRecord(where, f"the id is too long: at most {MAX_ID} bytes")
+        return {"item": Item(named, digest, picture, where, attributes)}
 
     def _ours(self, name: str) -> str:
         return next((ours for ours, theirs in self.columns.items() if theirs == name), name)
@@ -205,6 +210,13 @@ class CatalogueFields(Fields):
         if value is None or isinstance(value, (bool, str)):
             return None if value == "" else value
         return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _check_utf8(value: Value | None, where: str) -> None:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord(where, f"the text {value!r} is not UTF-8") from error
 
 
 def _read(block: Block, row: int) -> Item | BadRecord:

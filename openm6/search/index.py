@@ -32,7 +32,7 @@ from openm6.search.where import Kind, Where, parse_where
 DEFAULT_ENCODER = "m6"
 MAX_HITS = 1000
 EXACT_BELOW = 20_000  # items: below, comparing with all of them takes no longer than two rounds
-CANDIDATES = 1000  # of the first round
+CANDIDATES = 500  # of the first round, at least
 POOL = 100  # items that quality signals order, at least
 
 
@@ -190,9 +190,8 @@ class Index:
         if self.store.count() <= EXACT_BELOW:
             found = exact(self.store, query_D, wanted, where)
         else:
-            found = two_rounds(
-                self.store, query_D, wanted, self._coder(about), candidates=CANDIDATES, where=where
-            )
+            room = max(CANDIDATES, 10 * wanted)
+            found = two_rounds(self.store, query_D, wanted, self._coder(about), candidates=room, where=where)
         rows = self.store.rows([hit.id for hit in found])
         found = [hit for hit in found if hit.id in rows]  # not what was deleted in between
         bonus = quality_bonus([rows[hit.id] for hit in found], quality or {})

@@ -1,8 +1,8 @@
 """Bringing an index up to date with its catalogue: what is new is added, what changed replaced, what went deleted.
 
 The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is
-then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time, each lot at
-once or not at all. So a run that was stopped is resumed by the same command.
+then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time,
+each lot at once or not at all. So a run that was stopped is resumed by the same command.
 
 Shape suffixes: N items, D dimensions.
 """

@@ -1,25 +1,25 @@
 """The same store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
 
-One collection; the `About` is its description, the attributes are one JSON field, so that a column may have any
-name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner product
-is `bits - 2 Hamming`.
+A collection of items, and one that holds the `About`. The attributes are one JSON field, so that a column may have
+any name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner
+product is `bits - 2 Hamming`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from openm6.search.catalogue import Attributes
+from openm6.search.catalogue import MAX_ID, Attributes
 from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
 from openm6.search.where import Condition, Value, Where
 
-COLLECTION = "openm6_items"
+ITEMS, ABOUT = "openm6_items", "openm6_about"
 IDS_AT_A_TIME = 1000
-MAX_ID = 1024  # bytes
 
 
 class MilvusStore(Store):
@@ -30,6 +30,9 @@ class MilvusStore(Store):
             from pymilvus import MilvusClient, MilvusException
         except ImportError as error:
             raise ValueError("a Milvus index needs the extra search: pip install 'openm6[search]'") from error
+        if address.endswith(".db") and importlib.util.find_spec("milvus_lite") is None:
+            raise ValueError(f"the file {address} needs Milvus Lite: pip install milvus-lite")
+        self.binary = not address.endswith(".db")
         try:
             self.client = MilvusClient(address)
             self._about = self._open()
@@ -37,55 +40,54 @@ class MilvusStore(Store):
             raise ValueError(f"the Milvus index {address} cannot be opened: {error.message}") from error
 
     def _open(self) -> About | None:
-        if not self.client.has_collection(COLLECTION):
+        # Written last by `create`: without it, there is no index.
+        if not self.client.has_collection(ABOUT):
             return None
-        description: dict[str, Any] = self.client.describe_collection(COLLECTION)
-        kinds = {each["name"]: each["type"] for each in description["fields"]}
-        self.binary = kinds["item_code"] == _types().BINARY_VECTOR
-        self.client.load_collection(COLLECTION)
-        return About.model_validate_json(description["description"])
+        self.client.load_collection(ABOUT)
+        self.client.load_collection(ITEMS)
+        [row] = self.client.get(ABOUT, ids=["about"], output_fields=["about"])
+        return About.model_validate(row["about"])
 
     @property
     def about(self) -> About | None:
         return self._about
 
     def create(self, about: About) -> None:
-        from pymilvus import MilvusException
-
-        try:
-            self._create(about, binary=True)
-        except MilvusException as error:
-            if "BinaryVector" not in error.message:
-                raise
-            self._create(about, binary=False)
-        self._about = about
-
-    def _create(self, about: About, *, binary: bool) -> None:
         types = _types()
-        schema = self.client.create_schema(auto_id=False, description=about.model_dump_json())
+        schema = self.client.create_schema(auto_id=False)
         schema.add_field("id", types.VARCHAR, is_primary=True, max_length=MAX_ID)
         schema.add_field("item_hash", types.VARCHAR, max_length=64)
         schema.add_field("item_vector", types.FLOAT_VECTOR, dim=about.dim)
-        schema.add_field("item_code", types.BINARY_VECTOR if binary else types.FLOAT_VECTOR, dim=about.bits)
+        code_type = types.BINARY_VECTOR if self.binary else types.FLOAT_VECTOR
+        schema.add_field("item_code", code_type, dim=about.bits)
         schema.add_field("attributes", types.JSON)
         indices = self.client.prepare_index_params()
         indices.add_index("item_vector", index_type="FLAT", metric_type="IP")
-        kind = (
-            {"index_type": "BIN_FLAT", "metric_type": "HAMMING"}
-            if binary
-            else {"index_type": "FLAT", "metric_type": "IP"}
+        if self.binary:
+            indices.add_index("item_code", index_type="BIN_FLAT", metric_type="HAMMING")
+        else:
+            indices.add_index("item_code", index_type="FLAT", metric_type="IP")
+        self._create(ITEMS, schema, indices)
+        schema = self.client.create_schema(auto_id=False)
+        schema.add_field("id", types.VARCHAR, is_primary=True, max_length=MAX_ID)
+        schema.add_field("none", types.FLOAT_VECTOR, dim=2)  # a collection must have a vector
+        schema.add_field("about", types.JSON)
+        indices = self.client.prepare_index_params()
+        indices.add_index("none", index_type="FLAT", metric_type="IP")
+        self._create(ABOUT, schema, indices)
+        self.client.insert(
+            ABOUT, [{"id": "about", "none": [0.0, 0.0], "about": about.model_dump(mode="json")}]
         )
-        indices.add_index("item_code", **kind)
+        self._about = about
+
+    def _create(self, name: str, schema: Any, indices: Any) -> None:
+        if self.client.has_collection(name):  # left by a `create` that was stopped
+            self.client.drop_collection(name)
         # Strong: what this process has written, its next search finds.
-        self.client.create_collection(
-            COLLECTION, schema=schema, index_params=indices, consistency_level="Strong"
-        )
-        self.binary = binary
+        self.client.create_collection(name, schema=schema, index_params=indices, consistency_level="Strong")
 
     def hashes(self) -> dict[str, str]:
-        pages = self.client.query_iterator(
-            COLLECTION, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"]
-        )
+        pages = self.client.query_iterator(ITEMS, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"])
         found: dict[str, str] = {}
         while page := pages.next():
             found |= {row["id"]: row["item_hash"] for row in page}
@@ -101,17 +103,17 @@ class MilvusStore(Store):
             row["attributes"] = {
                 name: value for name, value in row["attributes"].items() if value is not None
             }
-        self.client.upsert(COLLECTION, data)  # Milvus would insert an id twice
+        self.client.upsert(ITEMS, data)  # Milvus would insert an id twice
 
     def delete(self, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), IDS_AT_A_TIME):
-            self.client.delete(COLLECTION, ids=list(ids[start : start + IDS_AT_A_TIME]))
+            self.client.delete(ITEMS, ids=list(ids[start : start + IDS_AT_A_TIME]))
 
     def settle(self) -> None:
-        self.client.flush(COLLECTION)
+        self.client.flush(ITEMS)
 
     def count(self, where: Where | None = None) -> int:
-        rows: Any = self.client.query(COLLECTION, filter=_filter(where), output_fields=["count(*)"])
+        rows: Any = self.client.query(ITEMS, filter=_filter(where), output_fields=["count(*)"])
         return rows[0]["count(*)"]
 
     def nearest(self, query_D: np.ndarray, n: int, where: Where | None = None) -> Found:
@@ -127,9 +129,7 @@ class MilvusStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         assert self._about is not None
-        rows: Any = (
-            self.client.get(COLLECTION, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
-        )
+        rows: Any = self.client.get(ITEMS, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
         return {row["id"]: attributes_of(row["attributes"], self._about.columns) for row in rows}
 
     def _code(self, code_W: np.ndarray) -> Any:
@@ -138,7 +138,7 @@ class MilvusStore(Store):
     def _search(self, field: str, query: Any, n: int, where: Where | None, *, metric: str) -> Found:
         assert self._about is not None
         [hits] = self.client.search(
-            COLLECTION,
+            ITEMS,
             data=[query],
             anns_field=field,
             limit=n,

@@ -99,7 +99,7 @@ class ShardedStore(Store):
         """Which of `ids` belong to each shard."""
         rows: list[list[int]] = [[] for _ in self.shards]
         for i, name in enumerate(ids):
-            rows[xxh3_64_intdigest(name) % len(rows)].append(i)
+            rows[xxh3_64_intdigest(name.encode()) % len(rows)].append(i)
         return rows
 
 

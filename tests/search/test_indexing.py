@@ -1,0 +1,170 @@
+"""Bringing an index up to date: add, change, delete; what is unchanged is not encoded; stopped runs are resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openm6.search import indexing
+from openm6.search.catalogue import Catalogue
+from openm6.search.codes import Codes
+from openm6.search.indexing import Changes, update
+from openm6.search.store import Entries, Store, open_store
+from tests.search.conftest import COLOURS, ColourEncoder, png
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for name, colour in COLOURS.items():
+        for i in range(6):
+            (folder / f"{name}{i}.png").write_bytes(png(colour, seed=i))
+    write(folder, [(f"{name}{i}", i) for name in COLOURS for i in range(6)])
+    return folder
+
+
+def write(folder: Path, rows: Sequence[tuple[str, int | str]]) -> None:
+    lines = ["id,image,price", *(f"{name},{name}.png,{price}" for name, price in rows)]
+    (folder / "items.csv").write_text("\n".join(lines))
+
+
+def run(shop: Path, store: Store, encoder: ColourEncoder, **options: object) -> Changes:
+    catalogue = Catalogue(str(shop / "items.csv"), max_bad_fraction=0.2)
+    return update(catalogue, store, encoder, workers=2, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_add_change_delete(shop: Path, new_store: Callable[[str], Store], encoder: ColourEncoder) -> None:
+    store, seen = new_store("index"), list[tuple[str, int, int]]()
+    assert run(shop, store, encoder, on_progress=lambda *told: seen.append(told)) == Changes(added=24)
+    assert seen[-1] == ("indexing", 24, 24) and seen[0][0] == "reading"
+    again = new_store("index")  # another process
+    encoder.encoded = 0
+    assert run(shop, again, encoder) == Changes(unchanged=24) and encoder.encoded == 0
+    # red0 goes, red1 has another price, red2 another picture, yellow is new.
+    (shop / "red2.png").write_bytes(png(COLOURS["blue"], seed=99))
+    (shop / "yellow.png").write_bytes(png((220, 220, 40)))
+    rows = [(f"{name}{i}", i) for name in COLOURS for i in range(6)][2:]
+    write(shop, [("red1", 17), *rows, ("yellow", 1)])
+    assert run(shop, again, encoder) == Changes(added=1, changed=2, deleted=1, unchanged=21)
+    assert encoder.encoded == 3
+    assert set(again.hashes()) == {"red1", "yellow", *(name for name, _ in rows)}
+    assert again.rows(["red1"])["red1"]["price"] == 17
+    blue = again.nearest(encoder.texts(["blue"])[0], 7)
+    assert "red2" in blue.ids
+
+
+def test_what_is_stored_are_the_encoders_vectors_and_their_codes(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store = open_store(str(tmp_path / "index"))
+    run(shop, store, encoder)
+    assert store.about is not None
+    codes = Codes(store.about.centre, store.about.bits)
+    found = store.nearest(encoder.texts(["red"])[0], 24)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors_ND, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.vectors_ND.mean(axis=0), store.about.centre, atol=1e-4)
+    for name, vector_D in zip(found.ids, found.vectors_ND, strict=True):
+        nearest = store.coarse(codes.pack(vector_D[None])[0], 24)
+        assert name in [
+            each for each, distance in zip(nearest.ids, nearest.distances_N, strict=True) if distance == 0
+        ]
+
+
+def test_kept_items_stay(shop: Path, tmp_path: Path, encoder: ColourEncoder) -> None:
+    store = open_store(str(tmp_path / "index"))
+    run(shop, store, encoder)
+    write(shop, [("red0", 100)])
+    assert run(shop, store, encoder, keep=True) == Changes(changed=1)
+    assert store.count() == 24
+    assert run(shop, store, encoder) == Changes(deleted=23, unchanged=1)
+
+
+def test_pictures_that_cannot_be_read_are_not_in_the_index(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store = open_store(str(tmp_path / "index"))
+    run(shop, store, encoder)
+    (shop / "red0.png").write_bytes(png(COLOURS["red"])[:60])
+    found = run(shop, store, encoder)
+    assert (found.deleted, found.bad, found.unchanged) == (1, 1, 23)
+    assert "items.csv" in found.reasons[0] and "damaged" in found.reasons[0]
+    assert "red0" not in store.hashes()
+    for i in range(6):
+        (shop / f"red{i}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="of 24 records are bad"):
+        run(shop, store, encoder)
+    assert store.count() == 23  # nothing was lost by a catalogue that is broken
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 3])
+def test_a_stopped_run_is_resumed_by_the_same_command(
+    stop_at: int,
+    shop: Path,
+    new_store: Callable[[str], Store],
+    encoder: ColourEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("openm6.search.catalogue.LOT", 5)
+    store, writes = new_store("index"), 0
+
+    def write_or_stop(entries: Entries, *, known: bool) -> None:
+        nonlocal writes
+        if writes == stop_at:
+            raise KeyboardInterrupt
+        writes += 1
+        plain(entries, known=known)
+
+    plain = store.write
+    monkeypatch.setattr(store, "write", write_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(shop, store, encoder)
+    again = new_store("index")
+    assert run(shop, again, encoder) == Changes(added=24 - 5 * stop_at, unchanged=5 * stop_at)
+    assert again.count() == 24
+
+
+def test_the_store_is_tidied_now_and_then(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openm6.search.catalogue.LOT", 2)
+    monkeypatch.setattr(indexing, "SETTLE", 3)
+    store, settled = open_store(str(tmp_path / "index")), list[int]()
+    plain = store.settle
+    monkeypatch.setattr(store, "settle", lambda: (settled.append(store.count()), plain()))
+    assert run(shop, store, encoder) == Changes(added=24)
+    assert settled == [6, 12, 18, 24, 24]
+
+
+def test_an_index_does_not_take_other_vectors_or_other_columns(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store = open_store(str(tmp_path / "index"))
+    run(shop, store, encoder)
+    write(shop, [("red0", "cheap"), ("red1", 3)])
+    with pytest.raises(ValueError, match="column 'price' is not as the index has it, which holds a number"):
+        run(shop, store, encoder)
+    (shop / "items.csv").write_text("id,image,colour\nred0,red0.png,red\n")
+    with pytest.raises(
+        ValueError, match="column 'colour' is not as the index has it, which has no such column"
+    ):
+        run(shop, store, encoder)
+    other = ColourEncoder()
+    other.fingerprint = "another"
+    with pytest.raises(ValueError, match="their vectors do not mix, so make another index"):
+        run(shop, store, other)
+    assert store.count() == 24
+
+
+def test_what_changes_while_it_is_read_is_bad(shop: Path, tmp_path: Path, encoder: ColourEncoder) -> None:
+    def change(what: str, *_: object) -> None:
+        if what == "reading":
+            (shop / "red0.png").write_bytes(png(COLOURS["red"], seed=100))
+
+    store = open_store(str(tmp_path / "index"))
+    found = run(shop, store, encoder, on_progress=change)
+    assert (found.added, found.bad) == (23, 1) and "changed while" in found.reasons[0]
+    assert run(shop, store, encoder) == Changes(added=1, unchanged=23)
