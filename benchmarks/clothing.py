@@ -1,28 +1,28 @@
 """Photos of clothes: what learned photo search adds to pretrained features. Keys of the result:
 
-    category_at_1, precision_at_5      of the trained encoder: share of validation photos whose nearest train photo is
-                                       of their category; share of their category among the five nearest
+    category_at_1, precision_at_5   of the trained encoder: share of validation photos whose nearest train photo is of
+                                    their category; share of their category among the five nearest
+    category_at_1_interval          95 % of bootstrap samples of the validation photos
     plain_category_at_1, plain_precision_at_5
-                                       the same of EfficientNet-Lite0 as it was pretrained
+                                    the same of EfficientNet-Lite0 as it was pretrained
     model_accuracy, vote_accuracy, fused_accuracy
-                                       category of a validation photo by the softmax, by the vote of its 30 nearest
-                                       train photos, by both; `model_weight` was fitted on train photos held out
-    fused_gain                         fused_accuracy minus the better of its parts
-    mask_iou                           validation photos pasted on clutter (emoji that training never saw): mean
-                                       intersection over union of the learned box with the true one, which nothing was
-                                       ever trained on; `whole_iou` is that of the whole picture
-    mask_gain                          precision at 5 of those composites with the mask minus without it, of one
-                                       encoder (`composite_precision_at_5`, `unmasked_precision_at_5`); the same for
-                                       the category of the nearest: `mask_gain_at_1`
-    category_at_1_interval             95 % of bootstrap samples of the validation photos
+                                    category of a validation photo by the softmax, by the vote of its 30 nearest train
+                                    photos, by both; `model_weight` was fitted on train photos held out
+    fused_gain                      fused_accuracy minus the better of its parts
+    mask_iou                        validation photos pasted on clutter (of emoji that training never saw): mean
+                                    intersection over union of the learned box with the true one, on which nothing was
+                                    trained; `whole_iou` is that of the whole picture
+    mask_gain                       precision at 5 of those composites with the mask minus without it, of one encoder
+                                    (`composite_precision_at_5`, `unmasked_precision_at_5`); `mask_gain_at_1` is the
+                                    same for the category of the nearest
 
 The log of clicks that the encoder is trained on is simulated from train photos (`openm6/search/click_simulator.py`).
-Nothing is chosen by the validation photos: train photos held out (`LearningConfig.held_out`) serve for that.
+Nothing is fitted to the validation photos: train photos held out (`LearningConfig.held_out`) serve for that.
 
-    python benchmarks/clothing.py --data clothing.parquet --run /tmp/clothing --out benchmarks/results/clothing.json
+    python benchmarks/clothing.py --data clothing.parquet --run run --out benchmarks/results/clothing.json
 
-`--data` is a Parquet file with the columns image (encoded), label, split (train, validation) and name. With `--run` the
-training can be stopped and goes on by the same command.
+`--data` is a Parquet file with the columns image (encoded), label, split (train, validation) and name. With `--run`
+the training can be stopped and goes on by the same command.
 """
 
 import argparse
@@ -56,10 +56,14 @@ def read_split(path: Path, split: str) -> Items:
     rows = [row for row in table.to_pylist() if row["split"] == split]
     if not rows:
         raise ValueError(f"{path} has no rows whose split is {split!r}.")
-    return Items([row["name"] for row in rows], [row["image"] for row in rows], [row["label"] for row in rows])
+    return Items(
+        [row["name"] for row in rows], [row["image"] for row in rows], [row["label"] for row in rows]
+    )
 
 
-def retrieval(queries_ND: np.ndarray, labels_N: np.ndarray, index_GD: np.ndarray, labels_G: np.ndarray) -> np.ndarray:
+def retrieval(
+    queries_ND: np.ndarray, labels_N: np.ndarray, index_GD: np.ndarray, labels_G: np.ndarray
+) -> np.ndarray:
     """Whether each of the five nearest (N, 5) is of the query's category."""
     nearest_N5 = np.argsort(-queries_ND @ index_GD.T, axis=1, kind="stable")[:, :5]
     return labels_G[nearest_N5] == labels_N[:, None]
@@ -133,7 +137,11 @@ def run(data: Path, folder: Path, config: LearningConfig, n_views: int) -> dict[
     if not log.exists():
         simulate_clicks(train, photo, log.parent, n_views=n_views, seed=SEED, on_progress=print_progress)
     encoder = train_search(
-        train, config, folder / "model", views=read_page_views(log), on_progress=lambda line: print_progress(str(line))
+        train,
+        config,
+        folder / "model",
+        views=read_page_views(log),
+        on_progress=lambda line: print_progress(str(line)),
     )
     return {
         "train_photos": len(train),
@@ -152,7 +160,9 @@ def print_progress(what: str, done: int = 0, total: int = 0) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="Parquet file of photos")
     parser.add_argument("--run", type=Path, help="folder of the training, kept")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")

@@ -29,7 +29,9 @@ Address = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option(help="m6, m6:FOLDER, photo, or a folder of openm6 search train; default: that of the index, for a new one m6."),
+    typer.Option(
+        help="m6, m6:FOLDER, photo, or what openm6 search train made; default: that of the index, else m6."
+    ),
 ]
 COUNTS = ("added", "changed", "deleted", "unchanged", "bad")
 

@@ -18,8 +18,12 @@ Catalogue = Annotated[str, typer.Argument(help="The items: a folder, a CSV, JSON
 
 def train(
     catalogue: Catalogue,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoder; a stopped run goes on in it.")],
-    clicks: Annotated[Path | None, typer.Option(help="Log of clicks, JSON Lines; see docs/search-learning.md.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the encoder; a stopped run goes on in it.")
+    ],
+    clicks: Annotated[
+        Path | None, typer.Option(help="Log of clicks, JSON Lines; see docs/search-learning.md.")
+    ] = None,
     column: Column = None,
     passes: Annotated[int, typer.Option(min=0, help="Passes over the catalogue's pictures.")] = 16,
     view_passes: Annotated[int, typer.Option(min=0, help="Passes over the page views of the log.")] = 4,
@@ -42,16 +46,18 @@ def train(
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
-    views = read_page_views(clicks) if clicks is not None else []
+    chosen, views = pairs(column), read_page_views(clicks) if clicks is not None else []
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue"):
-        items = Items.read(catalogue, columns=pairs(column))
+        items = Items.read(catalogue, columns=chosen)
     last: dict[str, Any] = {}
 
     def told(line: dict[str, Any]) -> None:
         last.update(line)
         held_out = f", {line['held_out']:.1%} of unseen items right" if "held_out" in line else ""
-        console.print(f"{line['step']:>7,} of {line['steps']:,}  {line['what']}, loss {line['loss']:.3f}{held_out}")
+        console.print(
+            f"{line['step']:>7,} of {line['steps']:,}  {line['what']}, loss {line['loss']:.3f}{held_out}"
+        )
 
     with console.status("training"):
         encoder = train_search(items, config, out, views=views, on_progress=told)

@@ -1,8 +1,8 @@
 """What an item is: a model's softmax and a vote of the nearest catalogue items, put together.
 
-Pailitao (2102.04674, section 3.2) predicts the category of a query first, because who searches among the wrong items
-cannot find the right one. A classifier generalises and knows nothing of single items; neighbours remember every item
-and know nothing of the rest, so their mistakes differ and a weighted mean of the two makes fewer.
+Pailitao (2102.04674, section 3.2) predicts the category of a query first: who searches among the wrong items cannot
+find the right one. A classifier generalises and knows nothing of single items; neighbours remember every item and
+know nothing of the rest. So their mistakes differ, and a weighted mean of the two makes fewer.
 
 Shape suffixes: N queries, G catalogue items, K neighbours, C categories.
 """

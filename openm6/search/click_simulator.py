@@ -1,14 +1,14 @@
 """Clicks without customers: queries made of a catalogue's pictures, answered by an encoder, clicked by a rule.
 
-For development, where there is no log yet. A simulated customer has seen an item: photographs it (pasted on clutter,
-or just as it is), is shown a page, and clicks
+For development, where there is no log yet. A simulated customer has seen an item, photographs it (pasted on
+clutter, or just as it is), is shown a page, and clicks
 
     the item itself                 with probability `SAME`
     another of the same category    with `ALIKE`, times how alike the two look
     anything else                   with `STRAY`, by mistake
 
-times 0.97 for each place down the page. A page has what looks like the query, what looks like the item (as search by
-words would find), and some of anything. A customer asks several times, always within one category.
+times 0.97 for each place down the page. A page has what looks like the query, what looks like the item (as search
+by words would find), and some of anything. A customer asks several times, always within one category.
 
 The log it writes is one of `clicks.py`, without any box.
 """
@@ -50,7 +50,7 @@ def simulate_clicks(
     *,
     n_views: int,
     seed: int = 0,
-    page: Page = Page(),  # noqa: B008
+    page: Page = Page(),
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Path:
     """Writes `clicks.jsonl` and the query pictures into `folder`; returns the log's path.
@@ -91,7 +91,9 @@ def simulate_clicks(
     return log
 
 
-def _photograph(items: Items, target: int, size: int, clutter: Clutter, rng: np.random.Generator) -> np.ndarray:
+def _photograph(
+    items: Items, target: int, size: int, clutter: Clutter, rng: np.random.Generator
+) -> np.ndarray:
     [whole] = items.decode([target], size)
     light = rng.uniform(0.8, 1.2)
     whole = whole.copy()

@@ -1,7 +1,7 @@
 """Real-shot photos, made: a picture of a catalogue pasted on clutter, and where it lies.
 
-The clutter is a rough texture strewn with emoji of the embedded corpus, shapes and stripes, so that nothing but what
-an item looks like tells it apart. For development and for measuring: the boxes are known here and nowhere else.
+The clutter is a rough texture strewn with emoji of the embedded corpus and with shapes, so that nothing but what an
+item looks like tells it apart. For development and for measuring: the boxes are known here and nowhere else.
 
 Coordinates run from 0 (left, top) to 1 (right, bottom).
 """

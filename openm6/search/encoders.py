@@ -93,4 +93,6 @@ def open_encoder(name: str) -> Encoder:
         from openm6.search.photo_net import LearnedEncoder
 
         return LearnedEncoder(name)
-    raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train.")
+    raise ValueError(
+        f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train."
+    )

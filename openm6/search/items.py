@@ -21,7 +21,9 @@ DECODERS = 2  # threads
 class Items:
     """Items of a catalogue. `categories` are the names, `category_G` their numbers, -1 where an item has none."""
 
-    def __init__(self, ids: Sequence[str], pictures: Sequence[bytes], categories: Sequence[str | None]) -> None:
+    def __init__(
+        self, ids: Sequence[str], pictures: Sequence[bytes], categories: Sequence[str | None]
+    ) -> None:
         self.ids, self.pictures = list(ids), list(pictures)
         self.numbers = {name: row for row, name in enumerate(self.ids)}
         self.categories = sorted({name for name in categories if name})

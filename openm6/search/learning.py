@@ -67,7 +67,9 @@ class LearningConfig(BaseModel):
     view_passes: int = Field(default=4, ge=0, description="over the page views")
     batch: int = Field(default=48, ge=2, description="pictures of the catalogue")
     view_batch: int = Field(default=12, ge=2, description="page views")
-    held_out: float = Field(default=0.05, ge=0, lt=0.5, description="share of the items that are not trained on")
+    held_out: float = Field(
+        default=0.05, ge=0, lt=0.5, description="share of the items that are not trained on"
+    )
     lr: float = Field(default=3e-4, gt=0, description="of what was pretrained")
     head_lr: float = Field(default=10.0, gt=0, description="of what was not, over lr")
     box_lr: float = Field(default=10.0, gt=0, description="of the detection branch, over lr")
@@ -220,7 +222,9 @@ class _Run:
             for _ in range(-(-passes // REUSE)) if n else ():
                 order = rng.permutation(n)
                 parts = np.array_split(order, -(-n // room))
-                found += [_Round(what, self.data.trained[part] if what == "catalogue" else part) for part in parts]
+                found += [
+                    _Round(what, self.data.trained[part] if what == "catalogue" else part) for part in parts
+                ]
         return found
 
     def steps(self, each: _Round) -> int:
@@ -255,7 +259,9 @@ class _Run:
                 category_N, virtual_N = self._labels(rows[batch])
                 losses = self._classify(pooled_ND, vectors_ND, category_N, virtual_N)
                 same_NN = (category_N[:, None] == category_N) & (category_N >= 0)
-                other_NN = (category_N[:, None] != category_N) & (category_N[:, None] >= 0) & (category_N >= 0)
+                other_NN = (
+                    (category_N[:, None] != category_N) & (category_N[:, None] >= 0) & (category_N >= 0)
+                )
                 itself = torch.eye(len(batch), dtype=torch.bool)
                 losses["triplet"] = triplet_loss(vectors_ND @ vectors_ND.T, same_NN & ~itself, other_NN)
                 lines.append(self._update(losses))
@@ -336,10 +342,12 @@ class _Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * group["factor"] * learning_rate(self.step, self.total, self.schedule)
+            group["lr"] = (
+                self.config.lr * group["factor"] * learning_rate(self.step, self.total, self.schedule)
+            )
         self.optimizer.step()
         self.step += 1
-        return {"loss": float(loss)} | {name: float(value) for name, value in losses.items()}
+        return {"loss": loss.item()} | {name: value.item() for name, value in losses.items()}
 
     # -------------------- held-out items
 

@@ -1,8 +1,8 @@
 """What the training of photo search reads: augmented pictures, and maps of the early layers kept for a round.
 
-The early layers stay as they were pretrained, so their maps of a picture can be used again. A round augments and maps
-at most `ROUND` pictures once and passes over the maps `REUSE` times: half of the decoding and most of the forward
-pass for nothing, in a memory that does not grow with the catalogue.
+The early layers stay as they were pretrained, so their maps of a picture can be used again. A round augments and
+maps at most `ROUND` pictures once and passes over the maps `REUSE` times: half of the decoding and much of the
+forward pass for nothing, in a memory that does not grow with the catalogue.
 
 Every random choice of a round comes from (seed, round), so that a run that was killed ends like one that was not.
 
@@ -26,13 +26,24 @@ ROUND = 4096  # pictures
 REUSE = 2
 LOT = 64  # pictures mapped at a time
 ITEM_CHANGES = AugmentConfig(
-    shift=0.08, scale=0.2, stretch=0.1, rotate=10, colour=0.3, hue=0.02, grey=0.05, background=0, outline=0, erase=0.25
+    shift=0.08,
+    scale=0.2,
+    stretch=0.1,
+    rotate=10,
+    colour=0.3,
+    hue=0.02,
+    grey=0.05,
+    background=0,
+    outline=0,
+    erase=0.25,
 )
 # Of queries: the detection branch has to find the item where it is, so nothing is covered.
 QUERY_CHANGES = ITEM_CHANGES.model_copy(update={"shift": 0.05, "scale": 0.1, "rotate": 5, "erase": 0})
 
 
-def changed(pictures: Sequence[np.ndarray], size: int, changes: AugmentConfig, generator: torch.Generator) -> Tensor:
+def changed(
+    pictures: Sequence[np.ndarray], size: int, changes: AugmentConfig, generator: torch.Generator
+) -> Tensor:
     """Augmented pictures as the network reads them, (N, 3, S, S)."""
     names, fixed = [""] * len(pictures), torch.zeros(len(pictures), dtype=torch.bool)
     return photo_values(augment(stack_rgba(pictures, size), names, changes, generator, keep_colour=fixed))

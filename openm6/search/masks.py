@@ -80,5 +80,3 @@ def box_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
     shared_N = np.clip(high - low, 0, None).prod(axis=1)
     areas = [np.clip(box[:, 2:] - box[:, :2], 0, None).prod(axis=1) for box in (a_N4, b_N4)]
     return shared_N / np.maximum(areas[0] + areas[1] - shared_N, 1e-12)
-
-

@@ -61,7 +61,9 @@ class PhotoNet(nn.Module):
         self.project = nn.Linear(pooled, config.dim)
         self.category = nn.Linear(pooled, max(1, len(config.categories)))
         # One direction for each category and each Virtual ID: what the embedding is classified by in training.
-        self.proxies = nn.Parameter(torch.randn(max(1, len(config.categories)) + config.virtual_ids, config.dim))
+        self.proxies = nn.Parameter(
+            torch.randn(max(1, len(config.categories)) + config.virtual_ids, config.dim)
+        )
         self.eval()
 
     @property
@@ -132,13 +134,17 @@ class PhotoNet(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no search model: {name} is missing.")
         try:
-            net = cls(PhotoNetConfig.model_validate_json((folder / CONFIG_FILE).read_bytes()), pretrained=False)
+            net = cls(
+                PhotoNetConfig.model_validate_json((folder / CONFIG_FILE).read_bytes()), pretrained=False
+            )
         except ValidationError as error:
             raise ValueError(f"{folder / CONFIG_FILE} is not a search model's config: {error}") from error
         try:
             net.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE} is damaged or does not fit {CONFIG_FILE}: {error}") from error
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} is damaged or does not fit {CONFIG_FILE}: {error}"
+            ) from error
         return net
 
 
@@ -157,4 +163,6 @@ class LearnedEncoder:
         return self.net.look(pictures)[0]
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        raise ValueError(f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6.")
+        raise ValueError(
+            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+        )

@@ -89,7 +89,9 @@ def fit_bounds(
         for name, distance in zip(known, distances, strict=True):
             (clicked if name in page.clicked else others).append(distance)
     if not clicked:
-        raise ValueError("no page view of the log has a click on an item of the catalogue: are these its ids?")
+        raise ValueError(
+            "no page view of the log has a click on an item of the catalogue: are these its ids?"
+        )
     gamma = float(np.quantile(others, drop_unclicked)) if others else 0.0
     return Bounds(gamma, float(np.quantile(clicked, keep_clicked)))
 

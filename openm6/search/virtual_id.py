@@ -3,8 +3,8 @@
 "Virtual ID Discovery from E-commerce Media at Alibaba" (2102.04667): clicks make a graph of items; its nodes are
 embedded; clusters of the embedding are classes for the network, far finer than categories, and nobody wrote them.
 
-Two items are joined, once more each time, by a click on both in one page view, and by clicks of one user that are at
-most `REACH` apart. The embedding factorises what DeepWalk's random walks of `WALK` steps sample (NetMF, Qiu et al.,
+Two items are joined, once more each time, by a click on both in one page view, and by clicks of one user that are
+at most `REACH` apart. The embedding factorises what DeepWalk's random walks of `WALK` steps sample (NetMF, Qiu et al.,
 WSDM 2018, 1710.02971, equation 5), so that no walk has to be drawn; clusters are k-means on the unit sphere.
 
 Shape suffixes: G items, D dimensions, K clusters.
@@ -12,6 +12,7 @@ Shape suffixes: G items, D dimensions, K clusters.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +41,9 @@ def co_click_graph(views: Sequence[PageView], numbers: Mapping[str, int]) -> Cou
         before = last.setdefault(view.user, [])
         for at, item in enumerate(clicked):
             # Pairs inside of this page view are joined already.
-            edges.update(_edge(item, other) for other in before[max(0, len(before) - REACH + at) :] if other != item)
+            edges.update(
+                _edge(item, other) for other in before[max(0, len(before) - REACH + at) :] if other != item
+            )
         last[view.user] = (before + clicked)[-REACH:]
     return edges
 
@@ -54,15 +57,20 @@ def embed_graph(edges: Mapping[tuple[int, int], int], n_items: int, *, dim: int,
     both = torch.cat((ends, ends.flip(0)), dim=1)
     degree_G = torch.zeros(n_items).index_add(0, both[0], counts.repeat(2))
     inverse_G = torch.where(degree_G > 0, 1 / degree_G.clamp_min(1e-12), 0)
-    step = torch.sparse_coo_tensor(both, counts.repeat(2) * inverse_G[both[0]], (n_items, n_items)).coalesce()
+    size = (n_items, n_items)
+    step = torch.sparse_coo_tensor(
+        both, counts.repeat(2) * inverse_G[both[0]], size, check_invariants=False
+    ).coalesce()
     walk = total = step
-    for _ in range(WALK - 1):
-        walk = torch.sparse.mm(walk, step).coalesce()
-        total = (total + walk).coalesce()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # inside of torch.sparse.mm
+        for _ in range(WALK - 1):
+            walk = torch.sparse.mm(walk, step).coalesce()
+            total = (total + walk).coalesce()
     # log max(1, volume / T sum of P^r D^-1): what is below 1 becomes 0, so the matrix stays sparse.
     at, values = total.indices(), total.values() * inverse_G[total.indices()[1]]
     values = (values * degree_G.sum() / WALK).clamp_min(1).log()
-    matrix = torch.sparse_coo_tensor(at, values, (n_items, n_items)).coalesce()
+    matrix = torch.sparse_coo_tensor(at, values, size, check_invariants=False).coalesce()
     rank = min(dim, n_items)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -91,9 +99,7 @@ def virtual_ids(
     if not len(joined):
         raise ValueError("the log joins no items: no page view or user has clicked two of the catalogue.")
     ids_G = np.full(len(numbers), -1)
-    ids_G[joined] = spherical_k_means(
-        vectors_GD[joined], n_clusters or max(2, len(joined) // 20), seed=seed
-    )
+    ids_G[joined] = spherical_k_means(vectors_GD[joined], n_clusters or max(2, len(joined) // 20), seed=seed)
     return ids_G
 
 

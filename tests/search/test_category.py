@@ -12,7 +12,9 @@ from openm6.search.category import SHARPNESS, fit_weight, fuse, neighbour_vote
 
 def naive_vote(similarities: np.ndarray, categories: np.ndarray, n: int, k: int) -> list[float]:
     """The same for one query, a neighbour at a time."""
-    order = sorted((i for i in range(len(categories)) if categories[i] >= 0), key=lambda i: -similarities[i])[:k]
+    order = sorted((i for i in range(len(categories)) if categories[i] >= 0), key=lambda i: -similarities[i])[
+        :k
+    ]
     votes = [0.0] * n
     for i in order:
         votes[categories[i]] += float(np.exp(SHARPNESS * similarities[i]))
@@ -34,7 +36,9 @@ def test_fusing_lies_between_its_parts_and_is_one_of_them_at_the_ends(seed: int,
     model, vote = np.random.default_rng(seed).dirichlet(np.ones(5), (2, 7))
     fused = fuse(model, vote, weight)
     np.testing.assert_allclose(fused.sum(axis=1), 1)
-    assert (fused >= np.minimum(model, vote) - 1e-12).all() and (fused <= np.maximum(model, vote) + 1e-12).all()
+    assert (fused >= np.minimum(model, vote) - 1e-12).all() and (
+        fused <= np.maximum(model, vote) + 1e-12
+    ).all()
     np.testing.assert_array_equal(fuse(model, vote, 1), model)
     np.testing.assert_array_equal(fuse(model, vote, 0), vote)
 

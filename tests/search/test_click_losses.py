@@ -31,7 +31,9 @@ def test_triplets_are_those_of_a_loop(seed: int, margin: float) -> None:
                     if (excess := margin + far - near) > 0:
                         violated.append(excess)
     wanted = sum(violated) / len(violated) if violated else 0.0
-    assert triplet_loss(similarity, positive, negative, margin=margin).item() == pytest.approx(wanted, abs=1e-5)
+    assert triplet_loss(similarity, positive, negative, margin=margin).item() == pytest.approx(
+        wanted, abs=1e-5
+    )
 
 
 @given(seed=st.integers(0, 1000))
@@ -45,7 +47,9 @@ def test_lists_are_those_of_a_loop(seed: int) -> None:
         if clicked:
             losses.append(-math.log(clicked / (clicked + other)))
     wanted = sum(losses) / len(losses) if losses else 0.0
-    assert list_loss(similarity, positive, negative, temperature=0.2).item() == pytest.approx(wanted, abs=1e-4)
+    assert list_loss(similarity, positive, negative, temperature=0.2).item() == pytest.approx(
+        wanted, abs=1e-4
+    )
 
 
 @given(seed=st.integers(0, 1000))

@@ -22,7 +22,9 @@ def items() -> Items:
     return Items([f"{name}-{seed}" for name, seed in named], pictures, [name for name, _ in named])
 
 
-def test_customers_click_mostly_what_they_look_for_and_its_like(items: Items, encoder: Encoder, tmp_path: Path) -> None:
+def test_customers_click_mostly_what_they_look_for_and_its_like(
+    items: Items, encoder: Encoder, tmp_path: Path
+) -> None:
     views = read_page_views(simulate_clicks(items, encoder, tmp_path, n_views=60, seed=3))
     assert len(views) == 60 and all(view.query.is_file() for view in views)
     category = dict(zip(items.ids, items.category_G.tolist(), strict=True))
@@ -38,13 +40,18 @@ def test_equal_arguments_give_an_equal_log(items: Items, encoder: Encoder, tmp_p
         for name, seed in (("one", 1), ("two", 1), ("other", 2))
     )
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
-    pictures = [[path.read_bytes() for path in sorted((log.parent / "queries").iterdir())] for log in (one, two)]
+    pictures = [
+        [path.read_bytes() for path in sorted((log.parent / "queries").iterdir())] for log in (one, two)
+    ]
     assert pictures[0] == pictures[1]
 
 
 def test_a_log_says_nothing_of_boxes(items: Items, encoder: Encoder, tmp_path: Path) -> None:
     log = simulate_clicks(items, encoder, tmp_path, n_views=3)
-    assert "box" not in log.read_text() and {path.name for path in tmp_path.iterdir()} == {log.name, "queries"}
+    assert "box" not in log.read_text() and {path.name for path in tmp_path.iterdir()} == {
+        log.name,
+        "queries",
+    }
 
 
 def test_too_few_items_are_refused(items: Items, encoder: Encoder, tmp_path: Path) -> None:

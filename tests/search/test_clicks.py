@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from openm6.search.clicks import PageView, read_page_views, write_page_views
 
 GOOD = {"query": "q.jpg", "shown": ["a", "b", "c"], "clicked": ["b"]}
-IDS = st.lists(st.text(string.ascii_letters + "项目 \"\\", min_size=1, max_size=6), min_size=1, max_size=6, unique=True)
+IDS = st.lists(
+    st.text(string.ascii_letters + '项目 "\\', min_size=1, max_size=6), min_size=1, max_size=6, unique=True
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(pages=st.lists(st.tuples(IDS, st.integers(0, 6), st.none() | st.text(max_size=4)), min_size=1, max_size=5))
+@given(
+    pages=st.lists(st.tuples(IDS, st.integers(0, 6), st.none() | st.text(max_size=4)), min_size=1, max_size=5)
+)
 def test_what_was_written_is_read(tmp_path: Path, pages: list[tuple[list[str], int, str | None]]) -> None:
     log = tmp_path / "log.jsonl"
     views = [

@@ -51,7 +51,9 @@ def test_the_folder_is_an_encoder(trained: Path, items: Items) -> None:
     vectors = encoder.images(pictures)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     # One by one, or together: the same.
-    np.testing.assert_allclose(np.concatenate([encoder.images([each]) for each in pictures]), vectors, atol=1e-4)
+    np.testing.assert_allclose(
+        np.concatenate([encoder.images([each]) for each in pictures]), vectors, atol=1e-4
+    )
     assert encoder.images([]).shape == (0, 16)
     assert encoder.net.config.categories == items.categories and encoder.net.config.mask
     boxes = encoder.net.find(pictures)
@@ -92,7 +94,7 @@ def test_without_a_log_categories_are_learned_and_nothing_is_masked(items: Items
     config = CONFIG.model_copy(update={"passes": 8})
     encoder = train_search(items, config, tmp_path)
     assert not encoder.net.config.mask and encoder.net.config.virtual_ids == 0
-    vectors, probabilities = encoder.net.look(items.decode(range(len(items)), 64))
+    _, probabilities = encoder.net.look(items.decode(range(len(items)), 64))
     assert (probabilities.argmax(1) == items.category_G).mean() > 0.8
     np.testing.assert_array_equal(encoder.net.find(items.decode([0], 64)), [[0, 0, 1, 1]])
 

@@ -35,9 +35,14 @@ def test_a_steep_mask_is_the_box() -> None:
 
 
 @given(
-    left=st.floats(0.05, 0.45), top=st.floats(0.05, 0.45), right=st.floats(0.55, 0.95), bottom=st.floats(0.55, 0.95)
+    left=st.floats(0.05, 0.45),
+    top=st.floats(0.05, 0.45),
+    right=st.floats(0.55, 0.95),
+    bottom=st.floats(0.55, 0.95),
 )
-def test_every_edge_has_a_gradient_and_stays_in_range(left: float, top: float, right: float, bottom: float) -> None:
+def test_every_edge_has_a_gradient_and_stays_in_range(
+    left: float, top: float, right: float, bottom: float
+) -> None:
     box = torch.tensor([[left, top, right, bottom]], requires_grad=True)
     mask = soft_mask(box, 16, 16)
     assert mask.min() >= 0 and mask.max() <= 1
@@ -47,10 +52,10 @@ def test_every_edge_has_a_gradient_and_stays_in_range(left: float, top: float, r
     assert box.grad[0, 2] > 0 and box.grad[0, 3] > 0
 
 
-@given(
-    left=st.integers(0, 5), top=st.integers(0, 5), width=st.integers(1, 5), height=st.integers(1, 5)
-)
-def test_equal_scores_on_a_rectangle_mean_that_rectangle(left: int, top: int, width: int, height: int) -> None:
+@given(left=st.integers(0, 5), top=st.integers(0, 5), width=st.integers(1, 5), height=st.integers(1, 5))
+def test_equal_scores_on_a_rectangle_mean_that_rectangle(
+    left: int, top: int, width: int, height: int
+) -> None:
     scores = torch.full((1, 10, 10), -1e9)
     scores[0, top : top + height, left : left + width] = 3.0
     wanted = torch.tensor([[left, top, left + width, top + height]]) / 10

@@ -38,7 +38,10 @@ def test_filters_are_those_of_a_loop(seed: int, gamma: float, epsilon: float) ->
         clicked, unclicked = [], []
         for name in page.clicked:
             item = NUMBERS.get(name)
-            if item is not None and least([(f.queries_ND[view], f.items_GD[item]) for f in features]) <= epsilon:
+            if (
+                item is not None
+                and least([(f.queries_ND[view], f.items_GD[item]) for f in features]) <= epsilon
+            ):
                 clicked.append(item)
         for name in page.shown:
             item = NUMBERS.get(name)
@@ -58,7 +61,9 @@ def test_a_copy_that_nobody_clicked_is_no_negative_and_a_stray_click_no_positive
     items[1] = items[0]  # b is a copy of a
     query = np.array([[0.9, 0.1, 0.1, 0, 0, 0]])
     features = [Features(query / np.linalg.norm(query), items)]
-    [found] = click_lists([PageView(Path("q"), ("a", "b", "c", "f"), ("a", "f"))], NUMBERS, features, Bounds(0.5, 1.2))
+    [found] = click_lists(
+        [PageView(Path("q"), ("a", "b", "c", "f"), ("a", "f"))], NUMBERS, features, Bounds(0.5, 1.2)
+    )
     assert found == ClickList(0, (0,), (2,))
 
 

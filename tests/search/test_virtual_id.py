@@ -30,7 +30,12 @@ def test_the_graph_is_that_of_a_loop_over_pairs(log: list[tuple[list[str], str |
     for clicked, _ in log:
         wanted.update((min(a, b), max(a, b)) for a, b in combinations([NUMBERS[name] for name in clicked], 2))
     for user in ("u", "v"):
-        clicks = [(page, NUMBERS[name]) for page, (clicked, who) in enumerate(log) if who == user for name in clicked]
+        clicks = [
+            (page, NUMBERS[name])
+            for page, (clicked, who) in enumerate(log)
+            if who == user
+            for name in clicked
+        ]
         for (i, (page, a)), (j, (other, b)) in combinations(enumerate(clicks), 2):
             if page != other and j - i <= REACH and a != b:
                 wanted[min(a, b), max(a, b)] += 1
