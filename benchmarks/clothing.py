@@ -1,22 +1,22 @@
 """Photos of clothes: what learned photo search adds to pretrained features. Keys of the result:
 
-    category_at_1, precision_at_5   of the trained encoder: share of validation photos whose nearest train photo is of
-                                    their category; share of their category among the five nearest
+    category_at_1, precision_at_5   of the trained encoder: share of validation photos whose nearest train photo is
+                                    of their category; share of their category among the five nearest
     category_at_1_interval          95 % of bootstrap samples of the validation photos
     plain_category_at_1, plain_precision_at_5
                                     the same of EfficientNet-Lite0 as it was pretrained
     model_accuracy, vote_accuracy, fused_accuracy
-                                    category of a validation photo by the softmax, by the vote of its 30 nearest train
-                                    photos, by both; `model_weight` was fitted on train photos held out
+                                    category of a validation photo by the softmax, by the vote of its 30 nearest
+                                    train photos, by both; `model_weight` was fitted on train photos held out
     fused_gain                      fused_accuracy minus the better of its parts
     mask_iou                        validation photos pasted on clutter (of emoji that training never saw): mean
-                                    intersection over union of the learned box with the true one, on which nothing was
-                                    trained; `whole_iou` is that of the whole picture
-    mask_gain                       precision at 5 of those composites with the mask minus without it, of one encoder
-                                    (`composite_precision_at_5`, `unmasked_precision_at_5`); `mask_gain_at_1` is the
-                                    same for the category of the nearest
+                                    intersection over union of the learned box with the true one, on which nothing
+                                    was trained; `whole_iou` is that of the whole picture
+    mask_gain                       precision at 5 of those composites with the mask minus without it, of one
+                                    encoder (`composite_precision_at_5`, `unmasked_precision_at_5`);
+                                    `mask_gain_at_1` is the same for the category of the nearest
 
-The log of clicks that the encoder is trained on is simulated from train photos (`openm6/search/click_simulator.py`).
+The log of clicks that the encoder is trained on is simulated from train photos (`click_simulator.py`).
 Nothing is fitted to the validation photos: train photos held out (`LearningConfig.held_out`) serve for that.
 
     python benchmarks/clothing.py --data clothing.parquet --run run --out benchmarks/results/clothing.json
@@ -41,7 +41,8 @@ from openm6.search.clicks import read_page_views
 from openm6.search.composites import Clutter
 from openm6.search.encoders import PhotoEncoder
 from openm6.search.items import Items
-from openm6.search.learning import LearningConfig, train_search
+from openm6.search.learning import train_search
+from openm6.search.learning_data import LearningConfig
 from openm6.search.masks import box_iou
 from openm6.search.photo_net import LearnedEncoder
 

@@ -39,7 +39,8 @@ def train(
 
     from openm6.search.clicks import read_page_views
     from openm6.search.items import Items
-    from openm6.search.learning import LearningConfig, train_search
+    from openm6.search.learning import train_search
+    from openm6.search.learning_data import LearningConfig
 
     try:
         config = LearningConfig(passes=passes, view_passes=view_passes, image_size=image_size, seed=seed)

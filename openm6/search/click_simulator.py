@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from openm6.decode.inputs import read_pictures
 from openm6.search.clicks import PageView, write_page_views
 from openm6.search.composites import Clutter
 from openm6.search.encoders import Encoder
@@ -31,6 +32,7 @@ LOG, QUERIES = "clicks.jsonl", "queries"
 SAME, ALIKE, STRAY, FADE = 0.9, 0.6, 0.02, 0.97
 PLAIN = 0.3  # share of queries that are not pasted on clutter
 VIEWS_PER_USER = 4
+SIDE = 224  # pixels of a query
 LOT = 128  # pictures encoded at a time
 
 
@@ -61,12 +63,12 @@ def simulate_clicks(
         raise ValueError(f"a page of clicks shows more items than there are ({len(items)}): add some.")
     if n_views < 1:
         raise ValueError(f"a log needs at least one page view, not {n_views}.")
-    rng, size, clutter = np.random.default_rng(seed), encoder.image_size, Clutter()
+    rng, clutter = np.random.default_rng(seed), Clutter()
     (folder / QUERIES).mkdir(parents=True, exist_ok=True)
     lots = [range(start, min(start + LOT, len(items))) for start in range(0, len(items), LOT)]
     vectors = []
     for lot in lots:
-        vectors.append(encoder.images(items.decode(lot, size)))
+        vectors.append(encoder.images(items.decode(lot, encoder.image_size)))
         on_progress("looking at the catalogue", lot.stop, len(items))
     items_GD = np.concatenate(vectors)
     rounds = [rng.permutation(len(items)) for _ in range(-(-n_views // len(items)))]
@@ -74,8 +76,9 @@ def simulate_clicks(
     views: list[PageView] = []
     for start in range(0, n_views, LOT):
         lot = targets[start : start + LOT]
-        pictures = [_photograph(items, int(target), size, clutter, rng) for target in lot]
-        for target, picture, query_D in zip(lot.tolist(), pictures, encoder.images(pictures), strict=True):
+        pictures = [_photograph(items, int(target), clutter, rng) for target in lot]
+        vectors_ND = encoder.images(read_pictures(pictures, encoder.image_size))
+        for target, picture, query_D in zip(lot.tolist(), pictures, vectors_ND, strict=True):
             path = folder / QUERIES / f"{len(views)}.jpg"
             Image.fromarray(picture).save(path, quality=90)
             shown = _page(target, query_D, items_GD, page, rng)
@@ -91,18 +94,15 @@ def simulate_clicks(
     return log
 
 
-def _photograph(
-    items: Items, target: int, size: int, clutter: Clutter, rng: np.random.Generator
-) -> np.ndarray:
-    [whole] = items.decode([target], size)
-    light = rng.uniform(0.8, 1.2)
-    whole = whole.copy()
-    whole[..., :3] = np.clip(whole[..., :3] * light, 0, 255)
+def _photograph(items: Items, target: int, clutter: Clutter, rng: np.random.Generator) -> np.ndarray:
+    """A customer's photo of an item, uint8 (SIDE, SIDE, 3)."""
+    [whole] = items.decode([target], SIDE)
+    whole[..., :3] = np.clip(whole[..., :3] * rng.uniform(0.8, 1.2), 0, 255)
     if rng.random() < PLAIN:
-        white = Image.new("RGBA", (size, size), "white")
+        white = Image.new("RGBA", (SIDE, SIDE), "white")
         white.alpha_composite(Image.fromarray(whole).convert("RGBA"))
         return np.asarray(white.convert("RGB"))
-    return clutter.composite(without_paper(whole), size, rng)[0]
+    return clutter.composite(without_paper(whole), SIDE, rng)[0]
 
 
 def without_paper(picture: np.ndarray) -> np.ndarray:

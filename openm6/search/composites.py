@@ -41,7 +41,7 @@ class Clutter:
             form((x, y, x + w, y + h), fill=colour)
         for _ in range(rng.integers(*THINGS)):
             thing = Image.fromarray(decode_image(self.things[rng.integers(len(self.things))]))
-            side = int(size * rng.uniform(0.12, 0.4))
+            side = max(1, int(size * rng.uniform(0.12, 0.4)))
             thing = thing.resize((side, side), Image.Resampling.BICUBIC)
             at = (int(rng.uniform(-side / 2, size - side / 2)), int(rng.uniform(-side / 2, size - side / 2)))
             canvas.paste(thing, at, thing)

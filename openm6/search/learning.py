@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from openm6.data.bad import BadCount, BadRecord
-from openm6.data.images import read_encoded, read_image
-from openm6.modalities.efficientnet import photo_pixels
+from openm6.data.images import read_image
 from openm6.search.category import fit_weight, neighbour_vote
 from openm6.search.click_losses import list_loss, triplet_loss
 from openm6.search.clicks import PageView
@@ -40,50 +37,19 @@ from openm6.search.learning_batches import (
     early_maps,
     n_batches,
 )
+from openm6.search.learning_data import LearningConfig, LearningData, prepare
 from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
-from openm6.search.triplets import ClickList, Features, click_lists, fit_bounds
-from openm6.search.virtual_id import virtual_ids
-from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from openm6.search.triplets import ClickList
+from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import OptimizerConfig
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter
 from openm6.train.schedule import learning_rate
 
 Progress = Callable[[dict[str, Any]], None]
-UNCLICKED = 3  # items of a page view in a batch
+UNCLICKED = 2  # items of a page view in a batch
 SMOOTHING = 0.1  # of labels
 DROPOUT = 0.2  # of pooled features, before categories
-
-
-class LearningConfig(BaseModel):
-    """How to train; the defaults are those that `benchmarks/clothing.py` measures."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = 0
-    image_size: int = Field(default=192, ge=64, le=1024, multiple_of=32)
-    dim: int = Field(default=256, ge=8, le=4096)
-    passes: int = Field(default=16, ge=0, description="over the catalogue")
-    view_passes: int = Field(default=4, ge=0, description="over the page views")
-    batch: int = Field(default=48, ge=2, description="pictures of the catalogue")
-    view_batch: int = Field(default=12, ge=2, description="page views")
-    held_out: float = Field(
-        default=0.05, ge=0, lt=0.5, description="share of the items that are not trained on"
-    )
-    lr: float = Field(default=3e-4, gt=0, description="of what was pretrained")
-    head_lr: float = Field(default=10.0, gt=0, description="of what was not, over lr")
-    box_lr: float = Field(default=10.0, gt=0, description="of the detection branch, over lr")
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What training reads: `virtual_G` is -1 everywhere where there is no log."""
-
-    items: Items
-    trained: np.ndarray  # rows of items
-    virtual_G: np.ndarray
-    views: Sequence[PageView]
-    lists: list[ClickList]
 
 
 def train_search(
@@ -108,80 +74,40 @@ def train_search(
             "there is nothing to learn from: the catalogue needs a column 'category' with two categories or more, "
             "or a log of clicks (--clicks)."
         )
+    data = prepare(items, config, views)
+    net_config = PhotoNetConfig(
+        image_size=config.image_size,
+        dim=config.dim,
+        categories=items.categories,
+        virtual_ids=int(data.virtual_G.max(initial=-1)) + 1,
+        mask=bool(data.lists),
+    )
     torch.manual_seed(config.seed)
-    plain = PhotoNet(_net_config(items, config, 0, mask=False))
-    data = _prepare(items, config, views, plain)
-    torch.manual_seed(config.seed)
-    net = PhotoNet(_net_config(items, config, int(data.virtual_G.max(initial=-1)) + 1, mask=bool(data.lists)))
-    run = _Run(net, config, data)
+    net = PhotoNet(net_config)
+    run, done = _Run(net, config, data), 0
+    made_of = {"config": config.model_dump(), "data": data.fingerprint}
     checkpoint = latest_checkpoint(folder)
-    done = 0
     if checkpoint is not None:
+        if {name: read_checkpoint_state(checkpoint).get(name) for name in made_of} != made_of:
+            raise ValueError(
+                f"{folder} holds a run with other settings or data: name another folder, or delete it."
+            )
         done = int(load_checkpoint(checkpoint, model=net, optimizer=run.optimizer)["round"])
     rounds = run.rounds()
-    total = sum(run.steps(each) for each in rounds)
-    run.step, run.total = sum(run.steps(each) for each in rounds[:done]), total
+    total, run.step = sum(each.steps for each in rounds), sum(each.steps for each in rounds[:done])
     with MetricsWriter(folder, resume_step=run.step or None) as metrics:
         for number, each in enumerate(rounds[done:], start=done + 1):
             losses = run.round(each, number)
             line = {"step": run.step, "steps": total, "what": each.what, **losses, **run.measure()}
-            metrics.write({key: value for key, value in line.items() if key != "what"})
+            metrics.write(line)
             if on_progress is not None:
                 on_progress(line)
-            save_checkpoint(folder, run.step, model=net, optimizer=run.optimizer, state={"round": number})
+            state = {**made_of, "round": number}
+            save_checkpoint(folder, run.step, model=net, optimizer=run.optimizer, state=state)
     fused = run.fit_fusion()
     net.config = net.config.model_copy(update={"model_weight": fused})
     net.save(folder)
     return LearnedEncoder(folder)
-
-
-def _net_config(items: Items, config: LearningConfig, n_virtual: int, *, mask: bool) -> PhotoNetConfig:
-    return PhotoNetConfig(
-        image_size=config.image_size,
-        dim=config.dim,
-        categories=items.categories,
-        virtual_ids=n_virtual,
-        mask=mask,
-    )
-
-
-def _prepare(items: Items, config: LearningConfig, views: Sequence[PageView], plain: PhotoNet) -> _Data:
-    """Virtual IDs and filtered lists of the log; which items are held out."""
-    rng = np.random.default_rng(config.seed)
-    trained = np.sort(rng.permutation(len(items))[round(config.held_out * len(items)) :])
-    virtual_G = np.full(len(items), -1)
-    if not views:
-        return _Data(items, trained, virtual_G, views, [])
-    virtual_G = virtual_ids(views, items.numbers, seed=config.seed)
-    bad, good = BadCount(), list[PageView]()
-    queries: list[np.ndarray] = []
-    size = config.image_size
-    for start in range(0, len(views), LOT):
-        pictures = []
-        for view in views[start : start + LOT]:
-            bad.epoch_seen += 1
-            try:
-                pictures.append(read_image(view.query, size=size))
-                good.append(view)
-            except BadRecord as error:
-                bad.add(error, source="the queries of the log")
-        if pictures:
-            queries.append(_plain_features(plain, pictures))
-    bad.end_epoch(max_fraction=0.05, source="the queries of the log")
-    lots = [range(start, min(start + LOT, len(items))) for start in range(0, len(items), LOT)]
-    items_GD = np.concatenate([_plain_features(plain, items.decode(lot, size)) for lot in lots])
-    features = [Features(np.concatenate(queries), items_GD)]
-    lists = click_lists(good, items.numbers, features, fit_bounds(good, items.numbers, features))
-    held_out = set(range(len(items))) - set(trained.tolist())
-    lists = [each for each in lists if not held_out & {*each.clicked, *each.unclicked}] or lists
-    return _Data(items, trained, virtual_G, good, lists)
-
-
-@torch.inference_mode()
-def _plain_features(net: PhotoNet, pictures: list[np.ndarray]) -> np.ndarray:
-    """Unit vectors (N, 1280) of the pretrained network: by them the log is filtered."""
-    pooled_ND = net.late(net.early(photo_pixels(pictures, net.config.image_size)))
-    return F.normalize(pooled_ND, dim=1).numpy()
 
 
 @dataclass(frozen=True)
@@ -190,14 +116,18 @@ class _Round:
 
     what: str  # "catalogue" or "page views"
     members: np.ndarray
+    steps: int
+    first: int  # its first step among those of its kind,
+    length: int  # which are so many
 
 
 class _Run:
     """The state of a training run: network, optimizer, step."""
 
-    def __init__(self, net: PhotoNet, config: LearningConfig, data: _Data) -> None:
+    def __init__(self, net: PhotoNet, config: LearningConfig, data: LearningData) -> None:
         self.net, self.config, self.data = net, config, data
-        self.step, self.total = 0, 1
+        self.step = self.inside = 0
+        self.length = 1
         self.schedule = OptimizerConfig(lr=1.0, warmup=0.05, decay="cosine")
         late = [p for p in net.backbone.parameters() if p.requires_grad]
         heads = [*net.project.parameters(), *net.category.parameters(), net.proxies]
@@ -215,27 +145,27 @@ class _Run:
     def rounds(self) -> list[_Round]:
         """All rounds of the run, in order; the same for the same data and config."""
         rng, found = np.random.default_rng(self.config.seed + 1), list[_Round]()
-        for what, n, passes, room in (
-            ("catalogue", len(self.data.trained), self.config.passes, ROUND),
-            ("page views", len(self.data.lists), self.config.view_passes, ROUND // (UNCLICKED + 1)),
+        lists, config = np.arange(len(self.data.lists)), self.config
+        for what, members, passes, room, batch in (
+            ("catalogue", self.data.trained, config.passes, ROUND, config.batch),
+            ("page views", lists, config.view_passes, ROUND // (UNCLICKED + 1), config.view_batch),
         ):
-            for _ in range(-(-passes // REUSE)) if n else ():
-                order = rng.permutation(n)
-                parts = np.array_split(order, -(-n // room))
-                found += [
-                    _Round(what, self.data.trained[part] if what == "catalogue" else part) for part in parts
-                ]
+            parts = [
+                part
+                for _ in range(-(-passes // REUSE) if len(members) else 0)
+                for part in np.array_split(rng.permutation(members), -(-len(members) // room))
+            ]
+            steps = [REUSE * n_batches(len(part), batch) for part in parts]
+            for i, part in enumerate(parts):
+                found.append(_Round(what, part, steps[i], sum(steps[:i]), sum(steps)))
         return found
-
-    def steps(self, each: _Round) -> int:
-        size = self.config.batch if each.what == "catalogue" else self.config.view_batch
-        return REUSE * n_batches(len(each.members), size)
 
     def round(self, each: _Round, number: int) -> dict[str, float]:
         """Maps the round's pictures and passes over them `REUSE` times; the mean of every loss."""
         rng = np.random.default_rng((self.config.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        self.inside, self.length = each.first, each.length
         if each.what == "catalogue":
             lines = self._catalogue_round(each.members, rng, generator)
         else:
@@ -289,8 +219,7 @@ class _Run:
     ) -> dict[str, float]:
         used = np.unique([item for each in lists for item in (*each.clicked, *each.unclicked)])
         pictures = [
-            read_image(read_encoded(self.data.views[each.view].query, "query"), size=self.config.image_size)
-            for each in lists
+            read_image(self.data.views[each.view].query, size=self.config.image_size) for each in lists
         ]
         x_NCHW = changed(pictures, self.config.image_size, QUERY_CHANGES, generator)
         pooled_ND = self.net.late(self.net.early(self.net.masked(x_NCHW)))
@@ -341,12 +270,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        # Catalogue and page views each warm up and come to rest: where features are learned, the mask is new.
+        rate = self.config.lr * learning_rate(self.inside, self.length, self.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = (
-                self.config.lr * group["factor"] * learning_rate(self.step, self.total, self.schedule)
-            )
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.step += 1
+        self.inside += 1
         return {"loss": loss.item()} | {name: value.item() for name, value in losses.items()}
 
     # -------------------- held-out items

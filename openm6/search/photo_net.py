@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
+from openm6.modalities.folded import run_folded
 from openm6.search.masks import BoxHead, soft_mask
 
 CONFIG_FILE, WEIGHTS_FILE = "search.json", "search.safetensors"
 EARLY = 8  # layers of the trunk that stay as they were pretrained: the stem and five blocks
-EARLY_CHANNELS, EARLY_STRIDE = 40, 8
 SHARPNESS = 16.0  # of the cosine classifier on the embedding
 BATCH = 64  # pictures at a time
 
@@ -54,7 +54,7 @@ class PhotoNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = EfficientNetLite0(pretrained=pretrained)
-        for parameter in self.early.parameters():
+        for parameter in self.backbone.trunk[:EARLY].parameters():
             parameter.requires_grad_(False)
         pooled = self.backbone.out_channels
         self.box = BoxHead(self.backbone.trunk_channels)
@@ -66,18 +66,18 @@ class PhotoNet(nn.Module):
         )
         self.eval()
 
-    @property
-    def early(self) -> nn.Sequential:
-        return self.backbone.trunk[:EARLY]
+    def early(self, x_NCHW: Tensor) -> Tensor:
+        """The map (N, 40, H/8, W/8) of the layers that stay as they were pretrained."""
+        return run_folded(self.backbone.trunk[:EARLY], x_NCHW)
 
     def late(self, early_NCHW: Tensor) -> Tensor:
-        """From the map of the early layers to pooled features (N, 1280)."""
-        return self.backbone.tail(self.backbone.trunk[EARLY:](early_NCHW)).mean(dim=(2, 3))
+        """From that map to pooled features (N, 1280)."""
+        return run_folded([*self.backbone.trunk[EARLY:], *self.backbone.tail], early_NCHW).mean(dim=(2, 3))
 
     def boxes(self, x_NCHW: Tensor) -> Tensor:
         """Boxes (N, 4); their gradient stays in the detection branch."""
         with torch.no_grad():
-            map_NCHW = self.backbone.trunk(x_NCHW)
+            map_NCHW = run_folded(self.backbone.trunk, x_NCHW)
         return self.box(map_NCHW)
 
     def masked(self, x_NCHW: Tensor) -> Tensor:

@@ -4,8 +4,8 @@
 embedded; clusters of the embedding are classes for the network, far finer than categories, and nobody wrote them.
 
 Two items are joined, once more each time, by a click on both in one page view, and by clicks of one user that are
-at most `REACH` apart. The embedding factorises what DeepWalk's random walks of `WALK` steps sample (NetMF, Qiu et al.,
-WSDM 2018, 1710.02971, equation 5), so that no walk has to be drawn; clusters are k-means on the unit sphere.
+at most `REACH` apart. The embedding factorises what DeepWalk's random walks of `WALK` steps sample (NetMF, Qiu et
+al., WSDM 2018, 1710.02971, equation 5), so that no walk has to be drawn; clusters are k-means on the unit sphere.
 
 Shape suffixes: G items, D dimensions, K clusters.
 """

@@ -15,8 +15,9 @@ from openm6.search.click_simulator import simulate_clicks
 from openm6.search.clicks import PageView, read_page_views
 from openm6.search.encoders import open_encoder
 from openm6.search.items import Items
-from openm6.search.learning import LearningConfig, train_search
+from openm6.search.learning import train_search
 from openm6.search.learning_batches import batches, n_batches
+from openm6.search.learning_data import LearningConfig
 from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
