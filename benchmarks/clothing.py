@@ -46,7 +46,7 @@ from openm6.search.learning_data import LearningConfig
 from openm6.search.masks import box_iou
 from openm6.search.photo_net import LearnedEncoder
 
-VIEWS = 3000
+VIEWS = 2000
 COMPOSITES = 2  # of each validation photo
 SEED = 7
 
@@ -102,7 +102,7 @@ def learned_figures(train: Items, validation: Items, encoder: LearnedEncoder) ->
             ("fused_accuracy", fuse(model_NC, vote_NC, net.config.model_weight)),
         )
     }
-    clutter, rng = Clutter("val"), np.random.default_rng(SEED)
+    clutter, rng = Clutter("concept_val"), np.random.default_rng(SEED)
     made = [clutter.composite(without_paper(photo), size, rng) for photo in photos * COMPOSITES]
     pictures, boxes_N4 = [picture for picture, _ in made], np.array([box for _, box in made])
     masked, unmasked = (

@@ -61,7 +61,7 @@ def test_too_few_items_are_refused(items: Items, encoder: Encoder, tmp_path: Pat
 
 
 def test_a_composite_holds_the_picture_where_its_box_says() -> None:
-    clutter, rng = Clutter("val", limit=20), np.random.default_rng(0)
+    clutter, rng = Clutter("concept_val", limit=20), np.random.default_rng(0)
     pasted = np.full((40, 30, 3), (1, 254, 3), dtype=np.uint8)
     for _ in range(20):
         picture, box = clutter.composite(pasted, 96, rng)
@@ -76,7 +76,7 @@ def test_a_composite_holds_the_picture_where_its_box_says() -> None:
 
 
 def test_emoji_for_measuring_are_not_those_for_training() -> None:
-    assert not set(Clutter("val").things) & set(Clutter("train", limit=10_000).things)
+    assert not set(Clutter("concept_val").things) & set(Clutter("train", limit=10_000).things)
 
 
 def test_paper_is_cut_off() -> None:
