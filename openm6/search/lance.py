@@ -49,7 +49,12 @@ class LanceStore(Store):
             if isinstance(error, ValueError) and "was not found" in str(error):
                 return
             raise ValueError(f"the index {self.address} cannot be opened: {error}") from error
-        self._about = About.model_validate_json(self.table.schema.metadata[b"about"])
+        about = (self.table.schema.metadata or {}).get(b"about")
+        if about is None:
+            raise ValueError(
+                f"the table {TABLE!r} at {self.address} is not one of openm6 search: take another place"
+            )
+        self._about = About.model_validate_json(about)
 
     def _database(self) -> Any:
         import lancedb
