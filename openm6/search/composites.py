@@ -19,12 +19,14 @@ SHAPES = (3, 8)
 
 
 class Clutter:
-    """Backgrounds. `split` of the corpus: other emoji for measuring than for training."""
+    """Backgrounds of the emoji of a `split` of the corpus: other ones for measuring than for training."""
 
     def __init__(self, split: str = "train", *, limit: int = 500) -> None:
-        column = load_emoji(split)["image"]
-        step = max(1, len(column) // limit)
-        self.things = [column[i].as_py() for i in range(0, len(column), step)]
+        things = load_emoji(split)["image"].to_pylist()
+        if split != "train":  # some emoji of different concepts are drawn alike
+            seen = set(load_emoji("train")["image"].to_pylist())
+            things = [thing for thing in things if thing not in seen]
+        self.things = things[:: max(1, len(things) // limit)]
 
     def background(self, size: int, rng: np.random.Generator) -> Image.Image:
         """A cluttered square, RGB."""
