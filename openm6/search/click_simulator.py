@@ -53,11 +53,13 @@ def simulate_clicks(
     n_views: int,
     seed: int = 0,
     page: Page = Page(),
+    vectors_GD: np.ndarray | None = None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Path:
     """Writes `clicks.jsonl` and the query pictures into `folder`; returns the log's path.
 
-    Equal arguments give an equal log. Raises ValueError if there are fewer items than a page shows.
+    `vectors_GD` are the items' vectors by the encoder, where they are known already (`look`). Equal arguments give
+    an equal log. Raises ValueError if there are fewer items than a page shows.
     """
     if len(items) < page.like_query + page.like_item + page.any + 1:
         raise ValueError(f"a page of clicks shows more items than there are ({len(items)}): add some.")
@@ -65,12 +67,7 @@ def simulate_clicks(
         raise ValueError(f"a log needs at least one page view, not {n_views}.")
     rng, clutter = np.random.default_rng(seed), Clutter()
     (folder / QUERIES).mkdir(parents=True, exist_ok=True)
-    lots = [range(start, min(start + LOT, len(items))) for start in range(0, len(items), LOT)]
-    vectors = []
-    for lot in lots:
-        vectors.append(encoder.images(items.decode(lot, encoder.image_size)))
-        on_progress("looking at the catalogue", lot.stop, len(items))
-    items_GD = np.concatenate(vectors)
+    items_GD = look(items, encoder, on_progress) if vectors_GD is None else vectors_GD
     rounds = [rng.permutation(len(items)) for _ in range(-(-n_views // len(items)))]
     targets = np.concatenate(rounds)[:n_views]
     views: list[PageView] = []
@@ -92,6 +89,18 @@ def simulate_clicks(
     log = folder / LOG
     write_page_views(log, views)
     return log
+
+
+def look(
+    items: Items, encoder: Encoder, on_progress: Callable[[str, int, int], None] = lambda *_: None
+) -> np.ndarray:
+    """The vectors of all items, (G, D)."""
+    vectors = []
+    for start in range(0, len(items), LOT):
+        lot = range(start, min(start + LOT, len(items)))
+        vectors.append(encoder.images(items.decode(lot, encoder.image_size)))
+        on_progress("looking at the catalogue", lot.stop, len(items))
+    return np.concatenate(vectors)
 
 
 def _photograph(items: Items, target: int, clutter: Clutter, rng: np.random.Generator) -> np.ndarray:

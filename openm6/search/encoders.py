@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 
-
 BATCH = 32  # photos at a time: 300 MB of maps at 224 pixels
 
 
