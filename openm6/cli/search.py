@@ -129,8 +129,8 @@ def query(
     )
 
 
-for verb in (train, simulate):
-    app.command()(cleanly(verb))
+app.command()(cleanly(train))
+app.command()(cleanly(simulate))
 
 
 def _told(attributes: object) -> str:

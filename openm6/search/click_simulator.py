@@ -116,8 +116,8 @@ def _photograph(items: Items, target: int, clutter: Clutter, rng: np.random.Gene
 
 def without_paper(picture: np.ndarray) -> np.ndarray:
     """A picture (S, S, 3 | 4) without the rows and columns that only fill the square: white, or transparent."""
-    ink = (picture[..., 3] > 0) if picture.shape[-1] == 4 else (picture[..., :3] < 255).any(-1)
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    ink = (picture[..., 3] > 0) if picture.shape[-1] == 4 else np.any(picture[..., :3] < 255, axis=-1)
+    rows, columns = np.flatnonzero(np.any(ink, axis=1)), np.flatnonzero(np.any(ink, axis=0))
     if not len(rows):
         return picture
     return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

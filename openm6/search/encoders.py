@@ -74,12 +74,13 @@ class PhotoEncoder:
         import torch
 
         from openm6.modalities.efficientnet import photo_pixels
+        from openm6.modalities.folded import run_folded
 
         found = []
         for start in range(0, len(pictures), BATCH):
             pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
             with torch.inference_mode():
-                features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
+                features_ND = run_folded([*self.net.trunk, *self.net.tail], pixels_NCHW).mean(dim=(2, 3))
                 found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
         return np.concatenate(found)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
+from openm6.data.reader import Block
 from openm6.search.catalogue import CATEGORY_COLUMNS, Catalogue, Item
 
 DECODERS = 2  # threads
@@ -68,9 +69,9 @@ def decode(pictures: Sequence[bytes], size: int) -> list[np.ndarray]:
         return list(pool.map(partial(read_image, size=size), pictures))
 
 
-def _readable(block: Mapping[int, dict[str, Item]], size: int, row: int) -> Item | BadRecord:
+def _readable(block: Block, size: int, row: int) -> Item | BadRecord:
     try:
-        item = block[row]["item"]
+        item: Item = block[row]["item"]
         read_image(item.picture, size=size, where=item.where)
         return item
     except BadRecord as error:

@@ -54,8 +54,8 @@ class PhotoNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = EfficientNetLite0(pretrained=pretrained)
-        for parameter in self.backbone.trunk[:EARLY].parameters():
-            parameter.requires_grad_(False)
+        for layer in list(self.backbone.trunk)[:EARLY]:
+            layer.requires_grad_(False)
         pooled = self.backbone.out_channels
         self.box = BoxHead(self.backbone.trunk_channels)
         self.project = nn.Linear(pooled, config.dim)
@@ -68,11 +68,13 @@ class PhotoNet(nn.Module):
 
     def early(self, x_NCHW: Tensor) -> Tensor:
         """The map (N, 40, H/8, W/8) of the layers that stay as they were pretrained."""
-        return run_folded(self.backbone.trunk[:EARLY], x_NCHW)
+        return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
 
     def late(self, early_NCHW: Tensor) -> Tensor:
         """From that map to pooled features (N, 1280)."""
-        return run_folded([*self.backbone.trunk[EARLY:], *self.backbone.tail], early_NCHW).mean(dim=(2, 3))
+        return run_folded([*list(self.backbone.trunk)[EARLY:], *self.backbone.tail], early_NCHW).mean(
+            dim=(2, 3)
+        )
 
     def boxes(self, x_NCHW: Tensor) -> Tensor:
         """Boxes (N, 4); their gradient stays in the detection branch."""
