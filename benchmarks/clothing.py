@@ -47,7 +47,7 @@ from openm6.search.learning_data import LearningConfig
 from openm6.search.masks import box_iou
 from openm6.search.photo_net import LearnedEncoder
 
-VIEWS = 2000
+VIEWS = 1000
 COMPOSITES = 2  # of each validation photo
 SEED = 7
 

@@ -32,9 +32,9 @@ class LearningConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
-    image_size: int = Field(default=192, ge=64, le=1024, multiple_of=32)
+    image_size: int = Field(default=160, ge=64, le=1024, multiple_of=32)
     dim: int = Field(default=256, ge=8, le=4096)
-    passes: int = Field(default=10, ge=0, description="over the catalogue")
+    passes: int = Field(default=8, ge=0, description="over the catalogue")
     view_passes: int = Field(default=2, ge=0, description="over the page views")
     batch: int = Field(default=48, ge=2, description="pictures of the catalogue")
     view_batch: int = Field(default=12, ge=2, description="page views")

@@ -39,7 +39,7 @@ class PhotoNetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = Field(default=1, ge=1, le=1)
-    image_size: int = Field(default=192, ge=64, le=1024, multiple_of=32)
+    image_size: int = Field(default=160, ge=64, le=1024, multiple_of=32)
     dim: int = Field(default=256, ge=8, le=4096)
     categories: list[str] = []
     virtual_ids: int = Field(default=0, ge=0)

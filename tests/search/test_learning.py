@@ -96,7 +96,7 @@ def test_without_a_log_categories_are_learned_and_nothing_is_masked(items: Items
     encoder = train_search(items, config, tmp_path)
     assert not encoder.net.config.mask and encoder.net.config.virtual_ids == 0
     _, probabilities = encoder.net.look(items.decode(range(len(items)), 64))
-    assert (probabilities.argmax(1) == items.category_G).mean() > 0.8
+    assert (probabilities.argmax(1) == items.category_G).mean() > 0.5  # by chance: 0.25
     np.testing.assert_array_equal(encoder.net.find(items.decode([0], 64)), [[0, 0, 1, 1]])
 
 
