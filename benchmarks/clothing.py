@@ -48,6 +48,7 @@ from openm6.search.masks import box_iou
 from openm6.search.photo_net import LearnedEncoder
 
 VIEWS = 1000
+ENGINE_SIZE = 128  # pixels of the pretrained features that answer the simulated queries
 COMPOSITES = 2  # of each validation photo
 SEED = 7
 
@@ -78,12 +79,11 @@ def interval(values_N: np.ndarray) -> list[float]:
     return [float(each) for each in np.quantile(means, (0.025, 0.975))]
 
 
-def plain_vectors(items: Items, encoder: PhotoEncoder, path: Path) -> np.ndarray:
-    """Pretrained features of all photos (G, D), kept in a file."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, look(items, encoder, print_progress))
-    return np.load(path, allow_pickle=False)
+def plain_figures(train: Items, validation: Items) -> dict[str, float]:
+    """Pretrained features, as they are."""
+    index_GD, queries_ND = (look(items, PhotoEncoder(), print_progress) for items in (train, validation))
+    hits = retrieval(queries_ND, validation.category_G, index_GD, train.category_G)
+    return {"plain_category_at_1": float(hits[:, 0].mean()), "plain_precision_at_5": float(hits.mean())}
 
 
 def learned_figures(train: Items, validation: Items, encoder: LearnedEncoder) -> dict[str, Any]:
@@ -133,23 +133,11 @@ def run(data: Path, folder: Path, config: LearningConfig, n_views: int) -> dict[
     train, validation = read_split(data, "train"), read_split(data, "validation")
     if train.categories != validation.categories:
         raise ValueError(f"{data}: the splits have different categories.")
-    photo, log = PhotoEncoder(), folder / "log" / LOG
-    index_GD, queries_ND = (
-        plain_vectors(items, photo, folder / f"plain-{name}.npy")
-        for name, items in (("train", train), ("validation", validation))
-    )
-    plain = retrieval(queries_ND, validation.category_G, index_GD, train.category_G)
-    print_progress(f"plain features: {plain[:, 0].mean():.3f} at 1, {plain.mean():.3f} at 5")
+    log = folder / "log" / LOG
     if not log.exists():
-        simulate_clicks(
-            train,
-            photo,
-            log.parent,
-            n_views=n_views,
-            seed=SEED,
-            vectors_GD=index_GD,
-            on_progress=print_progress,
-        )
+        engine = PhotoEncoder()
+        engine.image_size = ENGINE_SIZE
+        simulate_clicks(train, engine, log.parent, n_views=n_views, seed=SEED, on_progress=print_progress)
     encoder = train_search(
         train,
         config,
@@ -162,9 +150,8 @@ def run(data: Path, folder: Path, config: LearningConfig, n_views: int) -> dict[
         "validation_photos": len(validation),
         "page_views": n_views,
         "image_size": config.image_size,
-        "plain_category_at_1": float(plain[:, 0].mean()),
-        "plain_precision_at_5": float(plain.mean()),
         **learned_figures(train, validation, encoder),
+        **plain_figures(train, validation),
     }
 
 

@@ -53,13 +53,11 @@ def simulate_clicks(
     n_views: int,
     seed: int = 0,
     page: Page = Page(),
-    vectors_GD: np.ndarray | None = None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Path:
     """Writes `clicks.jsonl` and the query pictures into `folder`; returns the log's path.
 
-    `vectors_GD` are the items' vectors by the encoder, where they are known already (`look`). Equal arguments give
-    an equal log. Raises ValueError if there are fewer items than a page shows.
+    Equal arguments give an equal log. Raises ValueError if there are fewer items than a page shows.
     """
     if len(items) < page.like_query + page.like_item + page.any + 1:
         raise ValueError(f"a page of clicks shows more items than there are ({len(items)}): add some.")
@@ -67,7 +65,7 @@ def simulate_clicks(
         raise ValueError(f"a log needs at least one page view, not {n_views}.")
     rng, clutter = np.random.default_rng(seed), Clutter()
     (folder / QUERIES).mkdir(parents=True, exist_ok=True)
-    items_GD = look(items, encoder, on_progress) if vectors_GD is None else vectors_GD
+    items_GD = look(items, encoder, on_progress)
     rounds = [rng.permutation(len(items)) for _ in range(-(-n_views // len(items)))]
     targets = np.concatenate(rounds)[:n_views]
     views: list[PageView] = []
