@@ -3,17 +3,18 @@
     python benchmarks/pseudo_to_real_giant.py --disk /mnt/nvme --minutes 15 --tune 3 \
         --out benchmarks/results/pseudo_to_real_giant.json --plot docs/images/pseudo-to-real-giant.svg
 
-Trains `configs/pseudo-to-real-giant.yaml` (1.2 billion parameters in experts, text and pictures of the
+Trains `configs/pseudo-to-real-giant.yaml` (2.4 billion parameters in experts, text and pictures of the
 embedded corpus, AdamW, fp32) for `--minutes` in two arms, both within `memory.host` of the recipe:
 
     real    a Real Giant from the first step, streamed
     p2r     a Pseudo Giant, which stays in memory; delinked after `--pseudo-share` of the time, then streamed
 
 `--tune M` first chooses, for each arm, the learning rate and then the micro-batches of a step (of p2r, of a
-Pseudo step; its Real steps have those of the other arm), in runs of M minutes on another seed. The clock is
-that of training: held-out evaluations stop it, the delink does not. Every run is a process of its own, so
-that its peak memory is its own. Finished runs are kept in `--runs`: started again, the script only does what
-is missing.
+Pseudo step; its Real steps have those of the other arm), in runs of M minutes on another seed. Short runs like
+small rates, so each arm is then run in full with the chosen rate and with the largest one, and the better run
+counts. The clock is that of training: held-out evaluations stop it, the delink does not. Every run is a process
+of its own, so that its peak memory is its own. Finished runs are kept in `--runs`: started again, the script
+only does what is missing.
 
     time_to_loss_speedup  time of `real` over the time after which `p2r` reaches the held-out loss at which
                           `real` ends; null if it does not reach it
@@ -53,10 +54,10 @@ RECIPE = ROOT / "configs" / "pseudo-to-real-giant.yaml"
 ARMS = ("real", "p2r")
 LABELS = {"real": "Real Giant from the start", "p2r": "Pseudo-to-Real"}
 COLOURS = {"real": "#1f2733", "p2r": "#d9480f"}
-RATES = (5e-4, 1e-3, 2e-3)
-MICRO_BATCHES = {"micro_batches": (1, 4, 8), "pseudo_micro_batches": (1, 4)}
+RATES = (2e-4, 5e-4, 1e-3)
+MICRO_BATCHES = {"micro_batches": (4, 8), "pseudo_micro_batches": (1, 3)}
 TUNING_SEED = 100
-EVALUATIONS = 24  # of a run, evenly over its time
+EVALUATIONS = 24  # of a run, evenly over its time; a tuning run has only that at its end
 RESULT = "result.json"
 
 Result = dict[str, Any]
@@ -73,6 +74,7 @@ class Job:
     micro_batches: int  # of a Real step
     pseudo_micro_batches: int = 1
     pseudo_share: float = 0.0  # of the time, before the delink
+    evaluations: int = EVALUATIONS
 
     @property
     def name(self) -> str:
@@ -97,9 +99,10 @@ Runner = Callable[[Job], Result]
 
 def run(job: Job, recipe: Path, tokenizer: Path, disk: Path, folder: Path) -> Result:
     """Train by the clock in this process, and return what was measured; called in a process of its own."""
-    from openm6.train.memory import peak_resident_bytes
+    from openm6.train.memory import keep_large_blocks, peak_resident_bytes
     from openm6.train.streamed import StreamedRun
 
+    keep_large_blocks()  # as `openm6 train` does
     overrides = [*job.overrides(), f"tokenizer={tokenizer}", f"memory.disk={disk}"]
     config = load_recipe(recipe, overrides, RunConfig)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,7 @@ def train_by_the_clock(giant: Any, job: Job, config: RunConfig) -> list[dict[str
             giant.delink()
         giant.train_step(giant.draw())
         spent += time.perf_counter() - begun
-        if spent >= seconds * len(curve) / EVALUATIONS or spent >= seconds:
+        if spent >= seconds * len(curve) / job.evaluations or spent >= seconds:
             evaluate()
     return curve
 
@@ -203,13 +206,20 @@ def tuned(job: Job, minutes: float, runner: Runner) -> Job:
     """The job with its arm's best learning rate, and then its best micro-batches, in short runs."""
 
     def best(candidates: Sequence[Job]) -> Job:
-        short = [replace(each, seed=TUNING_SEED, minutes=minutes) for each in candidates]
+        short = [replace(each, seed=TUNING_SEED, minutes=minutes, evaluations=1) for each in candidates]
         losses = [runner(each)["curve"][-1]["loss"] for each in short]
         return candidates[losses.index(min(losses))]
 
     job = best([replace(job, lr=lr) for lr in RATES])
     key = "micro_batches" if job.arm == "real" else "pseudo_micro_batches"
     return best([replace(job, **{key: each}) for each in MICRO_BATCHES[key]])
+
+
+def best_in_full(job: Job, runner: Runner, *, tuned: bool) -> Result:
+    """The run of this job; of a tuned one that with the largest rate, if it ends lower."""
+    rates = {job.lr, max(RATES)} if tuned else {job.lr}
+    results = [runner(replace(job, lr=lr)) for lr in sorted(rates)]
+    return min(results, key=lambda result: result["curve"][-1]["loss"])
 
 
 def reached(curve: Sequence[Mapping[str, Any]], loss: float, axis: str) -> float | None:
@@ -319,9 +329,9 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
         pseudo_micro_batches=1,
     )
     p2r = tuned(job, options.tune, runner) if options.tune else job
-    jobs = {"real": real, "p2r": p2r}
-    results = {arm: runner(job) for arm, job in jobs.items()}
+    results = {job.arm: best_in_full(job, runner, tuned=options.tune is not None) for job in (real, p2r)}
     command = f"python benchmarks/pseudo_to_real_giant.py --disk FOLDER --minutes {options.minutes:g}"
+    command += f" --pseudo-share {options.pseudo_share:g}"
     line = {
         "benchmark": "pseudo_to_real_giant",
         "command": command + (f" --tune {options.tune:g}" if options.tune else ""),

@@ -12,14 +12,15 @@ Backward, a layer:
 
 An expert that no token chose is neither fetched nor updated. A slot that several layers share is resident, as
 long as there is room for one, and all of its gradients must wait for its first layer: there the micro-batches
-go one by one, in the order of a loop in memory.
+go one by one, in the order of a loop in memory. In bf16 its weights are cast once for all of its layers, and
+gradients are found for the rows of many layers at once (`Gradients.product`).
 
 Legend: B rows, T positions, N = B x T tokens, D width, M assignments of tokens to experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import cast
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from openm6.giant.compute import Gradients
+from openm6.giant.compute import ENOUGH_ROWS, Gradients
 from openm6.giant.machine import Machine, MicroBatch
 from openm6.giant.slots import Slot
 from openm6.giant.store import Access, Views
@@ -66,6 +67,7 @@ class _Routed:
 
 def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
     """All layers of the slot, each for all micro-batches."""
+    cast: dict[int, Weights] = {}  # experts that the slot's layers share
     for layer in slot.layers:
         with (
             machine.store.use(Access(slot.name, ("weights",))) as views,
@@ -84,7 +86,10 @@ def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *
                 machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
                 machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
             ):
-                leaves = machine.precision.leaves(views["weights"], "expert")
+                room = slot.expert_name(expert) if len(slot.layers) > 1 else "expert"
+                leaves = cast.get(expert) or machine.precision.leaves(views["weights"], room)
+                if len(slot.layers) > 1 and machine.precision.casts(views["weights"]):
+                    cast[expert] = leaves
                 for each, out_ND in zip(routed, out, strict=True):
                     mine = each.slices[expert]
                     if mine.start < mine.stop:
@@ -149,6 +154,14 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
         machine.updates.apply(machine.store, slot.name, body, body_gradients.mean(len(slot.layers)))
 
 
+def bytes_of_waiting_rows(machine: Machine, slot: Slot) -> int:
+    """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
+    if len(slot.layers) == 1 or slot.expert is None or machine.precision.dtype == torch.float32:
+        return 0
+    per_row = sum(sum(shape) for shape in slot.expert.values()) * machine.precision.dtype.itemsize
+    return slot.experts * ENOUGH_ROWS * per_row
+
+
 # -------------------- pieces of both
 
 
@@ -172,13 +185,20 @@ def _run_body(
         )
 
 
-def _gated(machine: Machine, layer: int, leaves: Weights, rows_MD: Tensor, gate_M: Tensor) -> Tensor:
+def _gated(
+    machine: Machine,
+    layer: int,
+    leaves: Weights,
+    rows_MD: Tensor,
+    gate_M: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
     """One expert on its rows, weighted with their gates."""
     machine.before_work("layer")
     gated = cast(Experts, cast(Block, machine.frame.layers[layer]).ffn).gated
     up, down = leaves["ffn.up"], leaves["ffn.down"]
     with machine.precision.autocast():
-        return gate_M[:, None] * run_expert(rows_MD.to(up.dtype), up, down, gated=gated)
+        return gate_M[:, None] * run_expert(rows_MD.to(up.dtype), up, down, gated=gated, product=product)
 
 
 def _chosen(machine: Machine, routed: Sequence[_Routed]) -> list[int]:
@@ -230,9 +250,10 @@ def _expert_backward(machine: Machine, layer: int, expert: int, gradients: Gradi
     rows_MD = each.h_ND.index_select(0, token_M).requires_grad_()
     gate_M = each.routing.gate_M[mine].detach().requires_grad_()
     with torch.enable_grad():
-        y_MD = _gated(machine, layer, gradients.leaves, rows_MD, gate_M)
+        y_MD = _gated(machine, layer, gradients.leaves, rows_MD, gate_M, gradients.product)
     d_y_MD = each.micro_batch.gradient.flatten(0, -2).index_select(0, token_M).to(y_MD.dtype)
     torch.autograd.backward(y_MD, d_y_MD, inputs=[rows_MD, gate_M, *gradients.leaves.values()])
+    gradients.gather()
     assert rows_MD.grad is not None and gate_M.grad is not None
     each.d_h_ND.index_add_(0, token_M, rows_MD.grad)
     each.d_gate_M[mine] = gate_M.grad

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from openm6.giant import streaming
+from openm6.giant import mixture, streaming
 from openm6.giant.activations import HostActivations
 from openm6.giant.compute import Scratch
 from openm6.giant.live_bytes import LiveBytes, storage_key
@@ -118,7 +118,7 @@ def rehearse(
     streaming.drop_gradients(machine.frame)
     others = max(0, machine.depth - len(alone.layers)) if training and machine.activations.resident else 0
     memory.mark("layer")
-    kept = others * boundaries
+    kept = others * boundaries + (mixture.bytes_of_waiting_rows(machine, slot) if training else 0)
     holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work

@@ -16,7 +16,7 @@ Z prototypes, X experts a prototype, K experts that a token goes to, M assignmen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,10 +126,17 @@ class Experts(nn.Module):
         )
 
 
-def run_expert(h_MD: Tensor, up_DW: Tensor, down_FD: Tensor, *, gated: bool) -> Tensor:
-    """One expert's FFN on its tokens, (M, D) -> (M, D): SwiGLU if gated, else GELU."""
+def run_expert(
+    h_MD: Tensor,
+    up_DW: Tensor,
+    down_FD: Tensor,
+    *,
+    gated: bool,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
+    """One expert's FFN on its tokens, (M, D) -> (M, D): SwiGLU if gated, else GELU; `product` multiplies."""
     whole_MD = pad_rows(h_MD, product_dtype(up_DW))
-    return (_activate(whole_MD @ up_DW, gated=gated) @ down_FD)[: len(h_MD)]
+    return product(_activate(product(whole_MD, up_DW), gated=gated), down_FD)[: len(h_MD)]
 
 
 def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor, *, gated: bool) -> Tensor:

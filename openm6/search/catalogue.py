@@ -93,7 +93,7 @@ class Catalogue:
         kind = detect_kind(path)
         # CSV has only text; there, a column of numbers is one whose every value is spelled like one.
         fields = CatalogueFields(columns, untyped=kind == "csv", folder=kind == "folder")
-        self.reader = open_reader(DataConfig(path=path, kind=kind), fields)
+        self.reader = open_reader(DataConfig.model_validate({"path": path, "kind": kind}), fields)
 
     def scan(self, *, workers: int, on_progress: Callable[[int, int], None] = lambda *_: None) -> Scan:
         """Reads and hashes every item. Raises ValueError if there is none, or too many are bad."""

@@ -96,13 +96,13 @@ class MilvusStore(Store):
 
     def write(self, entries: Entries, *, known: bool) -> None:
         codes = list(map(self._code, entries.codes_NW))
-        rows = zip(entries.ids, entries.hashes, entries.vectors_ND, codes, entries.attributes, strict=True)
+        # A missing value is a missing key, which `exists` tells.
+        told = [
+            {name: value for name, value in row.items() if value is not None} for row in entries.attributes
+        ]
+        rows = zip(entries.ids, entries.hashes, entries.vectors_ND, codes, told, strict=True)
         names = ("id", "item_hash", "item_vector", "item_code", "attributes")
         data = [dict(zip(names, row, strict=True)) for row in rows]
-        for row in data:  # a missing value is a missing key, which `exists` tells
-            row["attributes"] = {
-                name: value for name, value in row["attributes"].items() if value is not None
-            }
         self.client.upsert(ITEMS, data)  # Milvus would insert an id twice
 
     def delete(self, ids: Sequence[str]) -> None:

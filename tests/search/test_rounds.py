@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -29,11 +29,14 @@ ABOUT = About(
 )
 
 
+Row = tuple[str, np.ndarray, np.ndarray, Attributes]  # hash, vector, code
+
+
 class DictionaryStore(Store):
     """A store in memory that orders equals by chance, as stores may; it knows one filter, `even = true`."""
 
     def __init__(self) -> None:
-        self.items: dict[str, tuple[str, np.ndarray, np.ndarray, Attributes]] = {}
+        self.items: dict[str, Row] = {}
         self._about: About | None = None
         self.chance = np.random.default_rng(0)
 
@@ -73,8 +76,7 @@ class DictionaryStore(Store):
         assert where is None or where == EVEN
         return [name for name, item in self.items.items() if where is None or item[3]["even"]]
 
-    def _least(self, n: int, where: Where | None, key: object) -> Found:
-        assert callable(key)
+    def _least(self, n: int, where: Where | None, key: Callable[[Row], float]) -> Found:
         names = self._passing(where)
         self.chance.shuffle(names)
         names = sorted(names, key=lambda name: key(self.items[name]))[:n]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -109,6 +110,9 @@ FILTERS = [
     "category not like 'd%'",
     "category like '%off'",
     "category like '50%'",
+    "category like '%r%s%'",
+    "category like 'd_ess'",
+    "category not like '___s'",
     "category is null",
     "category is not null",
     "price < 30 and category = 'dress'",
@@ -149,8 +153,8 @@ def passes(where: Where, row: object) -> bool:
         return False
     if where.sign.endswith("like"):
         assert isinstance(wanted, str)
-        start, end = wanted.split("%")
-        return (value.startswith(start) and value.endswith(end)) != where.sign.startswith("not")
+        parts = (".*" if each == "%" else "." if each == "_" else re.escape(each) for each in wanted)
+        return (re.fullmatch("".join(parts), value) is not None) != where.sign.startswith("not")
     if isinstance(wanted, tuple):
         return (value in wanted) != where.sign.startswith("not")
     compare = {"=": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}

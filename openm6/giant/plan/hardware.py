@@ -44,6 +44,7 @@ class Rates(_Strict):
     matrix_bytes: PositiveFloat  # bytes/s of matrix products that are bound by their operands
     elementwise_bytes: PositiveFloat  # bytes/s of norms, sums, casts, copies
     operation_seconds: NonNegativeFloat  # s: what each operation costs beside that
+    backward_bytes: PositiveFloat | None = None  # bytes/s of them in a backward pass; None = the same
 
 
 class UpdateRate(_Strict):
@@ -141,7 +142,8 @@ class Hardware(_Strict):
             + cost.matrix_bytes / rates.matrix_bytes,
             "convolutions": cost.convolution_fp32 / rates.convolution_fp32
             + cost.convolution_bf16 / rates.convolution_bf16,
-            "element-wise work": cost.elementwise_bytes / rates.elementwise_bytes,
+            "element-wise work": cost.elementwise_bytes / rates.elementwise_bytes
+            + cost.backward_bytes / (rates.backward_bytes or rates.elementwise_bytes),
             "dispatch": cost.operations * rates.operation_seconds,
         }
 

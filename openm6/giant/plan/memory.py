@@ -6,17 +6,20 @@ neither. The terms are those of the streamed step, term by term, with the engine
 
 from __future__ import annotations
 
+from openm6.giant.compute import ENOUGH_ROWS
 from openm6.giant.plan.job import Job, Parts
 from openm6.giant.plan.tally import Piece
 from openm6.giant.plan.workload import Pieces
 from openm6.giant.workspace import MARGIN, SLACK
 
-HOLES = 0.15  # of what a run in memory makes and lets go: what the C library keeps between blocks in use
+# Of what a step makes and lets go, what the C library keeps between blocks in use, at most as measured. Experts'
+# tensors have other sizes at every step. A streamed run gives holes back before it passes its budget, not sooner.
+HOLES = {"dense": 0.15, "mixture": 0.45, "streamed": 0.3}
 
 
 def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
     """Bytes of a streamed step beside stored parts, buffers and the process itself (but with the frame, which is
-    always there)."""
+    always there); `HOLES` come on top."""
     work, count = job.work, job.micro_batches_in(parts.stage)
     inputs = 4.0 * work.positions * job.model.width  # a layer's, of one micro-batch
     kept = (job.model.layers + 1 if job.activations == "host" else 2) * inputs * count
@@ -30,6 +33,9 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
         held = parts.experts_here if parts.shared else 1
         together = _gradients(job, parts.body_weights + held * parts.expert_weights, shared=parts.shared)
         within = routed + max(_alone(layer), _alone(expert)) + together
+        if parts.shared and job.bf16:  # rows whose gradients wait, as in `mixture.bytes_of_waiting_rows`
+            row = 2.0 * sum(sum(shape) for shape in (parts.whole[0].expert or {}).values())
+            within += parts.experts_here * ENOUGH_ROWS * row
     frame = 4.0 * parts.frame_weights * (1 + (count > 1))  # gradients, and those that come on top
     outside = max(_alone(pieces.head(work)), _alone(pieces.entrance(work))) + frame
     gradients = inputs * count  # of the hidden state that the backward pass has reached
@@ -61,7 +67,8 @@ def in_memory_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
     transient = max(extra + largest, head.extra, entrance.extra)
     # An optimizer works tensor by tensor, with some tensors of scratch of the largest one's size.
     scratch = 4.0 * 4 * max(parts.expert_weights * parts.experts_here, model.vocab * model.width)
-    return round(states + (1 + HOLES) * max(activations + transient, scratch)) + SLACK
+    holes = HOLES["dense" if model.experts is None else "mixture"]
+    return round(states + (1 + holes) * max(activations + transient, scratch)) + SLACK
 
 
 def _here(parts: Parts) -> int:

@@ -23,7 +23,7 @@ from openm6.giant.placement import Placement, solve
 from openm6.giant.plan.hardware import Hardware
 from openm6.giant.plan.job import Job, Parts, Stage
 from openm6.giant.plan.lanes import Channel, Timeline, run
-from openm6.giant.plan.memory import in_memory_bytes, streamed_bytes
+from openm6.giant.plan.memory import HOLES, in_memory_bytes, streamed_bytes
 from openm6.giant.plan.step import StepModel
 from openm6.giant.plan.workload import Pieces
 
@@ -135,10 +135,12 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
     where: dict[str, dict[str, str]] = {}
     tiers: Counter[str] = Counter()
     if job.streamed:
-        fixed = process + streamed_bytes(job, parts, pieces)
+        step = streamed_bytes(job, parts, pieces)
+        fixed = process + step
         try:
             placement, where, tiers = _place(job, hardware, parts, fixed, limit)
             memory = placement.fixed_bytes + placement.buffer_bytes + placement.resident_bytes
+            memory = max(memory, min(limit, memory + round(HOLES["streamed"] * step)))
         except ValueError as error:
             problem, memory = str(error), fixed
     else:

@@ -3,8 +3,9 @@
     matrix products   large squares in fp32 and bf16
     disk              direct I/O in large blocks: reading, writing, both
     loopback          what two processes of this machine exchange over TCP
-    layers            training passes of a layer, of an expert and of an image backbone; the rates of all kinds of
-                      work are those that explain these times best (relative least squares, none negative)
+    layers            training passes of stacks of layers, of experts, of a text head and of an image backbone; the
+                      rates of all kinds of work are those that explain these times best (relative least squares,
+                      none negative; a stack, what a step is made of, counts as `STACK_COUNTS` of the others)
     updates           each optimizer on one part
 
 A rate is what the model's own code reaches. Everything is measured some times, and the median counts.
@@ -22,9 +23,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -44,9 +47,17 @@ THREADS = 2
 # (width, FFN, rows, positions of a row, layers) of the stacks that are measured: deep enough that a layer's weights
 # have left the caches when its turn comes again, as they have in training.
 LAYERS = ((192, 512, 16, 96, 12), (512, 2048, 8, 96, 8), (1024, 4096, 2, 128, 2))
+STACK_COUNTS = 3.0
+HEAD = (512, 8192, 256)  # (width, vocabulary, predicted tokens)
 EXPERTS = ((256, 1024, 32), (512, 2048, 64), (1024, 4096, 128))  # (width, FFN, tokens)
 
-Timed = tuple[Cost, float]  # what was done, and its seconds
+
+class Timed(NamedTuple):
+    """Something that was measured."""
+
+    cost: Cost  # what was done
+    seconds: float
+    counts: float = 1.0  # as how many of the others
 
 
 def probe(name: str, folder: Path, *, disk_bytes: int = 1 << 30) -> Hardware:
@@ -106,9 +117,10 @@ def _measure(bf16: bool) -> Iterator[Timed]:
         tiny = torch.randn(16)
         yield _timed(lambda: [tiny + 1.0 for _ in range(200)])
     for shape in LAYERS:
-        yield from _passes(*_stack(*shape), bf16)
+        yield from _passes(*_stack(*shape), bf16, counts=STACK_COUNTS)
     for width, ffn, tokens in EXPERTS:
         yield from _passes(*_expert(width, ffn, tokens, dtype), bf16)
+    yield from _passes(*_head(*HEAD), bf16)
     backbone = ResNet(ResNetConfig(stem_width=32, widths=[64, 128, 256], depths=[1, 1, 1]))
     pixels = torch.randn(16, 3, 64, 64)
     yield from _passes(lambda: backbone(pixels), list(backbone.parameters()), bf16)
@@ -156,26 +168,41 @@ def _expert(
     return run, [rows, *(each for pair in weights for each in pair)]
 
 
-def _passes(run: Callable[[], Tensor], leaves: Sequence[Tensor], bf16: bool) -> Iterator[Timed]:
-    def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            run()
+def _head(width: int, vocabulary: int, tokens: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width).mul_(0.02).requires_grad_()
+    target = torch.randint(vocabulary, (tokens,))
+    return lambda: F.cross_entropy((hidden @ weight.T).float(), target, reduction="none"), [hidden, weight]
+
+
+def _passes(
+    run: Callable[[], Tensor], leaves: Sequence[Tensor], bf16: bool, counts: float = 1.0
+) -> Iterator[Timed]:
+    """`run` without a graph; and with one, and the backward pass through it."""
+
+    def computed() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            return run()
 
     def both() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            out = run()
+        out = computed()
         out.backward(torch.ones_like(out))
         for leaf in leaves:
             leaf.grad = None
 
-    yield _timed(forward)
-    yield _timed(both)
+    with torch.no_grad():
+        yield _timed(computed, counts)
+    with Tally() as forward:
+        out = computed()
+    with Tally(backward=True) as backward:
+        out.backward(torch.ones_like(out))
+    yield Timed(forward.cost + backward.cost, _time(both), counts)
 
 
-def _timed(step: Callable[[], object]) -> Timed:
+def _timed(step: Callable[[], object], counts: float = 1.0) -> Timed:
     with Tally() as tally:
         step()
-    return tally.cost, _time(step)
+    return Timed(tally.cost, _time(step), counts)
 
 
 def fit_rates(timed: Sequence[Timed]) -> tuple[Rates, float]:
@@ -185,13 +212,13 @@ def fit_rates(timed: Sequence[Timed]) -> tuple[Rates, float]:
     Relative least squares with coefficients that are not negative. Raises ValueError where a kind was not measured.
     """
     names = [name for name in KINDS]
-    matrix = np.array([[getattr(cost, name) for name in names] for cost, _ in timed])
-    times = np.array([seconds for _, seconds in timed])
+    matrix = np.array([[getattr(each.cost, name) for name in names] for each in timed])
+    times, counts = np.array([each.seconds for each in timed]), np.array([each.counts for each in timed])
     if missing := [name for name, column in zip(names, matrix.T, strict=True) if not column.any()]:
         raise ValueError(f"nothing was measured that tells the rate of {missing[0]}")
     scaled = matrix / times[:, None]
     size = scaled.max(0)
-    found = _nonnegative(scaled / size, np.ones(len(times))) / size
+    found = _nonnegative(counts[:, None] * scaled / size, counts) / size
     # Kinds that the fit finds free get a rate that hardly counts.
     floor = 0.01 / (len(names) * scaled.max(0))
     found = np.maximum(found, floor)

@@ -86,10 +86,10 @@ def scale(job: Job, hardware: Hardware, *, pieces: Pieces, sizes: Sequence[int] 
 
 
 def checkpoint_seconds(parameters: int, hardware: Hardware) -> float:
-    """Time to write one device's share of weights and state (14 bytes a parameter at most) to the node's disk."""
+    """Time to write one device's share of weights and state (12 bytes a parameter at most) to the node's disk."""
     if hardware.disk is None:
         return 60.0
-    return 14.0 * parameters * hardware.devices_per_node / hardware.disk.write
+    return 12.0 * parameters * hardware.devices_per_node / hardware.disk.write
 
 
 # -------------------- stragglers

@@ -6,9 +6,11 @@ more (`streaming`, `mixture`). In memory the layers keep what backward needs, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from openm6.giant.compute import ENOUGH_ROWS
 from openm6.giant.plan.hardware import Hardware
 from openm6.giant.plan.job import Job, Parts
 from openm6.giant.plan.lanes import Section, Stretch
@@ -74,11 +76,12 @@ class StepModel:
             seconds = self._seconds(uses * piece.forward + cast)
             yield Stretch(name, seconds, reads=self._at(name, "weights"), exchange_seconds=self._gather())
             return
-        for _ in slot.layers:
+        for layer in slot.layers:
             seconds = self._seconds(count * piece.forward + cast)
             exchange = self._all_to_all(2 * count)
             yield Stretch(f"{name} body", seconds, self._at(name, "weights"), exchange_seconds=exchange)
-            for names, seconds, _ in self._experts(slot.name, count, backward=False):
+            first = layer == slot.layers[0]  # casts experts for the layers that share them
+            for names, seconds, _ in self._experts(slot.name, count, backward=False, casts=first):
                 reads = tuple(s for each in names for s in self._at(each, "weights"))
                 yield Stretch(names[0], seconds, reads=reads)
 
@@ -130,17 +133,22 @@ class StepModel:
         yield Stretch(f"{name} update", update, state, (*held, *state), frees=held, reduce_seconds=reduce)
 
     def _experts(
-        self, slot: str, count: int, *, backward: bool, layers: int = 1
+        self, slot: str, count: int, *, backward: bool, layers: int = 1, casts: bool = True
     ) -> Iterator[tuple[list[str], float, float]]:
         """Bundles of experts (one each, unless there are too many); seconds of computing and of the update."""
         chosen, tokens = self._chosen(count)
         piece = self.pieces.expert(tokens / count)
         weights, tensors = self.parts.expert_weights, len(self.parts.slots[0].expert or {})
-        cost = layers * count * piece.forward + self._cast(weights, tensors)
+        cost = layers * count * piece.forward
+        if casts:
+            cost += self._cast(weights, tensors)
         update = 0.0
         if backward:
             cost += layers * count * piece.backward
-            cost += self.pieces.accumulate(weights, layers * count, tensors)
+            sums = layers * count
+            if self.job.bf16:  # found for many rows at once
+                sums = min(sums, math.ceil(layers * tokens / ENOUGH_ROWS))
+            cost += self.pieces.accumulate(weights, sums, tensors)
             update = self._update(weights, tensors)
         bundle = -(-3 * len(self.parts.slots) * round(chosen) // MOST_STRETCHES) or 1
         numbers = range(round(chosen))

@@ -46,6 +46,9 @@ class Cost:
     matrix_bytes: float = 0.0  # operands and results of matrix products
     elementwise_bytes: float = 0.0  # of all else: norms, softmax, sums, casts, copies
     operations: float = 0.0  # each costs its dispatch, however small it is
+    backward_bytes: float = (
+        0.0  # as `elementwise_bytes`, of a backward pass: kernels there widen and copy more
+    )
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in KINDS))
@@ -121,11 +124,13 @@ def tracing() -> Iterator[None]:
 
 
 class Tally(LiveBytes):
-    """Counts the work of what runs inside, on real tensors or on those of `tracing`."""
+    """Counts the work of what runs inside, on real tensors or on those of `tracing`; `backward` says that it is a
+    backward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, backward: bool = False) -> None:
         super().__init__()
         self.cost = Cost()
+        self._elementwise = "backward_bytes" if backward else "elementwise_bytes"
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -155,9 +160,9 @@ class Tally(LiveBytes):
             done = Cost(matrix_bytes=bytes, operations=1, **{kind: flops})
         elif flops := _convolution_flops(name, given, made):
             kind = "convolution_bf16" if half else "convolution_fp32"
-            done = Cost(elementwise_bytes=bytes, operations=1, **{kind: flops})
+            done = Cost(operations=1, **{kind: flops, self._elementwise: bytes})
         else:
-            done = Cost(elementwise_bytes=bytes, operations=1)
+            done = Cost(operations=1, **{self._elementwise: bytes})
         self.cost = self.cost + done
 
 
@@ -200,7 +205,7 @@ def trace(run: Callable[[], Tensor]) -> Piece:
         out = run()
     saved, forward_extra = forward.live, forward.peak - forward.live
     gradient = torch.empty_like(out)
-    with Tally() as backward:
+    with Tally(backward=True) as backward:
         out.backward(gradient)
     # Both tallies' tensors are alive together until backward frees what forward saved.
     return Piece(forward.cost, backward.cost, float(saved), float(max(forward_extra, backward.peak)))

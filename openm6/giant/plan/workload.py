@@ -129,8 +129,18 @@ class Pieces:
         scores, kept = positions * E, positions * K
         flops = 2.0 * scores * config.width
         weight_bytes = 4.0 * (E * config.width + positions * config.width + scores)
-        forward = Cost(flops, 0, 0, 0, weight_bytes, 4.0 * 6 * scores + 8.0 * 12 * kept, 18)
-        backward = Cost(2 * flops, 0, 0, 0, 2 * weight_bytes, 4.0 * 6 * scores + 4.0 * 6 * kept, 14)
+        forward = Cost(
+            matrix_fp32=flops,
+            matrix_bytes=weight_bytes,
+            elementwise_bytes=4.0 * 6 * scores + 8.0 * 12 * kept,
+            operations=18,
+        )
+        backward = Cost(
+            matrix_fp32=2 * flops,
+            matrix_bytes=2 * weight_bytes,
+            backward_bytes=4.0 * 6 * scores + 4.0 * 6 * kept,
+            operations=14,
+        )
         saved = 4.0 * (2 * scores + positions * config.width) + 16.0 * kept
         return Piece(forward, backward, saved, 8.0 * scores + 32.0 * kept)
 

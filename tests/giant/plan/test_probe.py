@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openm6.giant.plan.probe import fit_rates, measure_disk, measure_loopback
+from openm6.giant.plan.probe import Timed, fit_rates, measure_disk, measure_loopback
 from openm6.giant.plan.tally import KINDS, Cost
 
 
@@ -19,7 +19,8 @@ def test_rates_that_explain_the_times_are_found():
     for _ in range(40):
         # Each kind takes a time of its own between 0 and 10 ms.
         cost = Cost(**{name: generator.uniform(0, 1e-2) / per[name] for name in KINDS})
-        timed.append((cost, sum(getattr(cost, name) * per[name] for name in KINDS)))
+        seconds = sum(getattr(cost, name) * per[name] for name in KINDS)
+        timed.append(Timed(cost, seconds, counts=generator.choice([1.0, 3.0])))
     rates, error = fit_rates(timed)
     assert error < 1e-3
     for name, rate in true.items():
@@ -29,7 +30,16 @@ def test_rates_that_explain_the_times_are_found():
 
 def test_a_kind_that_was_not_measured_is_named():
     with pytest.raises(ValueError, match="convolution_fp32"):
-        fit_rates([(Cost(matrix_fp32=1, matrix_bf16=1, operations=1), 1.0)])
+        fit_rates([Timed(Cost(matrix_fp32=1, matrix_bf16=1, operations=1), 1.0)])
+
+
+def test_of_two_times_that_contradict_each_other_the_one_that_counts_more_is_believed():
+    everything = Cost(**{name: 1.0 for name in KINDS})
+    rates = [
+        fit_rates([Timed(everything, 1.0, first), Timed(everything, 2.0, second)])[0].elementwise_bytes
+        for first, second in ((5.0, 1.0), (1.0, 5.0))
+    ]
+    assert rates[0] > rates[1]
 
 
 def test_disk_and_loopback(tmp_path: Path):
