@@ -3,7 +3,7 @@
 A batch norm that keeps its statistics is a scale and a shift of each channel, which the convolution before it can
 do. Here the folded weights are made anew in every call, so that gradients reach the convolution's weights and the
 norm's alike. It saves walks over every map, forward and backward; so does leaving the zeros around a map to the
-convolution where they are as many on both sides. SPEED
+convolution where they are as many on both sides.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
