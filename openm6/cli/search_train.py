@@ -1,0 +1,116 @@
+"""openm6 search train, openm6 search simulate: photo search learned from somebody's catalogue and clicks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from openm6.cli.output import Json, show
+
+Column = Annotated[
+    list[str] | None, typer.Option(help="OURS=THEIRS, such as category=kind; once for each column.")
+]
+Catalogue = Annotated[str, typer.Argument(help="The items: a folder, a CSV, JSONL or Parquet file, ...")]
+
+
+def train(
+    catalogue: Catalogue,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the encoder; a stopped run goes on in it.")
+    ],
+    clicks: Annotated[
+        Path | None, typer.Option(help="Log of clicks, JSON Lines; see docs/search-learning.md.")
+    ] = None,
+    column: Column = None,
+    passes: Annotated[int, typer.Option(min=0, help="Passes over the catalogue's pictures.")] = 8,
+    view_passes: Annotated[int, typer.Option(min=0, help="Passes over the page views of the log.")] = 2,
+    image_size: Annotated[int, typer.Option(help="Pixels, a multiple of 32.")] = 160,
+    seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same encoder.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train an encoder for search by photo on a catalogue, and on what was clicked.
+
+    openm6 search train shop.csv --clicks clicks.jsonl --out shop-encoder
+    """
+    from pydantic import ValidationError
+
+    from openm6.search.clicks import read_page_views
+    from openm6.search.items import Items
+    from openm6.search.learning import train_search
+    from openm6.search.learning_data import LearningConfig
+
+    try:
+        config = LearningConfig(passes=passes, view_passes=view_passes, image_size=image_size, seed=seed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+    chosen, views = pairs(column), read_page_views(clicks) if clicks is not None else []
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading the catalogue"):
+        items = Items.read(catalogue, columns=chosen)
+    last: dict[str, Any] = {}
+
+    def told(line: dict[str, Any]) -> None:
+        last.update(line)
+        held_out = f", {line['held_out']:.1%} of unseen items right" if "held_out" in line else ""
+        console.print(
+            f"{line['step']:>7,} of {line['steps']:,}  {line['what']}, loss {line['loss']:.3f}{held_out}"
+        )
+
+    with console.status("training"):
+        encoder = train_search(items, config, out, views=views, on_progress=told)
+    show(
+        {
+            "input": catalogue,
+            "output": str(out),
+            "items": len(items),
+            "categories": items.categories,
+            "page_views": len(views),
+            "held_out": last.get("held_out"),
+            "dim": encoder.dim,
+        },
+        as_json=as_json,
+        line=f"encoder: {out}\nuse it: openm6 search index {catalogue} --encoder {out}",
+    )
+
+
+def simulate(
+    catalogue: Catalogue,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for clicks.jsonl and the query pictures.")],
+    views: Annotated[int, typer.Option(min=1, help="Page views.")] = 1000,
+    encoder: Annotated[str, typer.Option(help="What answers the queries.")] = "photo",
+    column: Column = None,
+    seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same log.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Simulate a log of clicks on a catalogue, to develop with before there is a real one.
+
+    openm6 search simulate shop.csv --views 3000 --out log
+    """
+    from openm6.search.click_simulator import simulate_clicks
+    from openm6.search.encoders import open_encoder
+    from openm6.search.items import Items
+
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading the catalogue") as status:
+        items, opened = Items.read(catalogue, columns=pairs(column)), open_encoder(encoder)
+
+        def told(what: str, done: int, total: int) -> None:
+            status.update(f"{what}: {done:,} of {total:,}")
+
+        log = simulate_clicks(items, opened, out, n_views=views, seed=seed, on_progress=told)
+    show({"input": catalogue, "output": str(log), "page_views": views}, as_json=as_json, line=f"log: {log}")
+
+
+def pairs(columns: list[str] | None) -> dict[str, str]:
+    """{ours: theirs} of `--column OURS=THEIRS`. Raises ValueError for what is no pair."""
+    found = {}
+    for each in columns or []:
+        ours, equals, theirs = each.partition("=")
+        if not (ours and equals and theirs):
+            raise ValueError(f"--column must be OURS=THEIRS, such as category=kind, not '{each}'")
+        found[ours] = theirs
+    return found

@@ -1,0 +1,82 @@
+"""Where the item is, learned without a box: four numbers, a soft mask, and image x mask.
+
+Pailitao (2102.04674, section 3.3.2) cuts the item out with a mask
+
+    M(x, y) = [h(x - left) - h(x - right)] [h(y - top) - h(y - bottom)],    h(z) = 1 / (1 + exp(-k z)),
+
+whose soft steps h let the gradient of the triplet loss reach left, right, top and bottom: pixels of the background
+make the picture less like the item that was clicked, so the edges move until they are gone.
+
+The four numbers come from a map of scores over the cells of a feature map. Softmax makes it a distribution, and the
+box is the one over which a uniform distribution has the same mean and the same variance: centre +- sqrt(3) standard
+deviations. So equal scores mean the whole picture, which is where training starts.
+
+Coordinates run from 0 (left, top) to 1 (right, bottom). Shape suffixes: N images, H and W rows and columns, 4 =
+left, top, right, bottom.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STEEPNESS = 30.0  # k: a step from 0.12 to 0.88 takes 4 / k of the side
+INNER = 64  # channels
+
+
+class BoxHead(nn.Module):
+    """A feature map (N, channels, H, W) to boxes (N, 4); the whole picture before it has learned anything."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, INNER, 1)
+        self.look = nn.Conv2d(INNER, INNER, 5, padding=2)
+        self.score = nn.Conv2d(INNER, 1, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, map_NCHW: Tensor) -> Tensor:
+        x_NCHW = F.relu(self.reduce(map_NCHW))
+        return scores_to_box(self.score(F.relu(self.look(x_NCHW)))[:, 0])
+
+
+def scores_to_box(scores_NHW: Tensor) -> Tensor:
+    """The box (N, 4) of the uniform distribution with the mean and variance of softmax(scores)."""
+    p_NHW = scores_NHW.float().flatten(1).softmax(dim=1).view(scores_NHW.shape)
+    edges = []
+    for dim in (2, 1):
+        cells = scores_NHW.shape[dim]
+        at = (torch.arange(cells, device=p_NHW.device) + 0.5) / cells
+        p_NL = p_NHW.sum(dim=3 - dim)
+        mean_N = (p_NL * at).sum(1)
+        # Mass is spread evenly inside of a cell, which has a variance of its own.
+        variance_N = (p_NL * (at - mean_N[:, None]).square()).sum(1) + 1 / (12 * cells**2)
+        half_N = (3 * variance_N).sqrt()
+        edges.append((mean_N - half_N, mean_N + half_N))
+    (left_N, right_N), (top_N, bottom_N) = edges
+    return torch.stack((left_N, top_N, right_N, bottom_N), dim=1)
+
+
+def soft_mask(box_N4: Tensor, height: int, width: int, *, steepness: float = STEEPNESS) -> Tensor:
+    """The mask (N, 1, H, W) of the formula above, in 0 .. 1."""
+    left_N, top_N, right_N, bottom_N = box_N4.unbind(1)
+    columns_NW = _bump(left_N, right_N, width, steepness)
+    rows_NH = _bump(top_N, bottom_N, height, steepness)
+    return (rows_NH[:, :, None] * columns_NW[:, None, :])[:, None]
+
+
+def _bump(low_N: Tensor, high_N: Tensor, cells: int, steepness: float) -> Tensor:
+    at_L = (torch.arange(cells, device=low_N.device) + 0.5) / cells
+    rise_NL = torch.sigmoid(steepness * (at_L - low_N[:, None]))
+    return rise_NL - torch.sigmoid(steepness * (at_L - high_N[:, None]))
+
+
+def box_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
+    """Intersection over union (N,) of pairs of boxes, cut to the picture first."""
+    a_N4, b_N4 = (np.clip(np.asarray(each, dtype=np.float64), 0, 1) for each in (a_N4, b_N4))
+    low, high = np.maximum(a_N4[:, :2], b_N4[:, :2]), np.minimum(a_N4[:, 2:], b_N4[:, 2:])
+    shared_N = np.clip(high - low, 0, None).prod(axis=1)
+    areas = [np.clip(box[:, 2:] - box[:, :2], 0, None).prod(axis=1) for box in (a_N4, b_N4)]
+    return shared_N / np.maximum(areas[0] + areas[1] - shared_N, 1e-12)

@@ -1,0 +1,170 @@
+"""The network of learned photo search: one trunk, a detection branch, an embedding, categories.
+
+    picture -> trunk -> BoxHead -> soft mask;   picture x mask -> trunk -> tail -> pooled -> embedding (unit vector)
+                                                                                       -> category
+
+Both branches of Pailitao's joint network (2102.04674, figure 5) read one EfficientNet-Lite0 here, which costs a
+second forward pass instead of a second network. The batch norms keep the statistics they were pretrained with.
+
+Shape suffixes: N images, C channels, H and W rows and columns, D dimensions, L categories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
+from openm6.modalities.folded import run_folded
+from openm6.search.masks import BoxHead, soft_mask
+
+CONFIG_FILE, WEIGHTS_FILE = "search.json", "search.safetensors"
+EARLY = 8  # layers of the trunk that stay as they were pretrained: the stem and five blocks
+SHARPNESS = 16.0  # of the cosine classifier on the embedding
+BATCH = 64  # pictures at a time
+
+
+class PhotoNetConfig(BaseModel):
+    """What a folder's `search.json` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = Field(default=1, ge=1, le=1)
+    image_size: int = Field(default=160, ge=64, le=1024, multiple_of=32)
+    dim: int = Field(default=256, ge=8, le=4096)
+    categories: list[str] = []
+    virtual_ids: int = Field(default=0, ge=0)
+    mask: bool = False  # whether a detection branch was trained
+    model_weight: float = Field(default=0.5, ge=0, le=1)  # of the softmax, fused with the neighbours' vote
+
+
+class PhotoNet(nn.Module):
+    """Raises ValueError if the extra `[photo]` is not installed."""
+
+    def __init__(self, config: PhotoNetConfig, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = EfficientNetLite0(pretrained=pretrained)
+        for layer in list(self.backbone.trunk)[:EARLY]:
+            layer.requires_grad_(False)
+        pooled = self.backbone.out_channels
+        self.box = BoxHead(self.backbone.trunk_channels)
+        self.project = nn.Linear(pooled, config.dim)
+        self.category = nn.Linear(pooled, max(1, len(config.categories)))
+        # One direction for each category and each Virtual ID: what the embedding is classified by in training.
+        self.proxies = nn.Parameter(
+            torch.randn(max(1, len(config.categories)) + config.virtual_ids, config.dim)
+        )
+        self.eval()
+
+    def early(self, x_NCHW: Tensor) -> Tensor:
+        """The map (N, 40, H/8, W/8) of the layers that stay as they were pretrained."""
+        return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
+
+    def late(self, early_NCHW: Tensor) -> Tensor:
+        """From that map to pooled features (N, 1280)."""
+        return run_folded([*list(self.backbone.trunk)[EARLY:], *self.backbone.tail], early_NCHW).mean(
+            dim=(2, 3)
+        )
+
+    def boxes(self, x_NCHW: Tensor) -> Tensor:
+        """Boxes (N, 4); their gradient stays in the detection branch."""
+        with torch.no_grad():
+            map_NCHW = run_folded(self.backbone.trunk, x_NCHW)
+        return self.box(map_NCHW)
+
+    def masked(self, x_NCHW: Tensor) -> Tensor:
+        """image x mask: what lies outside becomes the grey in the middle of the scale."""
+        mask_N1HW = soft_mask(self.boxes(x_NCHW), x_NCHW.shape[2], x_NCHW.shape[3])
+        return (x_NCHW * mask_N1HW).contiguous(memory_format=torch.channels_last)
+
+    def embed(self, pooled_ND: Tensor) -> Tensor:
+        return F.normalize(self.project(pooled_ND), dim=1)
+
+    def proxy_logits(self, vectors_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Of unit vectors, to classify them: (N, L) for categories, (N, virtual_ids)."""
+        logits = SHARPNESS * vectors_ND @ F.normalize(self.proxies, dim=1).T
+        n = max(1, len(self.config.categories))
+        return logits[:, :n], logits[:, n:]
+
+    @torch.inference_mode()
+    def look(self, pictures: Sequence[np.ndarray], *, mask: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors (N, D) and probabilities of the categories (N, L) of pictures uint8 (S, S, 3 | 4).
+
+        Without `mask`, as if the detection branch always saw the whole picture.
+        """
+        vectors = [np.empty((0, self.config.dim), np.float32)]
+        probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
+        for start in range(0, len(pictures), BATCH):
+            x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
+            if mask and self.config.mask:
+                x_NCHW = self.masked(x_NCHW)
+            pooled_ND = self.late(self.early(x_NCHW))
+            vectors.append(self.embed(pooled_ND).numpy())
+            probabilities.append(self.category(pooled_ND).softmax(1).numpy())
+        return np.concatenate(vectors), np.concatenate(probabilities)
+
+    @torch.inference_mode()
+    def find(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Where the item is: left, top, right, bottom in 0 .. 1 of the square, float32 (N, 4)."""
+        if not self.config.mask:
+            return np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
+        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        found = [self.boxes(photo_pixels(part, self.config.image_size)).numpy() for part in parts]
+        return np.concatenate([np.empty((0, 4), np.float32), *(each.clip(0, 1) for each in found)])
+
+    def save(self, folder: Path) -> None:
+        """Writes `search.json` and `search.safetensors` (fp32) into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / CONFIG_FILE).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> PhotoNet:
+        """Reads what `save` wrote. Raises ValueError for a missing or damaged file."""
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} holds no search model: {name} is missing.")
+        try:
+            net = cls(
+                PhotoNetConfig.model_validate_json((folder / CONFIG_FILE).read_bytes()), pretrained=False
+            )
+        except ValidationError as error:
+            raise ValueError(f"{folder / CONFIG_FILE} is not a search model's config: {error}") from error
+        try:
+            net.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} is damaged or does not fit {CONFIG_FILE}: {error}"
+            ) from error
+        return net
+
+
+class LearnedEncoder:
+    """A folder that `openm6 search train` made, as an encoder. Raises ValueError if it is none."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.name = str(folder)
+        self.net = PhotoNet.load(Path(folder))
+        self.dim, self.image_size = self.net.config.dim, self.net.config.image_size
+        weights = (Path(folder) / WEIGHTS_FILE).read_bytes()
+        self.fingerprint = hashlib.blake2s(weights, digest_size=8).hexdigest()
+
+    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors float32 (N, D)."""
+        return self.net.look(pictures)[0]
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        raise ValueError(
+            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+        )

@@ -1,0 +1,141 @@
+"""Training of photo search: it learns, goes on after a stop, and what it saves is an encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from openm6.search.click_simulator import simulate_clicks
+from openm6.search.clicks import PageView, read_page_views
+from openm6.search.encoders import open_encoder
+from openm6.search.items import Items
+from openm6.search.learning import train_search
+from openm6.search.learning_batches import batches, n_batches
+from openm6.search.learning_data import LearningConfig
+from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
+from tests.search.conftest import COLOURS, ColourEncoder, png
+
+pytest.importorskip("efficientnet_lite_pytorch")
+CONFIG = LearningConfig(image_size=64, dim=16, passes=2, view_passes=2, batch=12, view_batch=4, held_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def items() -> Items:
+    named = [(name, seed) for seed, name in enumerate(list(COLOURS) * 5)]
+    pictures = [png(COLOURS[name], seed) for name, seed in named]
+    return Items([f"{name}-{seed}" for name, seed in named], pictures, [name for name, _ in named])
+
+
+@pytest.fixture(scope="module")
+def views(items: Items, tmp_path_factory: pytest.TempPathFactory) -> list[PageView]:
+    folder = tmp_path_factory.mktemp("log")
+    return read_page_views(simulate_clicks(items, ColourEncoder(), folder, n_views=16, seed=0))
+
+
+@pytest.fixture(scope="module")
+def trained(items: Items, views: list[PageView], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "encoder"
+    train_search(items, CONFIG, folder, views=views)
+    return folder
+
+
+def test_the_folder_is_an_encoder(trained: Path, items: Items) -> None:
+    encoder = open_encoder(str(trained))
+    assert isinstance(encoder, LearnedEncoder) and encoder.dim == 16 and encoder.image_size == 64
+    pictures = items.decode(range(6), 64)
+    vectors = encoder.images(pictures)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    # One by one, or together: the same.
+    np.testing.assert_allclose(
+        np.concatenate([encoder.images([each]) for each in pictures]), vectors, atol=1e-4
+    )
+    assert encoder.images([]).shape == (0, 16)
+    assert encoder.net.config.categories == items.categories and encoder.net.config.mask
+    boxes = encoder.net.find(pictures)
+    assert boxes.shape == (6, 4) and (boxes >= 0).all() and (boxes <= 1).all()
+    assert not list(trained.rglob("*.pt")) and not list(trained.rglob("*.pkl"))
+    with pytest.raises(ValueError, match="knows no words"):
+        encoder.texts(["red"])
+
+
+def test_every_loss_was_there_and_clicks_reached_the_detection_branch(trained: Path, items: Items) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2 * n_batches(16, 12), lines[-1]["steps"]]
+    assert {"loss", "category", "proxy", "virtual", "triplet", "list", "held_out"} <= set(lines[-1])
+    torch.manual_seed(CONFIG.seed)
+    score = LearnedEncoder(trained).net.box.score.weight
+    assert score.abs().sum() > 0  # it starts at 0, and only triplets, lists and labels push it
+
+
+def test_a_killed_run_ends_like_one_that_was_not(
+    trained: Path, items: Items, views: list[PageView], tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(line: dict[str, Any]) -> None:
+        if line["what"] == "page views":
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_search(items, CONFIG, tmp_path, views=views, on_progress=kill)
+    assert not (tmp_path / WEIGHTS_FILE).exists()
+    train_search(items, CONFIG, tmp_path, views=views)
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == (trained / WEIGHTS_FILE).read_bytes()
+    assert (tmp_path / CONFIG_FILE).read_bytes() == (trained / CONFIG_FILE).read_bytes()
+
+
+def test_without_a_log_categories_are_learned_and_nothing_is_masked(items: Items, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"passes": 8})
+    encoder = train_search(items, config, tmp_path)
+    assert not encoder.net.config.mask and encoder.net.config.virtual_ids == 0
+    _, probabilities = encoder.net.look(items.decode(range(len(items)), 64))
+    assert (probabilities.argmax(1) == items.category_G).mean() > 0.5  # by chance: 0.25
+    np.testing.assert_array_equal(encoder.net.find(items.decode([0], 64)), [[0, 0, 1, 1]])
+
+
+def test_the_gradient_of_a_triplet_moves_the_mask_and_not_the_trunk_through_it() -> None:
+    torch.manual_seed(0)
+    net = PhotoNet(PhotoNetConfig(image_size=64, dim=8, categories=["a", "b"], mask=True))
+    torch.nn.init.normal_(net.box.score.weight)
+    x = torch.randn(2, 3, 64, 64)
+    boxes = net.boxes(x)
+    boxes.sum().backward()
+    assert all(p.grad is None for p in net.backbone.parameters())
+    net.zero_grad()
+    vectors = net.embed(net.late(net.early(net.masked(x))))
+    (vectors[0] @ vectors[1]).backward()
+    assert net.box.score.weight.grad is not None and net.box.score.weight.grad.abs().sum() > 0
+
+
+def test_nothing_to_learn_from_is_said(items: Items, tmp_path: Path) -> None:
+    plain = Items(items.ids, items.pictures, [None] * len(items))
+    with pytest.raises(ValueError, match="there is nothing to learn from"):
+        train_search(plain, CONFIG, tmp_path)
+
+
+def test_a_damaged_folder_is_named(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no search model: search\.json is missing"):
+        open_encoder(str(tmp_path))
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    (folder / WEIGHTS_FILE).write_bytes(b"\x08\0\0\0\0\0\0\0junkjunk")
+    with pytest.raises(ValueError, match="is damaged or does not fit"):
+        open_encoder(str(folder))
+    (folder / CONFIG_FILE).write_text('{"dim": "wide"}')
+    with pytest.raises(ValueError, match=r"is not a search model's config"):
+        open_encoder(str(folder))
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (5, 4), (6, 4), (8, 4), (3, 8), (100, 7)])
+def test_batches_cover_what_they_should_once(n: int, size: int) -> None:
+    found = [*batches(n, size, np.random.default_rng(0))]
+    rows = np.concatenate(found)
+    assert len(found) == n_batches(n, size) and len(set(rows)) == len(rows) and len(rows) > n - size
+    assert all(len(part) <= size for part in found)

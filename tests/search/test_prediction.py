@@ -1,0 +1,66 @@
+"""Category prediction from an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openm6.search import Index
+from openm6.search.category import fuse, neighbour_vote
+from openm6.search.encoders import Encoder
+from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
+from openm6.search.prediction import predict_category
+from tests.search.conftest import COLOURS, png
+
+
+def shop(folder: Path, column: str = "category") -> str:
+    folder.mkdir()
+    lines = [f"id,image,{column}"]
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(4):
+            (folder / f"{name}{i}.png").write_bytes(png(colour, seed=10 * number + i))
+            lines.append(f"{name}-{i},{name}{i}.png,{name}")
+    (folder / "items.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "items.csv")
+
+
+def test_the_vote_stands_alone_where_there_is_no_softmax(tmp_path: Path, encoder: Encoder) -> None:
+    index = Index.open(str(tmp_path / "index"), encoder=encoder)
+    index.update(shop(tmp_path / "shop"))
+    found = predict_category(index, tmp_path / "shop" / "red2.png")
+    assert next(iter(found)) == "red" and set(found) == set(COLOURS)
+    assert sum(found.values()) == pytest.approx(1) and [*found.values()] == sorted(
+        found.values(), reverse=True
+    )
+
+
+def test_a_trained_encoder_is_fused_and_new_categories_may_be_voted_for(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    names = ["blue", "green", "red"]  # grey came later
+    PhotoNet(PhotoNetConfig(image_size=64, dim=8, categories=names, model_weight=0.25)).save(tmp_path / "net")
+    encoder = LearnedEncoder(tmp_path / "net")
+    index = Index.open(str(tmp_path / "index"), encoder=encoder)
+    index.update(shop(tmp_path / "shop"))
+    found = predict_category(index, tmp_path / "shop" / "grey1.png")
+
+    from openm6.data import read_image
+
+    vectors, model = encoder.net.look([read_image(tmp_path / "shop" / "grey1.png", size=64)])
+    hits = index.nearest(vectors[0], None, 30)
+    numbers = np.array([[*names, "grey"].index(str(hit.attributes["category"])) for hit in hits])
+    vote = neighbour_vote(np.array([[hit.similarity for hit in hits]]), numbers, 4)
+    [wanted] = fuse(np.pad(model, ((0, 0), (0, 1))), vote, 0.25)
+    assert {name: found[name] for name in [*names, "grey"]} == pytest.approx(
+        dict(zip([*names, "grey"], wanted, strict=True)), abs=1e-6
+    )
+
+
+def test_an_index_without_categories_is_refused(tmp_path: Path, encoder: Encoder) -> None:
+    index = Index.open(str(tmp_path / "index"), encoder=encoder)
+    with pytest.raises(ValueError, match="there is none at this address"):
+        predict_category(index, tmp_path / "a.png")
+    index.update(shop(tmp_path / "shop", column="kind"))
+    with pytest.raises(ValueError, match="have no column 'category'"):
+        predict_category(index, tmp_path / "shop" / "red1.png")
