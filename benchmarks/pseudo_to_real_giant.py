@@ -10,11 +10,10 @@ embedded corpus, AdamW, fp32) for `--minutes` in two arms, both within `memory.h
     p2r     a Pseudo Giant, which stays in memory; delinked after `--pseudo-share` of the time, then streamed
 
 `--tune M` first chooses, for each arm, the learning rate and then the micro-batches of a step (of p2r, of a
-Pseudo step; its Real steps have those of the other arm), in runs of M minutes on another seed. Short runs like
-small rates, so each arm is then run in full with the chosen rate and with the largest one, and the better run
-counts. The clock is that of training: held-out evaluations stop it, the delink does not. Every run is a process
-of its own, so that its peak memory is its own. Finished runs are kept in `--runs`: started again, the script
-only does what is missing.
+Pseudo step; its Real steps have those of the other arm), in runs of M minutes on another seed. The clock is
+that of training: held-out evaluations stop it, the delink does not. Every run is a process of its own, so
+that its peak memory is its own. Finished runs are kept in `--runs`: started again, the script only does what
+is missing.
 
     time_to_loss_speedup  time of `real` over the time after which `p2r` reaches the held-out loss at which
                           `real` ends; null if it does not reach it
@@ -215,13 +214,6 @@ def tuned(job: Job, minutes: float, runner: Runner) -> Job:
     return best([replace(job, **{key: each}) for each in MICRO_BATCHES[key]])
 
 
-def best_in_full(job: Job, runner: Runner, *, tuned: bool) -> Result:
-    """The run of this job; of a tuned one that with the largest rate, if it ends lower."""
-    rates = {job.lr, max(RATES)} if tuned else {job.lr}
-    results = [runner(replace(job, lr=lr)) for lr in sorted(rates)]
-    return min(results, key=lambda result: result["curve"][-1]["loss"])
-
-
 def reached(curve: Sequence[Mapping[str, Any]], loss: float, axis: str) -> float | None:
     """Where on an axis the curve first is at `loss` or below, linearly between evaluations; None if never."""
     for before, after in pairwise(curve):
@@ -329,7 +321,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
         pseudo_micro_batches=1,
     )
     p2r = tuned(job, options.tune, runner) if options.tune else job
-    results = {job.arm: best_in_full(job, runner, tuned=options.tune is not None) for job in (real, p2r)}
+    jobs = {"real": real, "p2r": p2r}
+    results = {arm: runner(job) for arm, job in jobs.items()}
     command = f"python benchmarks/pseudo_to_real_giant.py --disk FOLDER --minutes {options.minutes:g}"
     command += f" --pseudo-share {options.pseudo_share:g}"
     line = {

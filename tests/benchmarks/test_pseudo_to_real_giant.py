@@ -51,14 +51,11 @@ def test_the_speed_up_is_the_time_to_the_loss_at_which_real_only_ends(
     pretended, out = PretendedRuns(), tmp_path / "out.json"
     plot = tmp_path / "plot.svg"
     line = p2r.main([*arguments, "--tune", "2", "--out", str(out), "--plot", str(plot)], runner=pretended)
-    tuning = [job for job in pretended.jobs if job.seed == p2r.TUNING_SEED]
-    measured = [job for job in pretended.jobs if job.seed == 0]
-    assert all(job.minutes == 2.0 for job in tuning) and all(job.minutes == 10.0 for job in measured)
-    # The rate that short runs choose, and the largest one, which for `real` are the same.
-    assert [(job.arm, job.lr) for job in measured] == [("real", 1e-3), ("p2r", 5e-4), ("p2r", 1e-3)]
-    assert all(job.micro_batches == 8 for job in measured)
-    assert [job.pseudo_micro_batches for job in measured[1:]] == [3, 3]
-    assert line["p2r_lr"] == 5e-4
+    tuning, measured = pretended.jobs[:-2], pretended.jobs[-2:]
+    assert all((job.seed, job.minutes) == (p2r.TUNING_SEED, 2.0) for job in tuning)
+    assert [(job.arm, job.seed, job.minutes) for job in measured] == [("real", 0, 10.0), ("p2r", 0, 10.0)]
+    assert (measured[0].lr, measured[0].micro_batches) == (1e-3, 8)
+    assert (measured[1].lr, measured[1].micro_batches, measured[1].pseudo_micro_batches) == (5e-4, 8, 3)
     # Real-only ends at 40; Pseudo-to-Real falls four times as fast.
     assert line["real_loss"] == 40 and line["p2r_loss"] == 10
     assert line["time_to_loss_speedup"] == line["tokens_to_loss_ratio"] == 4.0
