@@ -83,6 +83,12 @@ ROWS = [
         "peak_over_budget",
     ),
     Row("The same: seconds a step as a Real Giant", "headline", "real_seconds_a_step", "{:.0f}"),
+    Row(
+        "2.4 billion parameters in 4 GiB: how much sooner Pseudo-to-Real has the loss of Real-only (one run)",
+        "pseudo_to_real_giant",
+        "time_to_loss_speedup",
+        "{:.1f}x",
+    ),
     Row("SIGKILLs of a streamed run", "faults", "kills", "{}", versus="lost", versus_label="runs lost"),
     Row("Steps of DeepSpeed ZeRO-3 on NVMe: times as long", "versus_deepspeed", "speedup", "{:.1f}"),
     Row("Peak memory over DeepSpeed's", "versus_deepspeed", "memory_ratio"),
