@@ -101,6 +101,14 @@ ROWS = [
         versus="comm_ratio_theory",
         versus_label="by counting",
     ),
+    Row("The service, 200 clients for a minute: answers with an error", "serve_load", "errors", "{}"),
+    Row("1,000 malformed uploads that were not answered with 4xx", "serve_load", "malformed_not_4xx", "{}"),
+    Row(
+        "Captions a second at 16 clients, in batches over one by one",
+        "serve_load",
+        "batching_gain",
+        "{:.1f}x",
+    ),
     Row("Step time, planned against measured: median error", "plan_error", "median_error"),
 ]
 
