@@ -35,7 +35,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.common import Stopwatch, emit, machine, rounded
+from benchmarks.measures import bootstrap_interval
 from openm6.search.category import fuse, neighbour_vote
 from openm6.search.click_simulator import LOG, look, simulate_clicks, without_paper
 from openm6.search.clicks import read_page_views
@@ -72,13 +76,6 @@ def retrieval(
     return labels_G[nearest_N5] == labels_N[:, None]
 
 
-def interval(values_N: np.ndarray) -> list[float]:
-    """95 % of the means of bootstrap samples."""
-    rng = np.random.default_rng(SEED)
-    means = values_N[rng.integers(0, len(values_N), (2000, len(values_N)))].mean(axis=1)
-    return [float(each) for each in np.quantile(means, (0.025, 0.975))]
-
-
 def plain_figures(train: Items, validation: Items) -> dict[str, float]:
     """Pretrained features, as they are."""
     index_GD, queries_ND = (look(items, PhotoEncoder(), print_progress) for items in (train, validation))
@@ -113,7 +110,7 @@ def learned_figures(train: Items, validation: Items, encoder: LearnedEncoder) ->
     ious_N = box_iou(net.find(pictures), boxes_N4)
     return {
         "category_at_1": float(hits[:, 0].mean()),
-        "category_at_1_interval": interval(hits[:, 0]),
+        "category_at_1_interval": bootstrap_interval(hits[:, 0], range(len(hits))),
         "precision_at_5": float(hits.mean()),
         **accuracy,
         "fused_gain": accuracy["fused_accuracy"] - max(accuracy["model_accuracy"], accuracy["vote_accuracy"]),

@@ -57,3 +57,16 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path} is a folder, not a file to write")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"cannot write {path}: permission denied")
+
+
+def pair(text: str, option: str, form: str) -> tuple[str, str]:
+    """The sides of NAME=VALUE. Raises ValueError for what is no pair: `option` must be `form`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"{option} must be {form}, not '{text}'")
+    return name, value
+
+
+def catalogue_columns(columns: list[str] | None) -> dict[str, str]:
+    """{ours: theirs} of a catalogue's `--column OURS=THEIRS`. Raises ValueError for what is no pair."""
+    return dict(pair(each, "--column", "OURS=THEIRS, such as category=kind") for each in columns or [])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from openm6.cli.arguments import pair
 from openm6.cli.output import Json, show
 from openm6.cli.train import RECIPES, find_recipe
 
@@ -67,7 +68,7 @@ def data(
 
     openm6 data photos/products.csv --column caption_en=title
     """
-    columns = dict(_pair(each) for each in column or [])
+    columns = dict(pair(each, "--column", "FIELD=COLUMN, such as caption_en=title") for each in column or [])
     too_bad = []
     for name in sources:
         for label, config in configs_of(name, columns, kind, split):
@@ -189,10 +190,3 @@ def brief(value: object) -> Any:
         value = ", ".join(map(str, value))
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, column = text.partition("=")
-    if not (name and equals and column):
-        raise ValueError(f"--column must be FIELD=COLUMN, such as caption_en=title, not '{text}'")
-    return name, column

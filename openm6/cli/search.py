@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from openm6.cli.arguments import catalogue_columns, pair
 from openm6.cli.errors import cleanly
 from openm6.cli.output import Json, show
 from openm6.cli.search_train import simulate, train
@@ -63,7 +64,7 @@ def index(
 
     openm6 search index products.csv --to shop-index
     """
-    columns = dict(_pair(each, "--column", "OURS=THEIRS") for each in column or [])
+    columns = catalogue_columns(column)
     from openm6.search import Index
 
     with _progress(quiet=as_json) as on_progress:
@@ -145,15 +146,8 @@ def _is_picture(what: str) -> bool:
     return os.path.isfile(what) or Path(what).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _pair(text: str, option: str, form: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not (name and sign and value):
-        raise ValueError(f"{option} must be {form}, not '{text}'")
-    return name, value
-
-
 def _weight(text: str) -> tuple[str, float]:
-    name, value = _pair(text, "--quality", "COLUMN=WEIGHT")
+    name, value = pair(text, "--quality", "COLUMN=WEIGHT")
     try:
         return name, float(value)
     except ValueError:

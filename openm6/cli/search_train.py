@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from openm6.cli.arguments import catalogue_columns
 from openm6.cli.output import Json, show
 
 Column = Annotated[
@@ -47,7 +48,7 @@ def train(
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
-    chosen, views = pairs(column), read_page_views(clicks) if clicks is not None else []
+    chosen, views = catalogue_columns(column), read_page_views(clicks) if clicks is not None else []
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue"):
         items = Items.read(catalogue, columns=chosen)
@@ -96,21 +97,10 @@ def simulate(
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue") as status:
-        items, opened = Items.read(catalogue, columns=pairs(column)), open_encoder(encoder)
+        items, opened = Items.read(catalogue, columns=catalogue_columns(column)), open_encoder(encoder)
 
         def told(what: str, done: int, total: int) -> None:
             status.update(f"{what}: {done:,} of {total:,}")
 
         log = simulate_clicks(items, opened, out, n_views=views, seed=seed, on_progress=told)
     show({"input": catalogue, "output": str(log), "page_views": views}, as_json=as_json, line=f"log: {log}")
-
-
-def pairs(columns: list[str] | None) -> dict[str, str]:
-    """{ours: theirs} of `--column OURS=THEIRS`. Raises ValueError for what is no pair."""
-    found = {}
-    for each in columns or []:
-        ours, equals, theirs = each.partition("=")
-        if not (ours and equals and theirs):
-            raise ValueError(f"--column must be OURS=THEIRS, such as category=kind, not '{each}'")
-        found[ours] = theirs
-    return found

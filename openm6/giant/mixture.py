@@ -67,7 +67,7 @@ class _Routed:
 
 def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
     """All layers of the slot, each for all micro-batches."""
-    cast: dict[int, Weights] = {}  # experts that the slot's layers share
+    shared, cast = len(slot.layers) > 1, dict[int, Weights]()  # experts that the slot's layers share
     for layer in slot.layers:
         with (
             machine.store.use(Access(slot.name, ("weights",))) as views,
@@ -86,9 +86,9 @@ def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *
                 machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
                 machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
             ):
-                room = slot.expert_name(expert) if len(slot.layers) > 1 else "expert"
+                room = slot.expert_name(expert) if shared else "expert"
                 leaves = cast.get(expert) or machine.precision.leaves(views["weights"], room)
-                if len(slot.layers) > 1 and machine.precision.casts(views["weights"]):
+                if shared and machine.precision.casts(views["weights"]):
                     cast[expert] = leaves
                 for each, out_ND in zip(routed, out, strict=True):
                     mine = each.slices[expert]
@@ -154,11 +154,11 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
         machine.updates.apply(machine.store, slot.name, body, body_gradients.mean(len(slot.layers)))
 
 
-def bytes_of_waiting_rows(machine: Machine, slot: Slot) -> int:
+def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
     """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
-    if len(slot.layers) == 1 or slot.expert is None or machine.precision.dtype == torch.float32:
+    if len(slot.layers) == 1 or slot.expert is None or dtype == torch.float32:
         return 0
-    per_row = sum(sum(shape) for shape in slot.expert.values()) * machine.precision.dtype.itemsize
+    per_row = sum(sum(shape) for shape in slot.expert.values()) * dtype.itemsize
     return slot.experts * ENOUGH_ROWS * per_row
 
 

@@ -118,7 +118,9 @@ def rehearse(
     streaming.drop_gradients(machine.frame)
     others = max(0, machine.depth - len(alone.layers)) if training and machine.activations.resident else 0
     memory.mark("layer")
-    kept = others * boundaries + (mixture.bytes_of_waiting_rows(machine, slot) if training else 0)
+    kept = others * boundaries + (
+        mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) if training else 0
+    )
     holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work

@@ -74,6 +74,11 @@ class Scan:
         """The kind of each column: text, unless all of its values are numbers or all are flags."""
         return {name: next(iter(kinds)) if len(kinds) == 1 else "text" for name, kinds in self.seen.items()}
 
+    @property
+    def category(self) -> str | None:
+        """The column that says what an item is, if there is one."""
+        return next((name for name in CATEGORY_COLUMNS if self.columns.get(name) == "text"), None)
+
 
 class Catalogue:
     """The catalogue at `path`: whatever `openm6.data` reads, or `corpus-emoji`, the embedded one.

@@ -37,6 +37,22 @@ class Encoder(Protocol):
         ...
 
 
+class Wordless:
+    """What an encoder of pictures alone says of words."""
+
+    name: str
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        raise ValueError(
+            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+        )
+
+
+def fingerprint(weights: Path) -> str:
+    """Of a file of weights."""
+    return hashlib.blake2s(weights.read_bytes(), digest_size=8).hexdigest()
+
+
 class M6Encoder:
     """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
 
@@ -49,8 +65,7 @@ class M6Encoder:
         if not config.match_dim:
             raise ValueError(f"the checkpoint {self.pipeline.folder} does not match, so it cannot search.")
         self.dim, self.image_size = config.match_dim, config.image_size
-        weights = (self.pipeline.folder / "model.safetensors").read_bytes()
-        self.fingerprint = hashlib.blake2s(weights, digest_size=8).hexdigest()
+        self.fingerprint = fingerprint(self.pipeline.folder / "model.safetensors")
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         return self.pipeline.embed_images(list(pictures))
@@ -59,7 +74,7 @@ class M6Encoder:
         return self.pipeline.embed_texts(list(texts))
 
 
-class PhotoEncoder:
+class PhotoEncoder(Wordless):
     """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs."""
 
     name, image_size = "photo", 224
@@ -83,11 +98,6 @@ class PhotoEncoder:
                 features_ND = run_folded([*self.net.trunk, *self.net.tail], pixels_NCHW).mean(dim=(2, 3))
                 found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
         return np.concatenate(found)
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        raise ValueError(
-            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
-        )
 
 
 def open_encoder(name: str) -> Encoder:

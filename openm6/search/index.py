@@ -177,9 +177,7 @@ class Index:
         if image is not None:
             image_D = self.encoder.images(read_pictures(image, self.encoder.image_size))[0]
         text_D = self.encoder.texts(texts)[0] if texts else None
-        if image_D is None or text_D is None:
-            return next(each for each in (image_D, text_D) if each is not None)
-        return ((1 - text_weight) * image_D + text_weight * text_D).astype(np.float32)
+        return mixed(image_D, text_D, text_weight)
 
     def nearest(
         self, query_D: np.ndarray, where: Where | None, n: int, quality: Mapping[str, float] | None = None
@@ -214,3 +212,10 @@ class Index:
     def _where(self, where: str | None) -> Where | None:
         columns = self.columns
         return None if where is None else parse_where(where, columns)
+
+
+def mixed(image_D: np.ndarray | None, text_D: np.ndarray | None, text_weight: float) -> np.ndarray:
+    """The vector of a query by a picture, a text, or both, float32 (D,)."""
+    if image_D is None or text_D is None:
+        return next(each for each in (image_D, text_D) if each is not None)
+    return ((1 - text_weight) * image_D + text_weight * text_D).astype(np.float32)

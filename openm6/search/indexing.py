@@ -19,7 +19,7 @@ import numpy as np
 
 from openm6.data import BadRecord, read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import CATEGORY_COLUMNS, Catalogue, Item, Scan, of_kind
+from openm6.search.catalogue import Catalogue, Item, Scan, of_kind
 from openm6.search.codes import Codes
 from openm6.search.encoders import Encoder
 from openm6.search.store import About, Entries, Store
@@ -109,7 +109,7 @@ def _create(
         bits=256 if encoder.dim <= 256 else 512,  # not yet measured
         centre=[round(float(each), 5) for each in np.concatenate(vectors).mean(axis=0)],
         columns=scan.columns,
-        category=next((name for name in CATEGORY_COLUMNS if scan.columns.get(name) == "text"), None),
+        category=scan.category,
     )
     store.create(about)
     return about

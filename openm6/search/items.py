@@ -14,7 +14,7 @@ import numpy as np
 from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import CATEGORY_COLUMNS, Catalogue, Item
+from openm6.search.catalogue import Catalogue, Item
 
 DECODERS = 2  # threads
 
@@ -38,7 +38,7 @@ class Items:
         """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many cannot."""
         catalogue = Catalogue(path, columns=columns)
         scan = catalogue.scan(workers=workers)
-        column = next((name for name in CATEGORY_COLUMNS if scan.columns.get(name) == "text"), None)
+        column = scan.category
         found: list[Item] = []
         with ThreadPoolExecutor(workers) as pool:
             for block, rows in catalogue.lots(list(scan.places), scan):

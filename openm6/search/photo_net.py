@@ -11,7 +11,6 @@ Shape suffixes: N images, C channels, H and W rows and columns, D dimensions, L 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
 from openm6.modalities.folded import run_folded
+from openm6.search.encoders import Wordless, fingerprint
 from openm6.search.masks import BoxHead, soft_mask
 
 CONFIG_FILE, WEIGHTS_FILE = "search.json", "search.safetensors"
@@ -150,21 +150,15 @@ class PhotoNet(nn.Module):
         return net
 
 
-class LearnedEncoder:
+class LearnedEncoder(Wordless):
     """A folder that `openm6 search train` made, as an encoder. Raises ValueError if it is none."""
 
     def __init__(self, folder: str | Path) -> None:
         self.name = str(folder)
         self.net = PhotoNet.load(Path(folder))
         self.dim, self.image_size = self.net.config.dim, self.net.config.image_size
-        weights = (Path(folder) / WEIGHTS_FILE).read_bytes()
-        self.fingerprint = hashlib.blake2s(weights, digest_size=8).hexdigest()
+        self.fingerprint = fingerprint(Path(folder) / WEIGHTS_FILE)
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (N, D)."""
         return self.net.look(pictures)[0]
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        raise ValueError(
-            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
-        )

@@ -77,13 +77,9 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.get("/health/ready", summary="Whether it takes requests of every kind", responses=possible(400, 503))
     async def ready() -> Health:
-        status = engine.status
-        if status.stopping:
+        if engine.status.stopping:
             raise ApiError(503, "stopping", "the service is stopping", retry_after=LATER)
-        if status.problem is not None:
-            raise ApiError(503, "unavailable", status.problem, retry_after=60)
-        if not status.ready:
-            raise ApiError(503, "starting", f"the service is {status.doing}", retry_after=LATER)
+        engine.check_ready()
         return Health(status="ready")
 
     @app.get("/metrics", include_in_schema=False)

@@ -18,6 +18,7 @@ from PIL import Image
 from openm6.decode.live import Beginning, Poem, Sketch, continue_texts, draw_sketches, write_poems
 from openm6.decode.pipeline import BATCH, Pipeline
 from openm6.search import Hit
+from openm6.search.index import mixed
 from openm6.search.where import parse_where
 from openm6.serve.batching import Batcher, Compute, Job, Kind, QueueFull, Stopped, Tell
 from openm6.serve.errors import ApiError
@@ -98,11 +99,15 @@ class Engine:
         """Raises ApiError while it is not ready."""
         if self._shop is None:
             raise ApiError(409, "unavailable", "the service has no catalogue")
+        self.check_ready()
+        return self._shop
+
+    def check_ready(self) -> None:
+        """Raises ApiError while the service starts, and if it cannot."""
         if self.status.problem is not None:
             raise ApiError(503, "unavailable", self.status.problem, retry_after=60)
         if not self.status.ready:
             raise ApiError(503, "starting", f"the service is {self.status.doing}", retry_after=LATER)
-        return self._shop
 
     @property
     def has_shop(self) -> bool:
@@ -136,15 +141,12 @@ class Engine:
     ) -> list[Hit]:
         index = self.shop.index
         filter_ = parse_where(where, index.columns) if where else None
-        vectors: list[np.ndarray] = []
+        image_D = text_D = None
         if picture is not None:
-            vectors.append(await self._answer(_vectors("image_vector", index.encoder.images), picture))
+            image_D = await self._answer(_vectors("image_vector", index.encoder.images), picture)
         if text is not None:
-            vectors.append(await self._answer(_vectors("text_vector", index.encoder.texts), text))
-        query_D = vectors[0]
-        if len(vectors) == 2:  # as `Index.embed` mixes them
-            query_D = (1 - text_weight) * vectors[0] + text_weight * vectors[1]
-        return await run_sync(partial(index.nearest, query_D.astype(np.float32), filter_, n))
+            text_D = await self._answer(_vectors("text_vector", index.encoder.texts), text)
+        return await run_sync(partial(index.nearest, mixed(image_D, text_D, text_weight), filter_, n))
 
     # -- what takes long enough to be watched: jobs, to be followed or awaited ------------------------------
 

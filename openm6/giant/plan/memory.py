@@ -6,7 +6,7 @@ neither. The terms are those of the streamed step, term by term, with the engine
 
 from __future__ import annotations
 
-from openm6.giant.compute import ENOUGH_ROWS
+from openm6.giant.mixture import bytes_of_waiting_rows
 from openm6.giant.plan.job import Job, Parts
 from openm6.giant.plan.tally import Piece
 from openm6.giant.plan.workload import Pieces
@@ -33,9 +33,7 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
         held = parts.experts_here if parts.shared else 1
         together = _gradients(job, parts.body_weights + held * parts.expert_weights, shared=parts.shared)
         within = routed + max(_alone(layer), _alone(expert)) + together
-        if parts.shared and job.bf16:  # rows whose gradients wait, as in `mixture.bytes_of_waiting_rows`
-            row = 2.0 * sum(sum(shape) for shape in (parts.whole[0].expert or {}).values())
-            within += parts.experts_here * ENOUGH_ROWS * row
+        within += bytes_of_waiting_rows(parts.slots[0], parts.settings.compute_dtype)
     frame = 4.0 * parts.frame_weights * (1 + (count > 1))  # gradients, and those that come on top
     outside = max(_alone(pieces.head(work)), _alone(pieces.entrance(work))) + frame
     gradients = inputs * count  # of the hidden state that the backward pass has reached
