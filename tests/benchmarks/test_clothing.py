@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.clothing import interval, read_split, retrieval, run
+from benchmarks.clothing import read_split, retrieval, run
 from openm6.search.learning_data import LearningConfig
 from tests.search.conftest import COLOURS, png
 
@@ -36,14 +36,6 @@ def test_retrieval_is_that_of_a_loop() -> None:
     for i in range(4):
         near = sorted(range(12), key=lambda j: -float(queries[i] @ index[j]))[:5]
         assert hits[i].tolist() == [others[j] == labels[i] for j in near]
-
-
-def test_the_interval_holds_the_mean_and_narrows() -> None:
-    values = np.arange(40) % 4 == 0
-    low, high = interval(values)
-    assert low < values.mean() < high
-    low_of_many, high_of_many = interval(np.tile(values, 50))
-    assert high_of_many - low_of_many < (high - low) / 3
 
 
 def test_splits_are_read_apart(tmp_path: Path) -> None:
