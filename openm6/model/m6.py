@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openm6.modalities.resnet import ResNet
+from openm6.modalities.efficientnet import PhotoBackbone
+from openm6.modalities.resnet import ResNet, ResNetConfig
 from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.experts import Experts
@@ -21,14 +22,14 @@ from openm6.model.stream import Stream, attention_bias
 
 
 class ImageEntrance(nn.Module):
-    """Image -> P stream features: a ResNet's last map, projected, with a learned position for each cell."""
+    """Image -> P stream features: a backbone's last map, projected, with a learned position for each cell."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         assert config.image is not None
         self.tokens = config.image_tokens
-        self.backbone = ResNet(config.image)
-        self.project = nn.Linear(config.image.widths[-1], config.width)
+        self.backbone = ResNet(config.image) if isinstance(config.image, ResNetConfig) else PhotoBackbone()
+        self.project = nn.Linear(config.image.out_channels, config.width)
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

@@ -82,20 +82,19 @@ class PhotoEncoder(Wordless):
     def __init__(self) -> None:
         from openm6.modalities.efficientnet import EfficientNetLite0
 
-        self.net = EfficientNetLite0().eval()
+        self.net = EfficientNetLite0()
         self.dim, self.fingerprint = self.net.out_channels, self.net.digest[:16]
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         import torch
 
         from openm6.modalities.efficientnet import photo_pixels
-        from openm6.modalities.folded import run_folded
 
         found = []
         for start in range(0, len(pictures), BATCH):
             pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
             with torch.inference_mode():
-                features_ND = run_folded([*self.net.trunk, *self.net.tail], pixels_NCHW).mean(dim=(2, 3))
+                features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
                 found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
         return np.concatenate(found)
 

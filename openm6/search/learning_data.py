@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from openm6.data.bad import BadCount, BadRecord
 from openm6.data.images import read_image
 from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
-from openm6.modalities.folded import run_folded
 from openm6.search.clicks import MAX_BAD_FRACTION, PageView
 from openm6.search.items import Items
 from openm6.search.learning_batches import LOT
@@ -75,7 +74,7 @@ def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> 
     trained = np.sort(rng.permutation(len(items))[round(config.held_out * len(items)) :])
     if not views:
         return LearningData(items, trained, np.full(len(items), -1), views, [])
-    net, size = EfficientNetLite0().eval(), config.image_size
+    net, size = EfficientNetLite0(), config.image_size
     views, queries_ND = _readable_views(net, views, size)
     lots = [range(start, min(start + LOT, len(items))) for start in range(0, len(items), LOT)]
     items_GD = np.concatenate([_features(net, items.decode(lot, size)) for lot in lots])
@@ -121,5 +120,5 @@ def _features(net: EfficientNetLite0, pictures: list[np.ndarray]) -> np.ndarray:
     """Unit vectors (N, 1280) of the pretrained network."""
     x_NCHW = photo_pixels(pictures, pictures[0].shape[0])
     with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
-        map_NCHW = run_folded([*net.trunk, *net.tail], x_NCHW)
+        map_NCHW = net(x_NCHW)
     return F.normalize(map_NCHW.float().mean(dim=(2, 3)), dim=1).numpy()

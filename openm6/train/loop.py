@@ -21,6 +21,7 @@ from torch import nn
 from openm6.giant.ranks import Ranks, joined, launched
 from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
 from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
+from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
 from openm6.model.experts import Routing, balance_loss, collect_routings, drop_rate
@@ -136,18 +137,24 @@ class Run(Course[Batch]):
         """Bring the new model and optimizer where they will live: here they are there."""
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape, or of one with narrower FFNs or without cross
-        encoders, which then begin at random."""
+        """Take the weights of a trained model of the same shape, or of one with narrower FFNs, without cross
+        encoders or without this recipe's pretrained backbone: what it lacks is new."""
         trained, wanted = load_model(folder), self.config.model
-        smaller = {"ffn": trained.config.ffn}
-        if not trained.config.ranking_layers:
-            smaller["ranking_layers"] = 0
-        if trained.config != wanted.model_copy(update=smaller) or max(slot_uses(trained)) > 1:
+        had = trained.config
+        other: dict[str, Any] = {"ffn": had.ffn}
+        new: tuple[str, ...] = ()
+        if not had.ranking_layers:
+            other["ranking_layers"] = 0
+            new += ("ranking.",)
+        if isinstance(wanted.image, PretrainedConfig) and had.image is not None and had.image != wanted.image:
+            other |= {"image": had.image, "image_size": had.image_size, "image_tokens": had.image_tokens}
+            new += ("image.",)
+        if had != wanted.model_copy(update=other) or max(slot_uses(trained)) > 1:
             raise ValueError(f"init: the model in {folder} has another shape than this recipe's `model`")
-        if trained.config.ffn != wanted.ffn:
+        if had.ffn != wanted.ffn:
             trained = widen_ffn(trained, wanted.ffn)
-        new = {name: value for name, value in self.model.state_dict().items() if name.startswith("ranking.")}
-        self.model.load_state_dict(new | trained.state_dict())
+        begun, taken = self.model.state_dict(), trained.state_dict()
+        self.model.load_state_dict({name: (begun if name.startswith(new) else taken)[name] for name in begun})
 
     def _freeze(self) -> None:
         for name in self.config.frozen:

@@ -1,7 +1,7 @@
 """Recipes: a YAML file, what it inherits and dotted overrides become one checked pydantic config.
 
-    base: m6-small.yaml          # optional: read first, relative to this file; mappings merge, all else
-    replaces optimizer: {lr: 3e-4}
+    base: m6-small.yaml          # optional: read first, relative to this file; mappings merge, all else replaces
+    optimizer: {lr: 3e-4}
 
     load_recipe(Path("configs/quickstart.yaml"), ["optimizer.lr=1e-3", "data.0.weight=2"], TrainConfig)
 
@@ -233,7 +233,9 @@ _WORDS = {
 def _unknown_key(schema: type[BaseModel], location: Sequence[Any], parts: list[str]) -> str:
     key, beside = parts[-1], _keys_at(schema, location[:-1])
     nearest = difflib.get_close_matches(key, beside, n=1)
-    elsewhere = [other for other in _all_keys(schema) if other.split(".")[-1] == key]
+    elsewhere = [
+        other for other in _all_keys(schema) if other.split(".")[-1] == key and other != ".".join(parts)
+    ]
     prefix = ".".join(parts[:-1])
     if nearest:
         hint = f"did you mean {'.'.join([*parts[:-1], nearest[0]])!r}?"

@@ -8,12 +8,13 @@ import torch
 
 pytest.importorskip("efficientnet_lite_pytorch")
 
-from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
+from openm6.data.augment import normalise
+from openm6.modalities.efficientnet import EfficientNetLite0, PhotoBackbone, photo_pixels
 
 
 @pytest.fixture(scope="module")
 def net() -> EfficientNetLite0:
-    return EfficientNetLite0().eval()
+    return EfficientNetLite0()
 
 
 @torch.no_grad()
@@ -41,3 +42,19 @@ def test_pixels_are_scaled_as_in_its_training_over_white() -> None:
     x_CHW = photo_pixels([picture], 2)[0]
     torch.testing.assert_close(x_CHW[:, 0, 0], torch.tensor([1.0, -127 / 128, 0.0]))
     torch.testing.assert_close(x_CHW[:, 1, 1], torch.ones(3))
+
+
+@torch.no_grad()
+def test_an_m6_reads_the_same_pixels(net: EfficientNetLite0) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    as_m6_has_them = normalise(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)
+    expected = net(photo_pixels([picture], 64))
+    torch.testing.assert_close(PhotoBackbone()(as_m6_has_them), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_leaves_its_statistics(net: EfficientNetLite0) -> None:
+    x_NCHW = torch.randn(2, 3, 64, 64)
+    before = net(x_NCHW)
+    holder = torch.nn.Sequential(net).train()
+    assert holder.training and torch.equal(holder(x_NCHW), before)
+    assert not any(module.training for module in net.modules())

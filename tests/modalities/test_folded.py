@@ -15,11 +15,11 @@ from openm6.modalities.folded import run_folded
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
 def test_outputs_and_gradients_are_those_of_the_layers(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    net = EfficientNetLite0().eval()
+    net = EfficientNetLite0()
     x = torch.randn(2, 3, *size, requires_grad=True)
     target = torch.randn(2, 1280, size[0] // 32, size[1] // 32)
     found = []
-    for forward in (net, lambda x: run_folded([*net.trunk, *net.tail], x)):
+    for forward in (nn.Sequential(*net.trunk, *net.tail), lambda x: run_folded([*net.trunk, *net.tail], x)):
         net.zero_grad()
         x.grad = None
         y = forward(x)
@@ -36,7 +36,7 @@ def test_outputs_and_gradients_are_those_of_the_layers(size: tuple[int, int]) ->
 
 
 def test_the_input_is_left_as_it_was() -> None:
-    net = EfficientNetLite0().eval()
+    net = EfficientNetLite0()
     block: list[nn.Module] = [net.trunk[4]]
     x = torch.randn(1, 16, 16, 16)
     before = x.clone()

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from openm6.modalities.efficientnet import PretrainedConfig
+from openm6.model import ModelConfig
 from openm6.model.checkpoint import load_model
 from openm6.model.size import count
 from openm6.train.config import MemoryConfig, RunConfig
@@ -121,3 +123,25 @@ def test_m6_10t_has_ten_trillion_parameters_and_a_shard_its_512th():
 def test_finetune_begins_from_the_shipped_models_shape():
     recipe = Path(__file__).parents[2] / "configs" / "finetune.yaml"
     assert load_recipe(recipe, [], RunConfig).model == load_model(model_folder("shipped")).config
+
+
+def test_r2d2_on_photos_is_the_shipped_model_with_a_pretrained_backbone():
+    model = recipe_of_the_house("r2d2-photo").model
+    assert model.image == PretrainedConfig(pretrained="efficientnet-lite0")
+    assert ModelConfig.model_validate(model.model_dump()) == model
+    other = {"image": model.image, "image_size": 128, "ranking_layers": 1}
+    assert model == load_model(model_folder("shipped")).config.model_copy(update=other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("r2d2-photo", "model.image.depths=[1]", "known keys in 'model.image' are pretrained"),
+        ("r2d2-photo", "model.image.pretrained=resnet50", "must be 'efficientnet-lite0', not \"resnet50\""),
+        ("m6-small", "model.image={stem_widht: 4}", "did you mean 'model.image.stem_width'"),
+        ("m6-small", "model.image={stem_width: 0}", "'model.image.stem_width' must be greater than 0"),
+    ],
+)
+def test_errors_speak_of_the_backbone_that_was_meant(recipe: str, override: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        recipe_of_the_house(recipe, override)

@@ -13,7 +13,9 @@ from torch import nn
 
 from openm6.decode.pipeline import Pipeline
 from openm6.giant.sharing import delink
+from openm6.modalities.efficientnet import EfficientNetLite0
 from openm6.model import M6
+from openm6.model.checkpoint import narrowed
 from openm6.train.config import RunConfig
 from openm6.train.loop import Run, train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
@@ -283,6 +285,23 @@ def test_a_run_begins_from_a_trained_model_and_may_widen_it(folder: Path, tmp_pa
             tiny.recipe(folder, **INIT, model={**tiny.CONFIG, "layers": 2}, init=str(trained)),
             tmp_path / "no",
         )
+
+
+def test_a_trained_stack_gets_a_pretrained_backbone(folder: Path, tmp_path: Path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    first = start(tiny.recipe(folder, steps=2), tmp_path / "first")
+    photo = {**tiny.CONFIG, "image": {"pretrained": "efficientnet-lite0"}, "image_size": 64}
+    begun = {**INIT, "init": str(first), "frozen": ["image.backbone", "slots.0"], "model": photo}
+    data = tiny.picture_data(folder).model_copy(update={"image_size": 64}).model_dump()
+    mix = [{"data": data, "per_step": 4, "tasks": {"caption": 1.0, "match": 1.0}}]
+    last = start(tiny.recipe(folder, **begun, mix=mix, held_out=[]), tmp_path / "second")
+    before, after = Pipeline(first).model.state_dict(), Pipeline(last).model.state_dict()
+    assert torch.equal(after["slots.0.ffn.up.weight"], before["slots.0.ffn.up.weight"])
+    pretrained = EfficientNetLite0().state_dict()
+    for name, value in pretrained.items():
+        assert torch.equal(after[f"image.backbone.{name}"], narrowed(value).to(value.dtype)), name
+    with pytest.raises(ValueError, match="another shape than this recipe's `model`"):
+        start(tiny.recipe(folder, **{**begun, "init": str(last), "model": tiny.CONFIG}), tmp_path / "no")
 
 
 def test_frozen_parts_stay_as_they_are(folder: Path, tmp_path: Path):
