@@ -11,8 +11,9 @@ disk, nothing but buffers is in memory. In every round each side has its turn, o
                            checkpointing), and the losses must be equal bit for bit
     ratio_to_no_recompute  the same over training in memory that keeps all activations and so computes a
                            quarter less: about 0.75 for any method that recomputes
-    disk_share             small steps: bytes that a step must move, a second, over the raw rate of the disk
-                           (`disk.py`; same block size, threads and share of reads, measured between steps)
+    disk_share             small steps, of so few tokens that the disk is the bound: bytes that a step must
+                           move, a second, over the raw rate of the disk (`disk.py`; same block size, threads
+                           and share of reads, measured between steps)
 
 The bytes that a step must move are weights twice and state once in, both once out; where buffers spare some
 of it, what was moved counts. With durability "step" (the default) each step is committed, inside its time.
@@ -287,8 +288,8 @@ DEFAULTS: dict[str, Any] = {
     "row": 256,
     "micro_rows": 4,
     "tokens": 8192,
-    "small_row": 64,
-    "small_steps": 4,
+    "small_row": 16,
+    "small_steps": 8,
     "rounds": 2,
     "raw_mib": 2048,
     "raw_seconds": 3.0,

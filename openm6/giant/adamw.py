@@ -65,13 +65,14 @@ class AdamW(ElementwiseOptimizer):
         grads = list(gradients.values())
         if scale != 1.0:
             _multiply(grads, scale)
+        if self.clip is None:  # any sum of squares will do: this one is read at the memory's rate
+            return gradients if all(torch.dot(g.view(-1), g.view(-1)).isfinite() for g in grads) else None
         norm = torch.nn.utils.get_total_norm(grads)
         if not norm.isfinite():
             return None
-        if self.clip is not None:
-            factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
-            if factor < 1:
-                _multiply(grads, factor)
+        factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
+        if factor < 1:
+            _multiply(grads, factor)
         return gradients
 
     @torch.no_grad()
