@@ -4,15 +4,18 @@
     python benchmarks/plan_error.py --disk /mnt/nvme --runs dense-memory experts-disk-adamw
 
 First this machine is probed into a profile (`openm6 plan --probe`), then for each run the commands of a user
-are given: `openm6 plan RECIPE --on PROFILE --json`, and then `openm6 train RECIPE`, each in a process of its
-own. Half of a run's steps are those of a Pseudo Giant, half of a Real Giant: that makes two stages of each.
+are given: `openm6 plan RECIPE --on PROFILE --rehearse --json`, and then `openm6 train RECIPE`, each in a process
+of its own. Half of a run's steps are those of a Pseudo Giant, half of a Real Giant: that makes two stages of each.
 
     median_error, worst_error   of a stage's step time: |planned / measured - 1|; measured is the median of the
                                 stage's steps after its first two
+    median_error_by_rates, worst_error_by_rates
+                                the same of plans by the profile alone, without a rehearsal
     memory_violations           runs whose peak memory (the operating system's, whole process) passed what the plan
                                 said of either stage
-    stages                      by run and stage: planned and measured seconds, the planned seconds by kind of work,
-                                and what the run says of waiting for the disk
+    stages                      by run and stage: planned and measured seconds, what the plan by rates alone was
+                                multiplied with, the planned seconds by kind of work, and what the run says of
+                                waiting for the disk
     memory                      by run: planned and measured peak bytes
     probe                       the profile
 """
@@ -35,6 +38,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import emit, machine, rounded
 from openm6.train.metrics import read_metrics
+from openm6.train.rehearsal import step_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 16, 2  # of a run; of a stage's steps, those that do not count
@@ -115,22 +119,25 @@ def measure(name: str, profile: Path, work: Path) -> dict[str, Any]:
     path.write_text(yaml.safe_dump(recipe(name, work / "disk")))
     (work / "disk").mkdir(exist_ok=True)
     # A plan that does not fit says so with its exit code: then the run would not be one to compare with.
-    planned = json.loads(openm6("plan", str(path), "--on", str(profile), "--json"))
+    plan = ("plan", str(path), "--on", str(profile), "--json")
+    by_rates = {stage["stage"]: stage["step_seconds"] for stage in json.loads(openm6(*plan))["stages"]}
+    planned = json.loads(openm6(*plan, "--rehearse"))
     peak = peak_of("train", str(path), "-o", str(run_dir), "--json")
-    lines = read_metrics(run_dir)
+    steps = step_seconds(read_metrics(run_dir))
     stages = {}
-    for plan in planned["stages"]:
-        steps = [line for line in lines if "loss" in line and line["stage"] == plan["stage"]]
-        before = {line["step"]: line["tokens"] for line in lines}
-        seconds = [(line["tokens"] - before[line["step"] - 1]) / line["tokens_per_s"] for line in steps]
-        measured = median(seconds[WARM:])
-        stages[plan["stage"]] = {
-            "planned_seconds": plan["step_seconds"],
+    for each in planned["stages"]:
+        name = each["stage"]
+        found = [(line, seconds) for line, seconds in steps if line["stage"] == name][WARM:]
+        measured = median(seconds for _, seconds in found)
+        stages[name] = {
+            "planned_seconds": each["step_seconds"],
             "measured_seconds": measured,
-            "error": plan["step_seconds"] / measured - 1,
-            "planned_by_kind": plan["by_kind"],
-            "planned_links": plan["link_seconds"],
-            "measured_wait_share": median(line.get("wait_share", 0.0) for line in steps[WARM:]),
+            "error": each["step_seconds"] / measured - 1,
+            "error_by_rates": by_rates[name] / measured - 1,
+            "rehearsed": planned["rehearsed"][name],
+            "planned_by_kind": each["by_kind"],
+            "planned_links": each["link_seconds"],
+            "measured_wait_share": median(line.get("wait_share", 0.0) for line, _ in found),
         }
     return {
         "stages": stages,
@@ -149,12 +156,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             found[name] = measure(name, profile, work)
             print(name, json.dumps(rounded(found[name])), file=sys.stderr, flush=True)
         probed = yaml.safe_load(profile.read_text())
-    errors = [abs(stage["error"]) for each in found.values() for stage in each["stages"].values()]
+    errors, by_rates = (
+        [abs(stage[key]) for each in found.values() for stage in each["stages"].values()]
+        for key in ("error", "error_by_rates")
+    )
     return {
         "benchmark": "plan_error",
         "command": "python benchmarks/plan_error.py --disk FOLDER",
         "median_error": median(errors),
         "worst_error": max(errors),
+        "median_error_by_rates": median(by_rates),
+        "worst_error_by_rates": max(by_rates),
         "memory_violations": sum(each["measured_bytes"] > each["planned_bytes"] for each in found.values()),
         "stages": {name: each["stages"] for name, each in found.items()},
         "memory": {

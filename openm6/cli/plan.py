@@ -31,6 +31,12 @@ def plan(
     scale: Annotated[
         bool, typer.Option(help="Also at 8 to 16,384 devices, with stragglers and failures.")
     ] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            help="First train a copy with fewer layers on this machine for some steps, and put times right by it."
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with a picture of a step to this file.")
     ] = None,
@@ -45,6 +51,7 @@ def plan(
 
     openm6 plan m6-10t --on 512xv100
     openm6 plan --probe -o mine.yaml
+    openm6 plan m6-small --on mine.yaml --rehearse
     """
     if probe:
         if recipe is not None:
@@ -56,10 +63,12 @@ def plan(
     for name, value in (("--disk", disk), ("--out", out)):
         if value is not None:
             raise ValueError(f"{name} goes with --probe")
+    if rehearse and micro_tokens is not None:
+        raise ValueError("--rehearse trains on the recipe's own micro-batches; leave out --micro-tokens")
     for name, number in (("--tokens", tokens), ("--micro-tokens", micro_tokens)):
         if number is not None and not number > 0:
             raise ValueError(f"{name} must be above 0, which {number:g} is not")
-    _plan(recipe, overrides or [], on, tokens, micro_tokens, scale, html, as_json=as_json)
+    _plan(recipe, overrides or [], on, tokens, micro_tokens, scale, rehearse, html, as_json=as_json)
 
 
 def _plan(
@@ -69,6 +78,7 @@ def _plan(
     tokens: float | None,
     micro_tokens: float | None,
     scale: bool,
+    rehearse: bool,
     html: Path | None,
     *,
     as_json: bool,
@@ -84,6 +94,7 @@ def _plan(
     from openm6.train.config import RunConfig
     from openm6.train.planning import draw, job_of, open_hardware, resized, work_of
     from openm6.train.recipe import load_recipe
+    from openm6.train.rehearsal import rehearsed
 
     hardware = open_hardware(on)
     path = find_recipe(recipe)
@@ -103,6 +114,10 @@ def _plan(
     pieces = Pieces(job.model, bf16=job.bf16)
     step = hardware.devices * job.work.tokens * (job.micro_batches if job.streamed else 1)
     found = make_plan(job, hardware, tokens=tokens or config.steps * step, pieces=pieces)
+    if rehearse:
+        if not as_json:
+            print("rehearsing with fewer layers ...", file=sys.stderr)
+        found = rehearsed(found, config)
     advice, _ = advise(found, pieces)
     proposed = propose_micro_batches(found, pieces)
     points = at_sizes(found.job, hardware, pieces=pieces) if scale else []

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from tests import tiny
 
 
 def test_a_recipe_is_planned(cli: Any, tmp_path: Path) -> None:
@@ -43,3 +46,19 @@ def test_bad_input_gets_one_sentence(cli: Any, words: list[str], sentence: str) 
     result = cli(*words)
     assert result.exit_code == 2
     assert sentence in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("memory", [None, {"host": "2GiB"}])
+def test_a_recipe_is_rehearsed(
+    cli: Any, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny.recipe(tmp_path / "data", model={**tiny.CONFIG, "layers": 6})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, **({"memory": memory} if memory else {})}))
+    result = cli("plan", str(path), "--on", "laptop", "--rehearse", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert set(plan["rehearsed"]) == {"pseudo", "real"} and min(plan["rehearsed"].values()) > 0
+    assert not list(tmp_path.glob("rehearsal-*"))
+    assert cli("plan", str(path), "--rehearse", "--micro-tokens", "10").exit_code == 2

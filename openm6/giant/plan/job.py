@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -48,6 +48,9 @@ class Job:
     activations: Literal["host", "disk"] = "host"
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model
     device_share: int = 1  # devices that share the model
+    slower: Mapping[Stage, float] = field(
+        default_factory=dict
+    )  # by a rehearsal: seconds of computing over a rate's
 
     def on_devices(self) -> Job:
         """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""

@@ -221,15 +221,18 @@ class StepModel:
 
     def _seconds(self, cost: Cost) -> float:
         kinds = self.hardware.seconds_by_kind(cost, bf16=self.job.bf16)
-        for kind, seconds in kinds.items():
-            self.by_kind[kind] = self.by_kind.get(kind, 0.0) + seconds
-        return sum(kinds.values())
+        return sum(self._counted(kind, seconds) for kind, seconds in kinds.items())
 
     def _update(self, weights: float, tensors: int) -> float:
         kind = f"{self.job.optimizer}-{self.job.weights}"
         bytes = UPDATE_BYTES.get(kind, UPDATE_BYTES["adamw-fp32"])
         seconds = self.hardware.update_seconds(kind, weights, tensors=tensors, bytes_per_weight=bytes)
-        self.by_kind["optimizer"] = self.by_kind.get("optimizer", 0.0) + seconds
+        return self._counted("optimizer", seconds)
+
+    def _counted(self, kind: str, seconds: float) -> float:
+        """Those seconds as a rehearsal puts them right, counted to their kind."""
+        seconds *= self.job.slower.get(self.parts.stage, 1.0)
+        self.by_kind[kind] = self.by_kind.get(kind, 0.0) + seconds
         return seconds
 
     def _at(self, part: str, *sections: str) -> tuple[Section, ...]:

@@ -108,8 +108,16 @@ def text(plan: Plan, advice: str, points: Sequence[Point] = ()) -> str:
         ]
     if points:
         lines += ["", *scale_lines(points)]
+    if plan.job.slower:
+        lines += ["", rehearsal_line(plan)]
     lines += ["", run_line(plan), advice]
     return "\n".join(lines)
+
+
+def rehearsal_line(plan: Plan) -> str:
+    """What a rehearsal found."""
+    found = " and ".join(f"{times:.2f} ({STAGE_NAMES[stage]})" for stage, times in plan.job.slower.items())
+    return f"rehearsed: a copy with fewer layers took {found} times as long as the profile says; so does this"
 
 
 def scale_lines(points: Iterable[Point]) -> list[str]:
@@ -169,6 +177,7 @@ def as_dict(
         "price": plan.price,
         "currency": plan.hardware.currency,
         "problem": plan.problem,
+        "rehearsed": dict(plan.job.slower),
         "advice": advice,
         "proposed_micro_batches": micro_batches,
         "scale": [
