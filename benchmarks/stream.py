@@ -51,7 +51,7 @@ from openm6.train.memory import keep_large_blocks
 
 LR = 1e-4
 BLOCK = 32 << 20  # bytes of a transfer, as the engine's
-THREADS = 2
+THREADS = 4
 BUFFERS = 1 << 30  # bytes for what is read ahead and written behind: four slots of 24
 
 

@@ -54,7 +54,7 @@ class Settings:
     global_clip: float | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
-    threads: int = 2
+    threads: int = 4  # two keep the disk busy while the others hash
     placement: Mapping[str, Mapping[Section, Tier]] | None = None
     buffer_bytes: int | None = None
     group: Group | None = None  # of the ranks that train this model together

@@ -371,7 +371,7 @@ def stream(
     loss_weights: Mapping[str, float] | None = None,
     fill: Fill | None = None,
     seed: int = 0,
-    threads: int = 2,
+    threads: int = 4,
     placement: Mapping[str, Mapping[Section, Tier]] | None = None,
     buffer_bytes: int | None = None,
     trace: Trace | str | Path | None = None,
