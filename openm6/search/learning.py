@@ -38,6 +38,7 @@ from openm6.search.learning_batches import (
     n_batches,
 )
 from openm6.search.learning_data import LearningConfig, LearningData, prepare
+from openm6.search.masks import focus_loss, scores_to_box
 from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
 from openm6.search.triplets import ClickList
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
@@ -222,7 +223,9 @@ class _Run:
             read_image(self.data.views[each.view].query, size=self.config.image_size) for each in lists
         ]
         x_NCHW = changed(pictures, self.config.image_size, QUERY_CHANGES, generator)
-        pooled_ND = self.net.late(self.net.early(self.net.masked(x_NCHW)))
+        trunk_NCHW = self.net.trunk(x_NCHW)
+        scores_NHW = self.net.box.scores(trunk_NCHW)
+        pooled_ND = self.net.late(self.net.early(self.net.masked(x_NCHW, scores_to_box(scores_NHW))))
         item_pooled_MD = self.net.late(maps_NCHW[torch.from_numpy(np.searchsorted(rows, used))].float())
         query_ND, item_MD = self.net.embed(pooled_ND), self.net.embed(item_pooled_MD)
         place = {int(item): i for i, item in enumerate(used)}
@@ -247,6 +250,8 @@ class _Run:
         similarity_NM = query_ND @ item_MD.T
         losses["triplet"] = triplet_loss(similarity_NM, positive_NM, negative_NM)
         losses["list"] = list_loss(similarity_NM, positive_NM, negative_NM)
+        likeness_NHW = self.net.likeness(trunk_NCHW, item_MD[[place[int(item)] for item in clicked]])
+        losses["focus"] = focus_loss(scores_NHW, likeness_NHW)
         return self._update(losses)
 
     # -------------------- losses

@@ -7,6 +7,10 @@ Pailitao (2102.04674, section 3.3.2) cuts the item out with a mask
 whose soft steps h let the gradient of the triplet loss reach left, right, top and bottom: pixels of the background
 make the picture less like the item that was clicked, so the edges move until they are gone.
 
+That gradient reaches only pixels near an edge, and needs far more clicks than a small log has. So the detection
+branch learns, beside it, to look where the picture's cells are like the picture and like what was clicked
+(`focus_loss`, ours): no box is read for that either.
+
 The four numbers come from a map of scores over the cells of a feature map. Softmax makes it a distribution, and the
 box is the one over which a uniform distribution has the same mean and the same variance: centre +- sqrt(3) standard
 deviations. So equal scores mean the whole picture, which is where training starts.
@@ -24,6 +28,8 @@ from torch.nn import functional as F
 
 STEEPNESS = 30.0  # k: a step from 0.12 to 0.88 takes 4 / k of the side
 INNER = 64  # channels
+# Standard deviations of likeness to nats: the box of the best fit to composites of training photos.
+FOCUS = 2.5
 
 
 class BoxHead(nn.Module):
@@ -38,8 +44,12 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.score.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, map_NCHW: Tensor) -> Tensor:
+        return scores_to_box(self.scores(map_NCHW))
+
+    def scores(self, map_NCHW: Tensor) -> Tensor:
+        """Of every cell of the map, (N, H, W)."""
         x_NCHW = F.relu(self.reduce(map_NCHW))
-        return scores_to_box(self.score(F.relu(self.look(x_NCHW)))[:, 0])
+        return self.score(F.relu(self.look(x_NCHW)))[:, 0]
 
 
 def scores_to_box(scores_NHW: Tensor) -> Tensor:
@@ -57,6 +67,21 @@ def scores_to_box(scores_NHW: Tensor) -> Tensor:
         edges.append((mean_N - half_N, mean_N + half_N))
     (left_N, right_N), (top_N, bottom_N) = edges
     return torch.stack((left_N, top_N, right_N, bottom_N), dim=1)
+
+
+def focus_loss(scores_NHW: Tensor, likeness_NHW: Tensor) -> Tensor:
+    """Divergence, in nats, of softmax(scores) from where a picture is most like what it should be like.
+
+    `likeness` (N, h, w), of coarser cells, is spread over those of the scores; its mean and its scale count for
+    nothing.
+    """
+    likeness_NHW = F.interpolate(
+        likeness_NHW[:, None], size=scores_NHW.shape[1:], mode="bilinear", align_corners=False
+    )[:, 0]
+    flat_NP = likeness_NHW.flatten(1)
+    spread_N1 = flat_NP.std(1, keepdim=True).clamp_min(torch.finfo().eps)
+    wanted_NP = (FOCUS * (flat_NP - flat_NP.mean(1, keepdim=True)) / spread_N1).softmax(1)
+    return F.kl_div(scores_NHW.flatten(1).log_softmax(1), wanted_NP, reduction="batchmean")
 
 
 def soft_mask(box_N4: Tensor, height: int, width: int, *, steepness: float = STEEPNESS) -> Tensor:

@@ -76,16 +76,28 @@ class PhotoNet(nn.Module):
             dim=(2, 3)
         )
 
-    def boxes(self, x_NCHW: Tensor) -> Tensor:
-        """Boxes (N, 4); their gradient stays in the detection branch."""
-        with torch.no_grad():
-            map_NCHW = run_folded(self.backbone.trunk, x_NCHW)
-        return self.box(map_NCHW)
+    @torch.no_grad()
+    def trunk(self, x_NCHW: Tensor) -> Tensor:
+        """The map that the detection branch reads; its gradient stays in that branch."""
+        return run_folded(self.backbone.trunk, x_NCHW)
 
-    def masked(self, x_NCHW: Tensor) -> Tensor:
+    def boxes(self, x_NCHW: Tensor) -> Tensor:
+        """Boxes (N, 4)."""
+        return self.box(self.trunk(x_NCHW))
+
+    @staticmethod
+    def masked(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
         """image x mask: what lies outside becomes the grey in the middle of the scale."""
-        mask_N1HW = soft_mask(self.boxes(x_NCHW), x_NCHW.shape[2], x_NCHW.shape[3])
+        mask_N1HW = soft_mask(box_N4, x_NCHW.shape[2], x_NCHW.shape[3])
         return (x_NCHW * mask_N1HW).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def likeness(self, trunk_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
+        """How much each cell of the last map (N, H/32, W/32) is like the picture itself and like `wanted`."""
+        map_NCHW = run_folded(self.backbone.tail, trunk_NCHW)
+        cells_NHWD = F.normalize(self.project(map_NCHW.permute(0, 2, 3, 1)), dim=-1)
+        both_ND = self.embed(map_NCHW.mean(dim=(2, 3))) + wanted_ND
+        return torch.einsum("nhwd,nd->nhw", cells_NHWD, both_ND)
 
     def embed(self, pooled_ND: Tensor) -> Tensor:
         return F.normalize(self.project(pooled_ND), dim=1)
@@ -107,7 +119,7 @@ class PhotoNet(nn.Module):
         for start in range(0, len(pictures), BATCH):
             x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
             if mask and self.config.mask:
-                x_NCHW = self.masked(x_NCHW)
+                x_NCHW = self.masked(x_NCHW, self.boxes(x_NCHW))
             pooled_ND = self.late(self.early(x_NCHW))
             vectors.append(self.embed(pooled_ND).numpy())
             probabilities.append(self.category(pooled_ND).softmax(1).numpy())

@@ -18,6 +18,7 @@ from openm6.search.items import Items
 from openm6.search.learning import train_search
 from openm6.search.learning_batches import batches, n_batches
 from openm6.search.learning_data import LearningConfig
+from openm6.search.masks import focus_loss
 from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
@@ -67,10 +68,10 @@ def test_the_folder_is_an_encoder(trained: Path, items: Items) -> None:
 def test_every_loss_was_there_and_clicks_reached_the_detection_branch(trained: Path, items: Items) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2 * n_batches(16, 12), lines[-1]["steps"]]
-    assert {"loss", "category", "proxy", "virtual", "triplet", "list", "held_out"} <= set(lines[-1])
+    assert {"loss", "category", "proxy", "virtual", "triplet", "list", "focus", "held_out"} <= set(lines[-1])
     torch.manual_seed(CONFIG.seed)
     score = LearnedEncoder(trained).net.box.score.weight
-    assert score.abs().sum() > 0  # it starts at 0, and only triplets, lists and labels push it
+    assert score.abs().sum() > 0  # it starts at 0, and no box is read
 
 
 def test_a_killed_run_ends_like_one_that_was_not(
@@ -109,9 +110,24 @@ def test_the_gradient_of_a_triplet_moves_the_mask_and_not_the_trunk_through_it()
     boxes.sum().backward()
     assert all(p.grad is None for p in net.backbone.parameters())
     net.zero_grad()
-    vectors = net.embed(net.late(net.early(net.masked(x))))
+    vectors = net.embed(net.late(net.early(net.masked(x, net.boxes(x)))))
     (vectors[0] @ vectors[1]).backward()
     assert net.box.score.weight.grad is not None and net.box.score.weight.grad.abs().sum() > 0
+
+
+def test_cells_are_like_what_they_show() -> None:
+    """A square on grey: its cells are like the picture of the square alone, and only the branch learns of it."""
+    torch.manual_seed(0)
+    net = PhotoNet(PhotoNetConfig(image_size=128, dim=8, mask=True))
+    x = torch.zeros(1, 3, 128, 128)
+    x[:, :, 64:, 64:] = torch.randn(3, 64, 64)
+    wanted = net.embed(net.late(net.early(x[:, :, 64:, 64:])))
+    trunk = net.trunk(x)
+    likeness = net.likeness(trunk, wanted)
+    assert likeness.shape == (1, 4, 4) and not likeness.requires_grad
+    assert likeness[0, 2:, 2:].mean() > likeness[0, :2, :2].mean()
+    focus_loss(net.box.scores(trunk), likeness).backward()
+    assert all(p.grad is None for name, p in net.named_parameters() if not name.startswith("box."))
 
 
 def test_nothing_to_learn_from_is_said(items: Items, tmp_path: Path) -> None:

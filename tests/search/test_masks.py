@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.masks import BoxHead, box_iou, scores_to_box, soft_mask
+from openm6.search.masks import FOCUS, BoxHead, box_iou, focus_loss, scores_to_box, soft_mask
 
 
 def test_the_mask_is_the_product_of_four_steps() -> None:
@@ -92,3 +92,28 @@ def test_intersection_over_union() -> None:
     a = np.array([[0, 0, 0.5, 1], [0, 0, 1, 1], [0, 0, 0.2, 0.2], [-1, -1, 0.5, 2]])
     b = np.array([[0.25, 0, 0.75, 1], [0, 0, 1, 1], [0.5, 0.5, 1, 1], [0, 0, 0.5, 1]])
     np.testing.assert_allclose(box_iou(a, b), [1 / 3, 1, 0, 1])
+
+
+def test_focus_is_the_divergence_from_standardised_likeness() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, likeness = (torch.randn(3, 4, 5, generator=generator) for _ in range(2))
+    z = (likeness - likeness.mean((1, 2), keepdim=True)) / likeness.std((1, 2), keepdim=True)
+    p, q = (FOCUS * z).flatten(1).softmax(1), scores.flatten(1).softmax(1)
+    wanted = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(focus_loss(scores, likeness), wanted)
+    torch.testing.assert_close(focus_loss(scores, 7 * likeness - 2), wanted)  # neither mean nor scale counts
+    assert focus_loss(FOCUS * z, likeness).item() == pytest.approx(0, abs=1e-6)
+    assert (
+        focus_loss(torch.zeros(1, 4, 4), torch.ones(1, 2, 2)).item() == 0
+    )  # alike everywhere: look everywhere
+
+
+def test_focus_finds_a_bright_corner_among_coarser_cells() -> None:
+    scores = torch.zeros(1, 10, 10, requires_grad=True)
+    likeness = torch.zeros(1, 5, 5)
+    likeness[0, 3:, 3:] = 1
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(focus_loss(scores, likeness), scores)
+        scores = (scores - 20 * gradient).detach().requires_grad_()
+    box = scores_to_box(scores.detach()).numpy()
+    assert box_iou(box, np.array([[0.6, 0.6, 1.0, 1.0]])) > 0.7
