@@ -12,8 +12,9 @@
     mask_iou                        validation photos pasted on clutter (of emoji that training never saw): mean
                                     intersection over union of the learned box with the true one, on which nothing
                                     was trained; `whole_iou` is that of the whole picture
-    mask_gain                       precision at 5 of those composites with the mask minus without it, of one
-                                    encoder (`composite_precision_at_5`, `unmasked_precision_at_5`);
+    mask_gain                       precision at 5 of those composites, seen whole and enlarged to the mask's box,
+                                    minus that of whole ones (`composite_precision_at_5`,
+                                    `unmasked_precision_at_5`), of one encoder;
                                     `mask_gain_at_1` is the same for the category of the nearest
 
 The log of clicks that the encoder is trained on is simulated from train photos (`click_simulator.py`).

@@ -3,10 +3,14 @@
     picture -> trunk -> BoxHead -> soft mask;   picture x mask -> trunk -> tail -> pooled -> embedding (unit vector)
                                                                                        -> category
 
+That is how it trains. To search, a picture is seen twice, whole and enlarged to its box: an item that fills the
+picture is what catalogues show, and what the box has missed is in the whole. Vectors are added, probabilities are
+averaged.
+
 Both branches of Pailitao's joint network (2102.04674, figure 5) read one EfficientNet-Lite0 here, which costs a
 second forward pass instead of a second network. The batch norms keep the statistics they were pretrained with.
 
-Shape suffixes: N images, C channels, H and W rows and columns, D dimensions, L categories.
+Shape suffixes: N images, V views of them, C channels, H and W rows and columns, D dimensions, L categories.
 """
 
 from __future__ import annotations
@@ -91,6 +95,16 @@ class PhotoNet(nn.Module):
         mask_N1HW = soft_mask(box_N4, x_NCHW.shape[2], x_NCHW.shape[3])
         return (x_NCHW * mask_N1HW).contiguous(memory_format=torch.channels_last)
 
+    @staticmethod
+    def zoomed(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
+        """What lies in the box, as large as the picture; beyond the picture's edge grey."""
+        low_N2, high_N2 = box_N4[:, :2], box_N4[:, 2:]
+        scale_N2, shift_N2 = high_N2 - low_N2, low_N2 + high_N2 - 1  # of coordinates from -1 to 1
+        theta_N23 = torch.cat((torch.diag_embed(scale_N2), shift_N2[:, :, None]), dim=2)
+        grid = F.affine_grid(theta_N23, list(x_NCHW.shape), align_corners=False)
+        x_NCHW = F.grid_sample(x_NCHW, grid, align_corners=False)
+        return x_NCHW.contiguous(memory_format=torch.channels_last)
+
     @torch.no_grad()
     def likeness(self, trunk_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
         """How much each cell of the last map (N, H/32, W/32) is like the picture itself and like `wanted`."""
@@ -112,17 +126,18 @@ class PhotoNet(nn.Module):
     def look(self, pictures: Sequence[np.ndarray], *, mask: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors (N, D) and probabilities of the categories (N, L) of pictures uint8 (S, S, 3 | 4).
 
-        Without `mask`, as if the detection branch always saw the whole picture.
+        Without `mask` the whole picture alone is seen.
         """
         vectors = [np.empty((0, self.config.dim), np.float32)]
         probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
         for start in range(0, len(pictures), BATCH):
             x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
+            views = [x_NCHW]
             if mask and self.config.mask:
-                x_NCHW = self.masked(x_NCHW, self.boxes(x_NCHW))
-            pooled_ND = self.late(self.early(x_NCHW))
-            vectors.append(self.embed(pooled_ND).numpy())
-            probabilities.append(self.category(pooled_ND).softmax(1).numpy())
+                views.append(self.zoomed(x_NCHW, self.boxes(x_NCHW)))
+            pooled_VND = torch.stack([self.late(self.early(view)) for view in views])
+            vectors.append(F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1).numpy())
+            probabilities.append(self.category(pooled_VND).softmax(2).mean(0).numpy())
         return np.concatenate(vectors), np.concatenate(probabilities)
 
     @torch.inference_mode()

@@ -115,6 +115,18 @@ def test_the_gradient_of_a_triplet_moves_the_mask_and_not_the_trunk_through_it()
     assert net.box.score.weight.grad is not None and net.box.score.weight.grad.abs().sum() > 0
 
 
+def test_a_picture_is_enlarged_to_its_box() -> None:
+    x = torch.rand(2, 3, 32, 32)
+    whole, quarter = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.5, 0.25, 1.0, 0.75]])
+    same, corner = PhotoNet.zoomed(x, torch.cat((whole, quarter))).split(1)
+    torch.testing.assert_close(same, x[:1], atol=1e-5, rtol=0)
+    cut = x[1:, :, 8:24, 16:]
+    wanted = torch.nn.functional.interpolate(cut, size=(32, 32), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(corner[:, :, 2:-2, 2:-2], wanted[:, :, 2:-2, 2:-2], atol=1e-5, rtol=0)
+    beyond = PhotoNet.zoomed(x[:1], torch.tensor([[1.0, 0.0, 2.0, 1.0]]))
+    assert beyond[..., 1:].abs().max() == 0
+
+
 def test_cells_are_like_what_they_show() -> None:
     """A square on grey: its cells are like the picture of the square alone, and only the branch learns of it."""
     torch.manual_seed(0)
