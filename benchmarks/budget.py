@@ -76,9 +76,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "parameters": parameters,
         "start_bytes": start,
         "step_peak_bytes": peaks,
-        "peak_bytes": max(
-            peak_resident_bytes(), *peaks
-        ),  # the kernel's sums over cores may fall a little behind
+        # The kernel's sums over cores may fall a little behind.
+        "peak_bytes": max(peak_resident_bytes(), *peaks),
         "read_bytes": reports[-1].bytes_read,
         "written_bytes": reports[-1].bytes_written,
         "losses": [reports[0].loss, reports[-1].loss],

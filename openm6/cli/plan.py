@@ -117,7 +117,7 @@ def _plan(
     if rehearse:
         if not as_json:
             print("rehearsing with fewer layers ...", file=sys.stderr)
-        found = rehearsed(found, config)
+        found = rehearsed(found, config, pieces)
     advice, _ = advise(found, pieces)
     proposed = propose_micro_batches(found, pieces)
     points = at_sizes(found.job, hardware, pieces=pieces) if scale else []

@@ -85,6 +85,10 @@ class PhotoNet(nn.Module):
         """The map that the detection branch reads; its gradient stays in that branch."""
         return run_folded(self.backbone.trunk, x_NCHW)
 
+    def last(self, trunk_NCHW: Tensor) -> Tensor:
+        """The map (N, 1280, H/32, W/32) after it."""
+        return run_folded(self.backbone.tail, trunk_NCHW)
+
     def boxes(self, x_NCHW: Tensor) -> Tensor:
         """Boxes (N, 4)."""
         return self.box(self.trunk(x_NCHW))
@@ -108,7 +112,7 @@ class PhotoNet(nn.Module):
     @torch.no_grad()
     def likeness(self, trunk_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
         """How much each cell of the last map (N, H/32, W/32) is like the picture itself and like `wanted`."""
-        map_NCHW = run_folded(self.backbone.tail, trunk_NCHW)
+        map_NCHW = self.last(trunk_NCHW)
         cells_NHWD = F.normalize(self.project(map_NCHW.permute(0, 2, 3, 1)), dim=-1)
         both_ND = self.embed(map_NCHW.mean(dim=(2, 3))) + wanted_ND
         return torch.einsum("nhwd,nd->nhw", cells_NHWD, both_ND)
@@ -132,10 +136,12 @@ class PhotoNet(nn.Module):
         probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
         for start in range(0, len(pictures), BATCH):
             x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
-            views = [x_NCHW]
+            trunk_NCHW = self.trunk(x_NCHW)
+            pooled = [self.last(trunk_NCHW).mean(dim=(2, 3))]
             if mask and self.config.mask:
-                views.append(self.zoomed(x_NCHW, self.boxes(x_NCHW)))
-            pooled_VND = torch.stack([self.late(self.early(view)) for view in views])
+                zoomed_NCHW = self.zoomed(x_NCHW, self.box(trunk_NCHW))
+                pooled.append(self.late(self.early(zoomed_NCHW)))
+            pooled_VND = torch.stack(pooled)
             vectors.append(F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1).numpy())
             probabilities.append(self.category(pooled_VND).softmax(2).mean(0).numpy())
         return np.concatenate(vectors), np.concatenate(probabilities)

@@ -16,6 +16,7 @@ from typing import Any
 
 from openm6.giant.plan.job import Job, Stage
 from openm6.giant.plan.plan import Plan, make_plan
+from openm6.giant.plan.workload import Pieces
 from openm6.train.config import RunConfig
 from openm6.train.loop import train
 from openm6.train.metrics import read_metrics
@@ -24,9 +25,9 @@ MOST_LAYERS = 8
 STEPS, WARM = 8, 3  # of a stage; of these, those that do not count
 
 
-def rehearsed(plan: Plan, config: RunConfig) -> Plan:
+def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
     """The recipe's plan again, its computing as many times as long as that of a copy that is trained now, on the
-    disk that the recipe names or in the folder that we are in.
+    disk that the recipe names or in the folder that we are in. `pieces` are those of the plan's model.
 
     Raises ValueError for a plan that is not of this machine's processor, that does not fit, or whose model is
     trained already.
@@ -41,8 +42,9 @@ def rehearsed(plan: Plan, config: RunConfig) -> Plan:
     model = config.model.model_copy(update={"layers": layers})
     both = len(plan.stages) == 2
     job = replace(plan.job, model=model, delink_at=0.5 if both else plan.job.delink_at)
-    job = replace(job, budget=copy_budget(plan, job))
-    copied = make_plan(job, plan.hardware, tokens=1)
+    copy_pieces = Pieces(model, bf16=job.bf16)
+    job = replace(job, budget=copy_budget(plan, job, copy_pieces))
+    copied = make_plan(job, plan.hardware, tokens=1, pieces=copy_pieces)
     folder = config.memory.disk if config.memory and config.memory.disk else Path()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=folder) as work:
@@ -52,7 +54,7 @@ def rehearsed(plan: Plan, config: RunConfig) -> Plan:
     slower = {
         stage.stage: median(seconds[stage.stage][WARM:]) / stage.compute_seconds for stage in copied.stages
     }
-    return make_plan(replace(plan.job, slower=slower), plan.hardware, tokens=plan.tokens)
+    return make_plan(replace(plan.job, slower=slower), plan.hardware, tokens=plan.tokens, pieces=pieces)
 
 
 def copy_layers(layers: int, unit: int | None) -> int:
@@ -61,11 +63,11 @@ def copy_layers(layers: int, unit: int | None) -> int:
     return max(unit, min(layers // 2, MOST_LAYERS) // unit * unit)
 
 
-def copy_budget(plan: Plan, job: Job) -> int | None:
+def copy_budget(plan: Plan, job: Job, pieces: Pieces) -> int | None:
     """The copy's memory budget: with it, everything rests on the disk if some of the run does."""
     if job.budget is None or not any(stage.tiers.get("disk") for stage in plan.stages):
         return job.budget
-    stages = make_plan(job, plan.hardware, tokens=1).stages
+    stages = make_plan(job, plan.hardware, tokens=1, pieces=pieces).stages
     placements = [stage.placement for stage in stages if stage.placement is not None]
     return min(job.budget, max(each.fixed_bytes + each.buffer_bytes for each in placements))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openm6.giant.plan.plan import Plan, make_plan
+from openm6.giant.plan.workload import Pieces
 from openm6.train import rehearsal
 from openm6.train.config import RunConfig
 from openm6.train.planning import draw, job_of, open_hardware, work_of
@@ -26,6 +27,10 @@ def planned(content: dict[str, Any], *, on: str = "laptop") -> tuple[Plan, RunCo
     job = job_of(config, map(work_of, draw(config, 2)), bf16=False)
     job = replace(job, process_bytes=400 << 20)  # not that of all tests
     return make_plan(job, open_hardware(on), tokens=1e6), config
+
+
+def pieces(plan: Plan) -> Pieces:
+    return Pieces(plan.job.model, bf16=plan.job.bf16)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_the_plan_takes_as_many_times_as_long_as_its_copy(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rehearsal, "train", run)
-    again = rehearsal.rehearsed(plan, config)
+    again = rehearsal.rehearsed(plan, config, pieces(plan))
     assert again.job.slower == pytest.approx({"pseudo": 3.0, "real": 2.0})
     for now, before, times in zip(again.stages, plan.stages, (3, 2), strict=True):
         assert now.compute_seconds == pytest.approx(times * before.compute_seconds)
@@ -84,7 +89,7 @@ def test_a_copy_of_what_is_on_the_disk_is_on_the_disk(recipe: dict[str, Any]) ->
     plan, config = planned({**recipe, "model": wide, "memory": {"host": "1200MiB"}})
     assert plan.problem is None and plan.stages[1].tiers["disk"] > 0
     job = replace(plan.job, model=plan.job.model.model_copy(update={"layers": 8}))
-    budget = rehearsal.copy_budget(plan, job)
+    budget = rehearsal.copy_budget(plan, job, Pieces(job.model, bf16=job.bf16))
     assert budget is not None and plan.job.budget is not None and budget < plan.job.budget
     assert rehearsal.copy_config(config, job).memory is not None
 
@@ -101,4 +106,4 @@ def test_what_cannot_be_rehearsed_is_refused(
 ) -> None:
     plan, config = planned({**recipe, **changes}, on=on)
     with pytest.raises(ValueError, match=sentence):
-        rehearsal.rehearsed(plan, config)
+        rehearsal.rehearsed(plan, config, pieces(plan))
