@@ -6,18 +6,21 @@
 Trains `configs/r2d2-emoji.yaml`, then, shorter, the recipe and the recipe without one part each, and measures
 them on `val`: unseen renditions of concepts that training has. Pictures look for their name among the names of
 all concepts of the corpus, and names for their pictures among val's, in English and in Chinese (what has the same
-name belongs to it). Ranking judges each query's 16 best. Mean recall is the mean of R@1, R@5 and R@10 in both
+name belongs to it). Ranking judges each query's 32 best. Mean recall is the mean of R@1, R@5 and R@10 in both
 directions and both languages. Finished runs are kept in `--work`: started again, the script goes on where it was.
 
     prerank_mean_recall, rank_mean_recall   by the recipe, mean over `seeds`
     rank_gain               their difference: mean, least, greatest
     prerank, rank           the recalls behind them, mean over seeds, by language and direction
-    rank_text_image, rank_image_text   mean recall when one of the two cross encoders judges alone
-    shipped_mean_recall     of the shipped model's `match`, where the recipe begins
+    rank_encoders, rank_captions   mean recall when the cross encoders, or the model's captions, judge alone
+    rank_text_image, rank_image_text   when one of the two cross encoders does
+    shipped_mean_recall, shipped_rank_mean_recall   of the shipped model, where the recipe begins: it ranks by its
+                            captions alone
     pictures, texts         how many pictures, and English names that they look among
-    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds`: prerank
-                            and rank (mean recalls, one a seed), and minus_full, how much ranking's differs from
-                            that of `full` at the same seed: mean, least, greatest. All arms see the same batches
+    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds`: prerank,
+                            encoders and rank (mean recalls, one a seed; by the cross encoders alone, by all), and
+                            minus_full, how much each differs from that of `full` at the same seed: mean, least,
+                            greatest. All arms see the same batches
     seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too
 """
 
@@ -31,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -44,6 +47,7 @@ from benchmarks.common import emit, machine, rounded
 from benchmarks.measures import normalise
 from openm6.data.corpus import decode_image, load_emoji
 from openm6.decode.pipeline import Pipeline
+from openm6.decode.rank import By
 from openm6.model.ranking import Ranking, States
 from openm6.tasks.retrieval import mean_recall, recalls
 from openm6.train.config import RunConfig
@@ -52,7 +56,7 @@ from openm6.train.recipe import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "r2d2-emoji.yaml"
 LANGUAGES = ("en", "zh")
-CANDIDATES = 16
+CANDIDATES = 32
 ARMS: dict[str, list[str]] = {
     "full": [],
     "hard_negatives": ["objective.hard_negatives=0.0"],
@@ -68,6 +72,7 @@ ARMS: dict[str, list[str]] = {
 }
 Result = dict[str, Any]
 Runner = Callable[[list[str], Path], Result]
+Way = Literal["prerank", "rank"] | By
 
 
 class Retrieval:
@@ -82,13 +87,14 @@ class Retrieval:
         self.same_IT = _same(mine, self.texts)
         self.same_TI = _same(self.asked, mine)
 
-    def measure(self, m6: Pipeline, *, ranked: bool) -> dict[str, dict[str, float]]:
-        if ranked:
-            image_to_text_IT = m6.rank_texts(self.pictures, self.texts, candidates=CANDIDATES)
-            text_to_image_TI = m6.rank_images(self.asked, self.pictures, candidates=CANDIDATES)
-        else:
+    def measure(self, m6: Pipeline, way: Way) -> dict[str, dict[str, float]]:
+        if way == "prerank":
             image_to_text_IT = m6.match(self.pictures, self.texts)
             text_to_image_TI = m6.match(self.pictures, self.asked).T
+        else:
+            by: By | None = None if way == "rank" else way
+            image_to_text_IT = m6.rank_texts(self.pictures, self.texts, candidates=CANDIDATES, by=by)
+            text_to_image_TI = m6.rank_images(self.asked, self.pictures, candidates=CANDIDATES, by=by)
         return {
             "image_to_text": recalls(image_to_text_IT, self.same_IT),
             "text_to_image": recalls(text_to_image_TI, self.same_TI),
@@ -108,8 +114,8 @@ def whole(found: dict[str, dict[str, dict[str, float]]]) -> float:
     return mean(mean_recall(each["image_to_text"], each["text_to_image"]) for each in found.values())
 
 
-def measure(m6: Pipeline, *, ranked: bool) -> dict[str, dict[str, dict[str, float]]]:
-    return {language: Retrieval(language).measure(m6, ranked=ranked) for language in LANGUAGES}
+def measure(m6: Pipeline, way: Way) -> dict[str, dict[str, dict[str, float]]]:
+    return {language: Retrieval(language).measure(m6, way) for language in LANGUAGES}
 
 
 @contextmanager
@@ -127,8 +133,8 @@ def alone(ranking: Ranking, scores: str) -> Iterator[None]:
         del ranking.log_odds
 
 
-def run(overrides: list[str], folder: Path, *, encoders: bool) -> Result:
-    """Train (or go on), measure, and keep the result in the folder."""
+def run(overrides: list[str], folder: Path, *, of_recipe: bool) -> Result:
+    """Train (or go on), measure, and keep the result in the folder. Of a run of the recipe more is measured."""
     kept = folder / "result.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -139,13 +145,15 @@ def run(overrides: list[str], folder: Path, *, encoders: bool) -> Result:
     assert m6.model.ranking is not None
     result: Result = {
         "seconds": seconds,
-        "prerank": measure(m6, ranked=False),
-        "rank": measure(m6, ranked=True),
+        "prerank": measure(m6, "prerank"),
+        "rank": measure(m6, "rank"),
+        "rank_encoders": whole(measure(m6, "encoders")),
     }
-    if encoders:
+    if of_recipe:
+        result["rank_captions"] = whole(measure(m6, "captions"))
         for name in ("text_image", "image_text"):
             with alone(m6.model.ranking, f"{name}_B2"):
-                result[f"rank_{name}"] = whole(measure(m6, ranked=True))
+                result[f"rank_{name}"] = whole(measure(m6, "encoders"))
     kept.write_text(json.dumps(result), encoding="utf-8")
     return result
 
@@ -163,7 +171,7 @@ def of_recipe(results: Sequence[Result]) -> Result:
         **{way: _means([each[way] for each in results]) for way in ("prerank", "rank")},
         **{
             f"rank_{name}": mean(each[f"rank_{name}"] for each in results)
-            for name in ("text_image", "image_text")
+            for name in ("encoders", "captions", "text_image", "image_text")
         },
         "seconds": mean(each["seconds"] for each in results),
     }
@@ -181,15 +189,21 @@ def _means(found: Sequence[Any]) -> Any:
 
 def of_ablation(results: dict[str, dict[int, Result]]) -> Result:
     """By arm: mean recalls, and what ranking loses without the part. Arms have some seeds, `full` all of them."""
+    worth: dict[str, Callable[[Result], float]] = {
+        "prerank": lambda each: whole(each["prerank"]),
+        "encoders": lambda each: each["rank_encoders"],
+        "rank": lambda each: whole(each["rank"]),
+    }
     figures: Result = {}
     for arm, by_seed in results.items():
-        lost = [whole(each["rank"]) - whole(results["full"][seed]["rank"]) for seed, each in by_seed.items()]
-        figures[arm] = {
-            "seeds": list(by_seed),
-            "prerank": [whole(each["prerank"]) for each in by_seed.values()],
-            "rank": [whole(each["rank"]) for each in by_seed.values()],
-            **({} if arm == "full" else {"minus_full": spread(lost)}),
-        }
+        figures[arm] = {"seeds": list(by_seed)}
+        for name, of in worth.items():
+            figures[arm][name] = [of(each) for each in by_seed.values()]
+        if arm != "full":
+            figures[arm]["minus_full"] = {
+                name: spread([of(each) - of(results["full"][seed]) for seed, each in by_seed.items()])
+                for name, of in worth.items()
+            }
     return figures
 
 
@@ -206,7 +220,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     asked = parser.parse_args(argv)
     recipe = [
-        (runner or (lambda o, f: run(o, f, encoders=True)))([f"seed={seed}"], asked.work / f"recipe-{seed}")
+        (runner or (lambda o, f: run(o, f, of_recipe=True)))([f"seed={seed}"], asked.work / f"recipe-{seed}")
         for seed in asked.seeds
     ]
     arms: dict[str, dict[int, Result]] = {arm: {} for arm in dict.fromkeys(["full", *asked.arms])}
@@ -214,7 +228,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
         for arm in arms:
             overrides = [*ARMS[arm], f"steps={asked.ablation_steps}", f"seed={seed}"]
             folder = asked.work / f"{arm}-{asked.ablation_steps}-{seed}"
-            arms[arm][seed] = (runner or (lambda o, f: run(o, f, encoders=False)))(overrides, folder)
+            arms[arm][seed] = (runner or (lambda o, f: run(o, f, of_recipe=False)))(overrides, folder)
     shipped = openm6.load()
     english = Retrieval("en")
     figures = {
@@ -222,7 +236,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
         "command": "python benchmarks/r2d2.py",
         **of_recipe(recipe),
         "seeds": asked.seeds,
-        "shipped_mean_recall": whole(measure(shipped, ranked=False)),
+        "shipped_mean_recall": whole(measure(shipped, "prerank")),
+        "shipped_rank_mean_recall": whole(measure(shipped, "rank")),
         "pictures": len(english.pictures),
         "texts": len(english.texts),
         "ablation_steps": asked.ablation_steps,

@@ -12,9 +12,7 @@ from openm6.cli.output import Json, Model, show
 
 def match(
     arguments: Annotated[list[str], typer.Argument(help="Picture files, and texts to score, in quotes.")],
-    rank: Annotated[
-        bool, typer.Option(help="Judge each picture's best 128 texts again (a model trained with R2D2).")
-    ] = False,
+    rank: Annotated[bool, typer.Option(help="Judge each picture's best 128 texts again.")] = False,
     model: Model = None,
     as_json: Json = False,
 ) -> None:

@@ -11,7 +11,7 @@ What `openm6.load()` returns:
     m6.draw("soccer ball").save("ball.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
-    m6.rank_texts("a.png", names)                # match, refined by cross encoders (a model trained with R2D2)
+    m6.rank_texts("a.png", names)                # match, its best judged again by captions and cross encoders
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from openm6.decode.live import (
     write_poems,
 )
 from openm6.decode.magic import Magic
-from openm6.decode.rank import Run, rank
+from openm6.decode.rank import By, Run, rank
 from openm6.decode.tell import tell
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
@@ -263,20 +263,31 @@ class Pipeline:
         return self.embed_images(images) @ self.embed_texts(texts).T
 
     def rank_texts(
-        self, images: Picture | Sequence[Picture], texts: str | Sequence[str], *, candidates: int = 128
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        *,
+        candidates: int = 128,
+        by: By | None = None,
     ) -> np.ndarray:
-        """How well texts fit each picture, (pictures, texts): `match`, refined by the cross encoders.
+        """How well texts fit each picture, (pictures, texts): `match`, the best judged again.
 
-        Of each picture's best `candidates` by cosine, the cosine plus the encoders' log-odds over the cosines'
-        scale; all others score -100. Raises ValueError for a model that does not rank.
+        Each picture's best `candidates` by cosine are judged by how likely the model is to say so in a caption
+        (`by` "captions"), by the cross encoders of a model trained with R2D2 ("encoders"), or by all it has (None);
+        all others score -100. Raises ValueError for a model without them.
         """
-        return rank(self.model, *self._sides(images, texts), candidates=candidates)
+        return rank(self, images, texts, candidates=candidates, by=by)
 
     def rank_images(
-        self, texts: str | Sequence[str], images: Picture | Sequence[Picture], *, candidates: int = 128
+        self,
+        texts: str | Sequence[str],
+        images: Picture | Sequence[Picture],
+        *,
+        candidates: int = 128,
+        by: By | None = None,
     ) -> np.ndarray:
         """How well pictures fit each text, (texts, pictures); see `rank_texts`."""
-        return rank(self.model, *self._sides(images, texts), candidates=candidates, of_texts=True)
+        return rank(self, images, texts, candidates=candidates, by=by, of_texts=True)
 
     # -- what the tasks are made of ------------------------------------------------------------------------
 
@@ -363,16 +374,6 @@ class Pipeline:
 
     def _text_prompts(self, texts: str | Sequence[str]) -> list[Branch]:
         return [self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")]
-
-    def _sides(
-        self, images: Picture | Sequence[Picture], texts: str | Sequence[str]
-    ) -> tuple[Iterator[Run], Iterator[Run]]:
-        if self.model.ranking is None:
-            raise ValueError(
-                f"the checkpoint {self.folder} does not rank: its ranking_layers are 0; use match, or train one "
-                "with the objective r2d2"
-            )
-        return self._runs(self._image_prompts(images)), self._runs(self._text_prompts(texts))
 
     @torch.no_grad()
     def _runs(self, prompts: Sequence[Branch]) -> Iterator[Run]:

@@ -58,6 +58,11 @@ class Placement:
         return sum(bytes for _, _, tier, bytes in self._sections() if tier != "disk")
 
     @property
+    def unused_bytes(self) -> int:
+        """Of the budget, beside what the process holds, buffers and resident parts."""
+        return self.budget_bytes - self.fixed_bytes - self.buffer_bytes - self.resident_bytes
+
+    @property
     def traffic_bytes(self) -> int:
         """Read and written in a step of training, if every part is used."""
         trains = _trains(self.layouts)
@@ -70,7 +75,6 @@ class Placement:
     def table(self) -> str:
         """The placement as plain text: tier, section, bytes, parts."""
         lines = [f"memory budget {format_bytes(self.budget_bytes)}"]
-        free = self.budget_bytes - self.fixed_bytes - self.buffer_bytes - self.resident_bytes
         groups: dict[tuple[str, Section, str], list[str]] = {}
         sizes: Counter[tuple[str, Section, str]] = Counter()
         kinds = Counter(_kind(part) for part in self.layouts)
@@ -86,7 +90,7 @@ class Placement:
             tier, section, kind = group
             names = f"{len(groups[group])} of {kinds[kind]} {kind}: {_ranges(groups[group], self.layouts)}"
             rows.append((tier, section, sizes[group], names))
-        rows.append(("host", "unused", free, ""))
+        rows.append(("host", "unused", self.unused_bytes, ""))
         lines += [f"  {t:<6} {s:<9} {format_bytes(b):>10}  {names}".rstrip() for t, s, b, names in rows]
         if self.traffic_bytes:
             lines.append(f"  a step moves {format_bytes(self.traffic_bytes)} between memory and disk")

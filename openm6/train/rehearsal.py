@@ -64,12 +64,17 @@ def copy_layers(layers: int, unit: int | None) -> int:
 
 
 def copy_budget(plan: Plan, job: Job, pieces: Pieces) -> int | None:
-    """The copy's memory budget: with it, everything rests on the disk if some of the run does."""
+    """The copy's memory budget. With it, everything rests on the disk if some of the run does, and beside what a
+    step holds there is as much room as in the run: close to the budget, memory is handed back, which takes time.
+    """
     if job.budget is None or not any(stage.tiers.get("disk") for stage in plan.stages):
         return job.budget
-    stages = make_plan(job, plan.hardware, tokens=1, pieces=pieces).stages
-    placements = [stage.placement for stage in stages if stage.placement is not None]
-    return min(job.budget, max(each.fixed_bytes + each.buffer_bytes for each in placements))
+    of_run, of_copy = (
+        [stage.placement for stage in stages if stage.placement is not None]
+        for stages in (plan.stages, make_plan(job, plan.hardware, tokens=1, pieces=pieces).stages)
+    )
+    room = min(each.buffer_bytes + each.unused_bytes for each in of_run)
+    return min(job.budget, max(each.fixed_bytes + max(each.buffer_bytes, room) for each in of_copy))
 
 
 def copy_config(config: RunConfig, job: Job) -> RunConfig:

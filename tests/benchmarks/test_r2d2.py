@@ -29,7 +29,7 @@ def test_every_arm_is_the_recipe_without_one_part() -> None:
 
 
 def test_figures_are_means_and_paired_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(r2d2, "measure", lambda m6, *, ranked: found(0.3))
+    monkeypatch.setattr(r2d2, "measure", lambda m6, way: found(0.3 if way == "prerank" else 0.35))
     asked: list[str] = []
 
     def pretended(overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -39,6 +39,8 @@ def test_figures_are_means_and_paired_differences(tmp_path: Path, monkeypatch: p
         return {
             "prerank": found(0.4),
             "rank": found(0.4 + 0.1 * seed - lost),
+            "rank_encoders": 0.45 - lost,
+            "rank_captions": 0.5,
             "rank_text_image": 0.5,
             "rank_image_text": 0.4,
             "seconds": 2.0,
@@ -52,8 +54,11 @@ def test_figures_are_means_and_paired_differences(tmp_path: Path, monkeypatch: p
     assert line["rank_gain"] == pytest.approx({"mean": 0.2, "least": 0.1, "greatest": 0.3})
     assert line["rank"]["zh"]["image_to_text"]["r5"] == pytest.approx(0.6)
     assert line["shipped_mean_recall"] == pytest.approx(0.3)
-    arm = line["ablation"]["hard_negatives"]
-    assert arm["minus_full"] == pytest.approx({"mean": -0.15, "least": -0.2, "greatest": -0.1})
+    assert line["shipped_rank_mean_recall"] == pytest.approx(0.35)
+    lost = line["ablation"]["hard_negatives"]["minus_full"]
+    assert lost["prerank"] == pytest.approx({"mean": 0, "least": 0, "greatest": 0})
+    for name in ("encoders", "rank"):
+        assert lost[name] == pytest.approx({"mean": -0.15, "least": -0.2, "greatest": -0.1})
     assert (line["pictures"], line["texts"]) == (260, 1914)
 
 

@@ -55,11 +55,23 @@ def test_all_pairs_score_as_each_by_itself_in_either_direction(
 ):
     expected = ranker.match(PICTURES, TEXTS) + one_by_one(ranker)
     assert np.ptp(one_by_one(ranker)) > 0.01
-    np.testing.assert_allclose(ranker.rank_texts(PICTURES, TEXTS), expected, atol=1e-4)
-    np.testing.assert_allclose(ranker.rank_images(TEXTS, PICTURES), expected.T, atol=1e-4)
+    np.testing.assert_allclose(ranker.rank_texts(PICTURES, TEXTS, by="encoders"), expected, atol=1e-4)
+    np.testing.assert_allclose(ranker.rank_images(TEXTS, PICTURES, by="encoders"), expected.T, atol=1e-4)
     monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(ranking_module, "PAIRS", 3)
-    np.testing.assert_allclose(ranker.rank_texts(PICTURES, TEXTS), expected, atol=1e-4)
+    np.testing.assert_allclose(ranker.rank_texts(PICTURES, TEXTS, by="encoders"), expected, atol=1e-4)
+
+
+def test_a_model_ranks_by_all_the_judges_it_has(ranker: Pipeline, pipeline: Pipeline):
+    cosines = ranker.match(PICTURES, TEXTS)
+    by_captions = ranker.rank_texts(PICTURES, TEXTS, by="captions")
+    both = ranker.rank_texts(PICTURES, TEXTS)
+    np.testing.assert_allclose(both - by_captions, one_by_one(ranker), atol=1e-4)
+    assert (by_captions < cosines).all()  # a likelihood is below 1
+    np.testing.assert_allclose(ranker.rank_images(TEXTS, PICTURES), both.T, atol=1e-4)
+    np.testing.assert_array_equal(
+        pipeline.rank_texts(PICTURES, TEXTS), pipeline.rank_texts(PICTURES, TEXTS, by="captions")
+    )
 
 
 def test_only_the_best_by_cosine_are_ranked(ranker: Pipeline):
@@ -75,8 +87,8 @@ def test_only_the_best_by_cosine_are_ranked(ranker: Pipeline):
 
 
 def test_what_cannot_rank_says_so(ranker: Pipeline, pipeline: Pipeline):
-    with pytest.raises(ValueError, match="does not rank: its ranking_layers are 0"):
-        pipeline.rank_texts(PICTURES, TEXTS)
+    with pytest.raises(ValueError, match="no cross encoders: its ranking_layers are 0"):
+        pipeline.rank_texts(PICTURES, TEXTS, by="encoders")
     with pytest.raises(ValueError, match="candidates must be at least 1, not 0"):
         ranker.rank_images(TEXTS, PICTURES, candidates=0)
     with pytest.raises(ValueError, match="a text must be text"):

@@ -58,7 +58,8 @@ def test_a_run_learns_to_rank_and_its_model_ranks(tmp_path: Path):
     evals = [line for line in lines if line.get("event") == "eval"]
     assert all("val_ranking_loss" in line and "val_feature_guided_loss" not in line for line in evals)
     assert evals[-1]["val_pre_ranking_loss"] < evals[0]["val_pre_ranking_loss"]
-    scores = openm6.load(folder).rank_texts([tiny.picture(i) for i in range(3)], ["red apple", "绿青蛙"])
+    pictures, texts = [tiny.picture(i) for i in range(3)], ["red apple", "绿青蛙"]
+    scores = openm6.load(folder).rank_texts(pictures, texts, by="encoders")
     assert scores.shape == (3, 2) and (abs(scores) < 2).all()
 
 

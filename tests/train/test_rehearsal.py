@@ -84,13 +84,18 @@ def test_waiting_for_the_disk_is_not_computing() -> None:
     assert rehearsal.computing_seconds(lines) == {"pseudo": [], "real": [1.5, 1.5]}
 
 
-def test_a_copy_of_what_is_on_the_disk_is_on_the_disk(recipe: dict[str, Any]) -> None:
+def test_a_copy_of_what_is_on_the_disk_is_on_the_disk_and_has_as_much_room(recipe: dict[str, Any]) -> None:
     wide = {**tiny.CONFIG, "layers": 24, "width": 512, "ffn": 2048, "heads": 8, "head_dim": 64}
     plan, config = planned({**recipe, "model": wide, "memory": {"host": "1200MiB"}})
     assert plan.problem is None and plan.stages[1].tiers["disk"] > 0
     job = replace(plan.job, model=plan.job.model.model_copy(update={"layers": 8}))
     budget = rehearsal.copy_budget(plan, job, Pieces(job.model, bf16=job.bf16))
     assert budget is not None and plan.job.budget is not None and budget < plan.job.budget
+    copied = make_plan(replace(job, budget=budget), plan.hardware, tokens=1)
+    assert copied.problem is None and copied.stages[1].tiers["disk"] > 0
+    of_run, of_copy = ([stage.placement for stage in each.stages] for each in (plan, copied))
+    room = min(each.buffer_bytes + each.unused_bytes for each in of_run if each is not None)
+    assert all(budget - each.fixed_bytes >= room for each in of_copy if each is not None)
     assert rehearsal.copy_config(config, job).memory is not None
 
 

@@ -139,7 +139,7 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
         fixed = process + step
         try:
             placement, where, tiers = _place(job, hardware, parts, fixed, limit)
-            memory = placement.fixed_bytes + placement.buffer_bytes + placement.resident_bytes
+            memory = limit - placement.unused_bytes
             memory = max(memory, min(limit, memory + round(HOLES["streamed"] * step)))
         except ValueError as error:
             problem, memory = str(error), fixed
