@@ -17,8 +17,8 @@ directions and both languages. Finished runs are kept in `--work`: started again
     shipped_mean_recall, shipped_rank_mean_recall   of the shipped model, where the recipe begins: it ranks by its
                             captions alone
     pictures, texts         how many pictures, and English names that they look among
-    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds` that also train
-                            the stack's two upper layers, so that every part has something to act on: mean recalls
+    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds` that train the
+                            upper two layers too, so that every part has something to act on: mean recalls
                             by pre-ranking and by the cross encoders alone, one a seed, and minus_full, how much
                             each differs from that of `full` at the same seed: mean, least, greatest. All arms see
                             the same batches

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openm6.decode.decoder import SCORES
 from openm6.decode.inputs import read_texts
 from openm6.tasks.collate import collate, length_of
 from openm6.tasks.layout import Branch
@@ -22,7 +23,7 @@ from openm6.tasks.layout import Branch
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
 
-TOGETHER = 16  # texts that read one picture's tokens in one row
+ROW = 256  # positions of a picture and captions of it; a longer caption has a row of its own
 _CHINESE = re.compile("[\u3400-\u9fff]")
 
 
@@ -39,28 +40,43 @@ class Captions:
     @torch.no_grad()
     def log_likelihood(self, image_N: Tensor, text_N: Tensor) -> Tensor:
         """log p(text | picture) of every pair, in nats."""
-        pairs: dict[int, list[int]] = {}  # by picture
+        of_image: dict[int, list[int]] = {}
         for pair, image in enumerate(image_N.tolist()):
-            pairs.setdefault(image, []).append(pair)
-        groups = [
-            (image, of_image[start : start + TOGETHER])
-            for image, of_image in pairs.items()
-            for start in range(0, len(of_image), TOGETHER)
-        ]
-        examples: list[list[Branch]] = [
-            [replace(self.captions[int(text_N[pair])], image=self.images[image]) for pair in group]
-            for image, group in groups
-        ]
-        model, P = self.m6.model, self.m6.model.config.image_tokens
+            of_image.setdefault(image, []).append(pair)
+        P, found_N = self.m6.model.config.image_tokens, torch.zeros(len(image_N))
+        examples, pairs = list[list[Branch]](), list[list[int]]()
+        for image, mine in of_image.items():
+            room = 0
+            for pair in mine:
+                branch = replace(self.captions[int(text_N[pair])], image=self.images[image])
+                length = length_of([branch], P) - P
+                if length > room:
+                    examples.append([])
+                    pairs.append([])
+                    room = max(ROW - P, length)
+                examples[-1].append(branch)
+                pairs[-1].append(pair)
+                room -= length
         row = max(length_of(example, P) for example in examples)
+        step = max(1, SCORES // row**2)
+        for start in range(0, len(examples), step):
+            some = slice(start, start + step)
+            pair_M, nats_M = self._nats(examples[some], pairs[some], row)
+            found_N.index_add_(0, pair_M, -nats_M)
+        return found_N
+
+    def _nats(self, examples: list[list[Branch]], pairs: list[list[int]], row: int) -> tuple[Tensor, Tensor]:
+        """What each predicted token costs, and the number of the pair that it belongs to."""
+        model, P = self.m6.model, self.m6.model.config.image_tokens
         batch, order = collate(examples, row=row, image_tokens=P, pad=self.m6.tokenizer.pad)
         stream = replace(batch.stream, images_NCHW=self.m6._pixels([examples[e][0] for e in order]))
         logits_MV = model.text_logits(model(stream).flatten(0, 1)[batch.text_at])
         nats_M = F.cross_entropy(logits_MV.float(), batch.text_target, reduction="none")
-        # Branches of an example are counted from 1; those of all groups, one after the other, are the pairs.
-        first = torch.tensor([0, *(len(group) for _, group in groups)]).cumsum(0)
+        # The branches of an example are counted from 1.
+        first = torch.tensor([0, *map(len, pairs)]).cumsum(0)
         example_M, branch_M = (
             each.flatten()[batch.text_at] for each in (stream.example_BT, stream.branch_BT)
         )
-        pair_N = torch.tensor([pair for _, group in groups for pair in group])
-        return torch.zeros(len(pair_N)).index_add(0, pair_N[first[example_M] + branch_M - 1], -nats_M)
+        return torch.tensor([pair for each in pairs for pair in each])[
+            first[example_M] + branch_M - 1
+        ], nats_M

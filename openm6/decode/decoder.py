@@ -15,6 +15,8 @@ from openm6.model import M6, Stream
 from openm6.model.stream import attention_bias
 from openm6.tasks.layout import Branch
 
+SCORES = 2**24  # attention scores of a head at a time: fewer rows where prompts are long
+
 
 class Decoder:
     """One prompt a row, of different lengths. `hidden_BD` predicts each row's next token.

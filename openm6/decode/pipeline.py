@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
-from openm6.decode.decoder import Decoder, prompt_stream
+from openm6.decode.decoder import SCORES, Decoder, prompt_stream
 from openm6.decode.generate import Sampling, beam_search
 from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
 from openm6.decode.live import (
@@ -53,7 +53,6 @@ from openm6.tasks.layout import Branch
 from openm6.tasks.write import ANY_FORM
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
-SCORES = 2**24  # attention scores of a head at a time: fewer rows where prompts are long
 MAX_TEXT = 40  # tokens of a caption or an answer
 MAX_PROMPT = 2048  # tokens that a user may give, or ask for
 
