@@ -1,8 +1,9 @@
-"""A plan put right by a rehearsal: a copy of the run with fewer layers trains a few steps on this machine.
+"""A plan put right by a rehearsal: two copies of the run with fewer layers train a few steps on this machine.
 
-What a profile's rates say is wrong by as much as kernels do worse on this model's shapes than on those that were
-probed, and by as much as the machine is slower today. Most of that a copy of half the layers shows, or of eight
-where the half is more, so its times over those that the same plan gives it are what the plan is multiplied with.
+What the rates of a profile say is wrong by as much as kernels do worse on the shapes of this model than on those
+that were probed, and by as much as the machine is slower today. So a copy of half the layers (eight at most) and
+one of a single sharing unit are timed. Each layer computes for as long as the others, and what is not a layer adds
+its share: the line through both copies says what all layers take.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from openm6.giant.budget import settle
 from openm6.giant.plan.job import Job, Stage
 from openm6.giant.plan.plan import Plan, make_plan
 from openm6.giant.plan.workload import Pieces
@@ -26,8 +28,8 @@ STEPS, WARM = 8, 3  # of a stage; of these, those that do not count
 
 
 def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
-    """The recipe's plan again, its computing as many times as long as that of a copy that is trained now, on the
-    disk that the recipe names or in the folder that we are in. `pieces` are those of the plan's model.
+    """The recipe's plan again, its computing as long as two copies foretell that are trained now, on the disk that
+    the recipe names or in the folder that we are in. `pieces` are those of the plan's model.
 
     Raises ValueError for a plan that is not of this machine's processor, that does not fit, or whose model is
     trained already.
@@ -38,43 +40,50 @@ def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
         raise ValueError(f"what does not fit is not rehearsed: {plan.problem}")
     if config.init is not None:
         raise ValueError("a copy with fewer layers cannot begin from a trained model: leave out init")
-    layers = copy_layers(config.model.layers, config.sharing.unit)
+    sizes = copy_layers(config.model.layers, config.sharing.unit)
+    few, many = (_seconds(plan, config, layers) for layers in sizes)
+    beyond = (config.model.layers - sizes[1]) / max(1, sizes[1] - sizes[0])
+    slower = {
+        stage.stage: (many[stage.stage] + beyond * (many[stage.stage] - few[stage.stage]))
+        / stage.compute_seconds
+        for stage in plan.stages
+    }
+    return make_plan(replace(plan.job, slower=slower), plan.hardware, tokens=plan.tokens, pieces=pieces)
+
+
+def _seconds(plan: Plan, config: RunConfig, layers: int) -> dict[Stage, float]:
+    """How long a step of a copy with so many layers computes, by stage."""
     model = config.model.model_copy(update={"layers": layers})
-    both = len(plan.stages) == 2
-    job = replace(plan.job, model=model, delink_at=0.5 if both else plan.job.delink_at)
-    copy_pieces = Pieces(model, bf16=job.bf16)
-    job = replace(job, budget=copy_budget(plan, job, copy_pieces))
-    copied = make_plan(job, plan.hardware, tokens=1, pieces=copy_pieces)
+    delink_at = 0.5 if len(plan.stages) == 2 else plan.job.delink_at
+    budget = copy_budget(plan)
+    if budget is not None:  # it is of the whole process, which has grown since it was planned
+        budget += max(0, settle() - plan.job.process_bytes)
+    job = replace(plan.job, model=model, delink_at=delink_at, budget=budget)
     folder = config.memory.disk if config.memory and config.memory.disk else Path()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=folder) as work:
         run_dir = Path(work) / "run"
         train(copy_config(config, job), run_dir)
         seconds = computing_seconds(read_metrics(run_dir))
-    slower = {
-        stage.stage: median(seconds[stage.stage][WARM:]) / stage.compute_seconds for stage in copied.stages
-    }
-    return make_plan(replace(plan.job, slower=slower), plan.hardware, tokens=plan.tokens, pieces=pieces)
+    # A single unit has nobody to share with: its run is a Real Giant's from the first step, and takes as long.
+    return {stage: median((seconds[stage] or seconds["real"])[WARM:]) for stage in job.stages}
 
 
-def copy_layers(layers: int, unit: int | None) -> int:
-    """How many layers the copy has: whole sharing units."""
+def copy_layers(layers: int, unit: int | None) -> tuple[int, int]:
+    """How many layers the two copies have: a sharing unit, and half of the run's, in whole units."""
     unit = unit or 1
-    return max(unit, min(layers // 2, MOST_LAYERS) // unit * unit)
+    return unit, min(layers, max(2 * unit, min(layers // 2, MOST_LAYERS) // unit * unit))
 
 
-def copy_budget(plan: Plan, job: Job, pieces: Pieces) -> int | None:
-    """The copy's memory budget. With it, everything rests on the disk if some of the run does, and beside what a
-    step holds there is as much room as in the run: close to the budget, memory is handed back, which takes time.
+def copy_budget(plan: Plan) -> int | None:
+    """The copies' memory budget: the run's, without what is resident of its parts if not all of them are. So parts
+    rest on the disk as in the run, and beside them there is as much room: close to its budget a run takes time to
+    hand memory back.
     """
-    if job.budget is None or not any(stage.tiers.get("disk") for stage in plan.stages):
-        return job.budget
-    of_run, of_copy = (
-        [stage.placement for stage in stages if stage.placement is not None]
-        for stages in (plan.stages, make_plan(job, plan.hardware, tokens=1, pieces=pieces).stages)
-    )
-    room = min(each.buffer_bytes + each.unused_bytes for each in of_run)
-    return min(job.budget, max(each.fixed_bytes + max(each.buffer_bytes, room) for each in of_copy))
+    placements = [stage.placement for stage in plan.stages if stage.tiers.get("disk") and stage.placement]
+    if plan.job.budget is None or not placements:
+        return plan.job.budget
+    return plan.job.budget - max(placement.resident_bytes for placement in placements)
 
 
 def copy_config(config: RunConfig, job: Job) -> RunConfig:

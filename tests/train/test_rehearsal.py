@@ -1,4 +1,4 @@
-"""Rehearsals: what a copy takes is what the plan is multiplied with; the copy is the run with fewer layers."""
+"""Rehearsals: copies are the run with fewer layers, and the line through their times is what the run takes."""
 
 from __future__ import annotations
 
@@ -35,28 +35,39 @@ def pieces(plan: Plan) -> Pieces:
 
 @pytest.mark.parametrize(
     ("layers", "unit", "copied"),
-    [(12, None, 6), (48, None, 8), (48, 6, 6), (12, 4, 4), (24, 12, 12), (2, None, 1), (1, None, 1)],
+    [
+        (12, None, (1, 6)),
+        (48, None, (1, 8)),
+        (48, 6, (6, 12)),
+        (12, 4, (4, 8)),
+        (24, 12, (12, 24)),
+        (2, None, (1, 2)),
+        (1, None, (1, 1)),
+    ],
 )
-def test_a_copy_has_half_the_layers_and_whole_units(layers: int, unit: int | None, copied: int) -> None:
+def test_copies_have_a_unit_and_half_the_layers(
+    layers: int, unit: int | None, copied: tuple[int, int]
+) -> None:
     assert rehearsal.copy_layers(layers, unit) == copied
 
 
-def test_the_plan_takes_as_many_times_as_long_as_its_copy(
+def test_the_plan_takes_what_the_line_through_its_copies_says(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, config = planned(recipe)
+    takes = {"pseudo": lambda layers: 0.5 + 0.2 * layers, "real": lambda layers: 0.4 + 0.3 * layers}
     seen: list[RunConfig] = []
 
     def run(copy: RunConfig, folder: Path) -> None:
-        """Steps that take three times (Pseudo) and twice (Real) what is planned, but for those that warm up."""
+        """The first steps warm up."""
         seen.append(copy)
-        stages = make_plan(job_of(copy, [plan.job.work], bf16=False), plan.hardware, tokens=1).stages
         lines: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "event": "eval", "stage": "pseudo"}]
-        for stage, times in zip(stages, (3, 2), strict=True):
+        for stage, seconds_of in takes.items():
             for number in range(rehearsal.STEPS):
-                seconds = times * stage.compute_seconds + (5.0 if number < rehearsal.WARM else 0.0)
+                seconds = seconds_of(copy.model.layers) + (5.0 if number < rehearsal.WARM else 0.0)
                 step = len(lines)
-                told = {"step": step, "tokens": 100 * step, "stage": stage.stage, "loss": 1.0}
+                of = stage if copy.model.layers > 1 else "real"
+                told = {"step": step, "tokens": 100 * step, "stage": of, "loss": 1.0}
                 lines.append({**told, "tokens_per_s": 100 / seconds})
         folder.mkdir()
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -64,13 +75,14 @@ def test_the_plan_takes_as_many_times_as_long_as_its_copy(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rehearsal, "train", run)
     again = rehearsal.rehearsed(plan, config, pieces(plan))
-    assert again.job.slower == pytest.approx({"pseudo": 3.0, "real": 2.0})
-    for now, before, times in zip(again.stages, plan.stages, (3, 2), strict=True):
-        assert now.compute_seconds == pytest.approx(times * before.compute_seconds)
+    for now, before in zip(again.stages, plan.stages, strict=True):
+        assert now.compute_seconds == pytest.approx(takes[now.stage](6))
         assert sum(now.by_kind.values()) == pytest.approx(now.compute_seconds)
-    [copy] = seen
-    assert copy.model.layers == 3 and copy.steps == 2 * rehearsal.STEPS and not copy.held_out
-    assert copy.mix == config.mix and copy.optimizer == config.optimizer
+        assert again.job.slower[now.stage] == pytest.approx(now.compute_seconds / before.compute_seconds)
+    assert [copy.model.layers for copy in seen] == [1, 3]
+    for copy in seen:
+        assert copy.steps == 2 * rehearsal.STEPS and not copy.held_out
+        assert copy.mix == config.mix and copy.optimizer == config.optimizer
     assert not list(tmp_path.glob("rehearsal-*"))
 
 
@@ -87,16 +99,20 @@ def test_waiting_for_the_disk_is_not_computing() -> None:
 def test_a_copy_of_what_is_on_the_disk_is_on_the_disk_and_has_as_much_room(recipe: dict[str, Any]) -> None:
     wide = {**tiny.CONFIG, "layers": 24, "width": 512, "ffn": 2048, "heads": 8, "head_dim": 64}
     plan, config = planned({**recipe, "model": wide, "memory": {"host": "1200MiB"}})
-    assert plan.problem is None and plan.stages[1].tiers["disk"] > 0
-    job = replace(plan.job, model=plan.job.model.model_copy(update={"layers": 8}))
-    budget = rehearsal.copy_budget(plan, job, Pieces(job.model, bf16=job.bf16))
-    assert budget is not None and plan.job.budget is not None and budget < plan.job.budget
-    copied = make_plan(replace(job, budget=budget), plan.hardware, tokens=1)
-    assert copied.problem is None and copied.stages[1].tiers["disk"] > 0
-    of_run, of_copy = ([stage.placement for stage in each.stages] for each in (plan, copied))
-    room = min(each.buffer_bytes + each.unused_bytes for each in of_run if each is not None)
-    assert all(budget - each.fixed_bytes >= room for each in of_copy if each is not None)
-    assert rehearsal.copy_config(config, job).memory is not None
+    of_run = plan.stages[1].placement
+    assert plan.problem is None and of_run is not None and plan.stages[1].tiers["disk"] > 0
+    budget = rehearsal.copy_budget(plan)
+    model = plan.job.model.model_copy(update={"layers": 8})
+    copied = make_plan(replace(plan.job, model=model, budget=budget), plan.hardware, tokens=1)
+    of_copy = copied.stages[1].placement
+    assert budget is not None and of_copy is not None and copied.stages[1].tiers["disk"] > 0
+    assert budget - of_copy.fixed_bytes >= of_run.buffer_bytes + of_run.unused_bytes
+    assert rehearsal.copy_config(config, replace(plan.job, model=model, budget=budget)).memory is not None
+
+
+def test_a_copy_of_what_stays_in_memory_has_the_runs_budget(recipe: dict[str, Any]) -> None:
+    plan, _ = planned({**recipe, "memory": {"host": "4GiB"}})
+    assert rehearsal.copy_budget(plan) == plan.job.budget == 4 << 30
 
 
 @pytest.mark.parametrize(
