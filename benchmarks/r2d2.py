@@ -207,6 +207,10 @@ def of_ablation(results: dict[str, dict[int, Result]]) -> Result:
     return figures
 
 
+def _words(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
 def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> Result:
     description = __doc__ or ""
     parser = argparse.ArgumentParser(
@@ -233,7 +237,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
     english = Retrieval("en")
     figures = {
         "benchmark": "r2d2",
-        "command": "python benchmarks/r2d2.py",
+        "command": f"python benchmarks/r2d2.py --seeds {_words(asked.seeds)} "
+        f"--ablation-seeds {_words(asked.ablation_seeds)} --ablation-steps {asked.ablation_steps}",
         **of_recipe(recipe),
         "seeds": asked.seeds,
         "shipped_mean_recall": whole(measure(shipped, "prerank")),
