@@ -350,7 +350,8 @@ def main(argv: Sequence[str] | None = None) -> Figures:
         gradient_captions=options.gradient_captions,
         of_name=options.names,
     )
-    command = "python benchmarks/magic.py" + (f" --limit {options.limit}" if options.limit else "")
+    command = f"python benchmarks/magic.py --gradient-captions {options.gradient_captions}"
+    command += f" --limit {options.limit}" if options.limit else ""
     line = {"benchmark": "magic", **rounded(figures), "command": command, "machine": machine()}
     emit(line, options.out)
     return line
