@@ -153,7 +153,7 @@ def test_the_line_has_every_figure(pipeline: Pipeline, tmp_path: Path, monkeypat
     assert asked == ["match-begun", "tell", "tell", "tell"]
     assert line["pictures"] == line["tuning"]["pictures"] == 2 and line["texts"] == 7 - 4
     read = (tmp_path / "teller.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(read) == 7 and line["command"].endswith("magic.py")
+    assert len(read) == 7 and line["command"].endswith("magic.py --gradient-captions 1")
     assert line["cider_magic"] == line["scores"]["magic"]["cider"]
     assert len({sample["contrastive"] for sample in line["samples"]}) == 1  # it has not seen the picture
     assert line["speedup"] > 0 and line["speedup_remembering"] > 0 and line["gradient_pictures"] == 1
