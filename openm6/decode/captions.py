@@ -74,9 +74,8 @@ class Captions:
         nats_M = F.cross_entropy(logits_MV.float(), batch.text_target, reduction="none")
         # The branches of an example are counted from 1.
         first = torch.tensor([0, *map(len, pairs)]).cumsum(0)
+        number_N = torch.tensor([pair for group in pairs for pair in group])
         example_M, branch_M = (
             each.flatten()[batch.text_at] for each in (stream.example_BT, stream.branch_BT)
         )
-        return torch.tensor([pair for each in pairs for pair in each])[
-            first[example_M] + branch_M - 1
-        ], nats_M
+        return number_N[first[example_M] + branch_M - 1], nats_M

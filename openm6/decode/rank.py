@@ -8,7 +8,7 @@ Legend: I pictures, T texts, Q queries, G what they search among, K candidates o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ def rank(
     model = m6.model
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, not {candidates}")
+    if by not in (None, *get_args(By)):
+        raise ValueError(f"by must be {' or '.join(map(repr, get_args(By)))} or None, not {by!r}")
     if model.match_scale is None:
         raise ValueError(f"the checkpoint {m6.folder} does not match, so it cannot rank")
     if by == "encoders" and model.ranking is None:

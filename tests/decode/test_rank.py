@@ -89,6 +89,8 @@ def test_only_the_best_by_cosine_are_ranked(ranker: Pipeline):
 def test_what_cannot_rank_says_so(ranker: Pipeline, pipeline: Pipeline):
     with pytest.raises(ValueError, match="no cross encoders: its ranking_layers are 0"):
         pipeline.rank_texts(PICTURES, TEXTS, by="encoders")
+    with pytest.raises(ValueError, match="by must be 'captions' or 'encoders' or None, not 'encoder'"):
+        ranker.rank_texts(PICTURES, TEXTS, by="encoder")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="candidates must be at least 1, not 0"):
         ranker.rank_images(TEXTS, PICTURES, candidates=0)
     with pytest.raises(ValueError, match="a text must be text"):
