@@ -5,7 +5,6 @@ Legend: N pairs, M predicted tokens, P tokens an image.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,12 +18,12 @@ from openm6.decode.decoder import SCORES
 from openm6.decode.inputs import read_texts
 from openm6.tasks.collate import collate, length_of
 from openm6.tasks.layout import Branch
+from openm6.tasks.task import language_of
 
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
 
 ROW = 256  # positions of a picture and captions of it; a longer caption has a row of its own
-_CHINESE = re.compile("[\u3400-\u9fff]")
 
 
 class Captions:
@@ -33,7 +32,7 @@ class Captions:
     def __init__(self, m6: Pipeline, images: Sequence[np.ndarray | None], texts: str | Sequence[str]):
         self.m6, self.images = m6, images
         self.captions = [
-            m6._prompt("caption", image=None, lang="zh" if _CHINESE.search(text) else "en", caption=text)
+            m6._prompt("caption", image=None, lang=language_of(text), caption=text)
             for text in read_texts(texts, "a text")
         ]
 

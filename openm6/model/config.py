@@ -85,7 +85,7 @@ class ModelConfig(BaseModel):
     image_size: int = 64
     image_tokens: int = 16  # height x width of the backbone's last feature map
     match_dim: int = 0  # size of the match embedding; 0 = no match head
-    ranking_layers: int = 0  # of each of the two cross encoders; 0 = the model does not rank
+    ranking_layers: int = 0  # of each of the two cross encoders; 0 = there are none
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

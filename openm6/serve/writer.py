@@ -22,6 +22,7 @@ from openm6.decode.pipeline import Pipeline, shipped_checkpoint
 from openm6.model.hf import load_hf, read_json
 from openm6.serve.script_texts import SLOTS, source
 from openm6.tasks.layout import Branch
+from openm6.tasks.task import language_of
 
 MAX_TOKENS = 220
 SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8)  # as Qwen3's model card advises without thinking
@@ -128,7 +129,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     text = re.sub(r"\[[^\]]*$", "", text)
     sentences = re.split(r"(?<=[.!?。！？]) ?", text)
     kept = [each for each in sentences if set(re.findall(r"\[(\w+)\]", each)) <= values.keys()]
-    joined = ("" if re.search(r"[\u4e00-\u9fff]", text) else " ").join(kept)
+    joined = ("" if language_of(text) == "zh" else " ").join(kept)
     return re.sub(r"\[(\w+)\]", lambda slot: values[slot[1]], joined).strip()
 
 

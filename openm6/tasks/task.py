@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from openm6.tasks.layout import Branch, Layout
 Record = Mapping[str, object]
 Fields = dict[str, object]
 LANGUAGES = ("en", "zh")
+_CHINESE = re.compile("[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Task:
         if fields is None:
             return []
         return [layout.branch(self.name, fields, tokenizer) for layout in self.layouts]
+
+
+def language_of(text: str) -> str:
+    """Chinese for a text with a Chinese character, else English."""
+    return "zh" if _CHINESE.search(text) else "en"
 
 
 def pick_language(record: Record, stem: str, rng: Random) -> str | None:

@@ -105,7 +105,8 @@ def test_a_copy_of_what_is_on_the_disk_is_on_the_disk_and_has_as_much_room(recip
     model = plan.job.model.model_copy(update={"layers": 8})
     copied = make_plan(replace(plan.job, model=model, budget=budget), plan.hardware, tokens=1)
     of_copy = copied.stages[1].placement
-    assert budget is not None and of_copy is not None and copied.stages[1].tiers["disk"] > 0
+    assert budget is not None and plan.job.budget is not None and budget < plan.job.budget
+    assert of_copy is not None and copied.stages[1].tiers["disk"] > 0
     assert budget - of_copy.fixed_bytes >= of_run.buffer_bytes + of_run.unused_bytes
     assert rehearsal.copy_config(config, replace(plan.job, model=model, budget=budget)).memory is not None
 
