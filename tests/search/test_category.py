@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.category import SHARPNESS, fit_weight, fuse, neighbour_vote
+from openm6.search.category import SHARPNESS, WEIGHTS, fit_weight, fuse, neighbour_vote
 
 
 def naive_vote(similarities: np.ndarray, categories: np.ndarray, n: int, k: int) -> list[float]:
@@ -50,7 +50,32 @@ def test_parts_that_err_on_different_items_are_better_together() -> None:
     fused = fuse(model, vote, 0.5)
     assert [int((p.argmax(1) == truth).sum()) for p in (model, vote, fused)] == [3, 3, 4]
     assert 0 < fit_weight(model, vote, truth) < 1
-    assert fit_weight(np.eye(3)[truth], vote, truth) == 1
+
+
+@given(seed=st.integers(0, 10_000), items=st.integers(1, 60))
+def test_the_fitted_weight_is_the_middle_of_those_without_clearly_more_mistakes(
+    seed: int, items: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    (model, vote), truth = rng.dirichlet(np.ones(3), (2, items)), rng.integers(0, 3, items)
+    mistakes = [
+        {i for i in range(items) if np.argmax(w * model[i] + (1 - w) * vote[i]) != truth[i]} for w in WEIGHTS
+    ]
+    best = min(mistakes, key=len)
+    good = [
+        weight
+        for weight, mine in zip(WEIGHTS, mistakes, strict=True)
+        if (len(mine) - len(best)) ** 2 <= 4 * len(mine ^ best)
+    ]
+    assert fit_weight(model, vote, truth) == good[len(good) // 2]
+
+
+@pytest.mark.parametrize(("mistakes", "weight"), [(0, 0.5), (4, 0.5), (5, 0.85), (40, 0.85)])
+def test_only_clearly_more_mistakes_move_the_weight(mistakes: int, weight: float) -> None:
+    """The vote errs on some items, and the fused answer with it where the model counts less than 0.625."""
+    model, vote = np.tile([0.8, 0.2], (100, 1)), np.tile([1.0, 0.0], (100, 1))
+    vote[:mistakes] = [0.0, 1.0]
+    assert fit_weight(model, vote, np.zeros(100, int)) == pytest.approx(weight)
 
 
 def test_a_weight_outside_is_refused() -> None:
