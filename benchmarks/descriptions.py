@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -30,6 +31,7 @@ STYLES = {
     "noto-v1": "old noto",
     "twemoji": "twemoji",
 }
+GROUP = 16  # pictures of a row group
 PARTS = ("style", "colour", "kind", "name")
 
 
@@ -65,16 +67,21 @@ def to_tune_on(train: Sequence[Picture], held_out: Sequence[Picture], *, one_in:
 
 
 def write_pictures(pictures: Sequence[Picture], path: Path) -> None:
-    """The pictures with their descriptions as a Parquet file: columns `image` (PNG) and `caption_en`."""
+    """The pictures with their descriptions as a Parquet file: columns `image` (PNG) and `caption_en`.
+
+    Every picture stands there twice, in a row group of any others and in one of pictures whose descriptions are
+    alike. A reader takes row groups whole, so a batch has some that differ in the style and some in the name alone.
+    """
 
     def encoded(picture: Picture) -> bytes:
         file = BytesIO()
         Image.fromarray(picture.image).save(file, "png")
         return file.getvalue()
 
-    table = {
-        "image": [encoded(picture) for picture in pictures],
-        "caption_en": [describe(picture.row) for picture in pictures],
-    }
+    texts = [describe(picture.row) for picture in pictures]
+    table = pa.table({"image": [encoded(picture) for picture in pictures], "caption_en": texts})
+    orders = (np.random.default_rng(0).permutation(len(texts)), np.argsort(np.array(texts), kind="stable"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(table), path, row_group_size=512)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for order in orders:
+            writer.write_table(table.take(order), row_group_size=GROUP)

@@ -65,5 +65,12 @@ class TextTokenizer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def words(self, text: str) -> list[str]:
+        """The pieces of a text that no token reaches across, each with the space before it: words, numbers,
+        punctuation, Chinese characters."""
+        pre_tokenizer = self._tokenizer.pre_tokenizer
+        assert pre_tokenizer is not None, "`train_tokenizer` makes none without"
+        return [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
+
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -28,10 +28,8 @@ def _begun_fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fiel
     language = pick_language(record, "caption", rng)
     if language is None or record.get("image") is None:
         return None
-    text = str(record[f"caption_{language}"])
-    gap = " " if language == "en" else ""
-    parts = text.split() if gap else list(text)
-    begun = gap.join(parts[: rng.randint(1, len(parts))])
+    words = tokenizer.words(str(record[f"caption_{language}"]))
+    begun = "".join(words[: rng.randint(1, len(words))])
     return {"image": record["image"], "text": begun, "key": begun}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from benchmarks.bench import Picture
 from benchmarks.descriptions import STYLES, describe, parts, to_tune_on, write_pictures
@@ -17,9 +19,9 @@ def rows() -> list[dict[str, str]]:
     return load_emoji().drop_columns("image").to_pylist()
 
 
-def picture(concept: str, family: str) -> Picture:
+def picture(concept: str, family: str, *, name: str = "red apple") -> Picture:
     row = {"id": f"{family}/{concept}", "concept": concept, "family": family, "set": "noto"}
-    row |= {"colour_en": "red", "subgroup_en": "fruit", "name_en": "red apple"}
+    row |= {"colour_en": "red", "subgroup_en": "fruit", "name_en": name}
     return Picture(row, np.full((64, 64, 3), 200, dtype=np.uint8))
 
 
@@ -61,3 +63,14 @@ def test_written_pictures_are_read_as_they_were(tmp_path: Path):
     record = next(open_source(DataConfig(path=str(tmp_path / "here" / "some.parquet")), seed=0))
     assert record["caption_en"] == "noto drawing in red, fruit: red apple"
     np.testing.assert_array_equal(np.asarray(record["image"])[..., :3], picture("c", "a").image)
+
+
+def test_pictures_stand_with_any_others_and_with_those_described_alike(tmp_path: Path):
+    pictures = [picture(f"c{i}", "a", name=f"thing {i % 5}") for i in range(40)]
+    write_pictures(pictures, tmp_path / "some.parquet")
+    file = pq.ParquetFile(tmp_path / "some.parquet")
+    groups = [file.read_row_group(i)["caption_en"].to_pylist() for i in range(file.num_row_groups)]
+    texts = sorted(describe(each.row) for each in pictures)
+    assert [len(group) for group in groups] == [16, 16, 8] * 2
+    any_others, alike = [*chain(*groups[:3])], [*chain(*groups[3:])]
+    assert sorted(any_others) == alike == texts != any_others

@@ -53,6 +53,31 @@ def test_marks_are_left_out_of_what_is_said(tokenizer: TextTokenizer):
     assert tokenizer.decode(said) == "frog"
 
 
+@given(TEXT)
+@example("flat drawing in brown, fruit: red apple")
+@example("一颗 red 苹果🍎")
+def test_no_token_reaches_across_words(text: str):
+    tokenizer = tiny.text_tokenizer()
+    words = tokenizer.words(text)
+    assert "".join(words) == text
+    assert tokenizer.encode(text) == tuple(token for word in words for token in tokenizer.encode(word))
+
+
+def test_words_take_the_space_before_them(tokenizer: TextTokenizer):
+    assert tokenizer.words("in brown, 3d: 红苹果") == [
+        "in",
+        " brown",
+        ",",
+        " 3",
+        "d",
+        ":",
+        " ",
+        "红",
+        "苹",
+        "果",
+    ]
+
+
 @given(TEXT, TEXT)
 def test_a_chinese_character_is_a_word_of_its_own(before: str, after: str):
     """Merges never cross it: what stands around does not change its tokens."""
