@@ -6,6 +6,10 @@ The next token is the best of the k likeliest. p is over the whole vocabulary; h
 layer, h_v those after v was read, and j runs over all of the context, the prompt included; the image score's
 softmax is over the k candidates. beta = 0 is contrastive search (2202.06417), alpha = beta = 0 greedy search.
 
+With `plausible` above 0 only those of the k are candidates that are not much less probable than the likeliest, as
+in contrastive decoding (2210.15097): a picture likes the word for what it shows at every place, and the language
+model knows where that word can stand.
+
 Legend: B rows, K candidates, V text tokens, S positions so far, D width.
 """
 
@@ -34,12 +38,17 @@ class Magic:
     k: int = 45
     alpha: float = 0.1  # how much a token loses for being like one before it
     beta: float = 2.0  # how much the picture says
+    plausible: float = (
+        0.0  # a candidate's least probability, as a share of the likeliest's; ours, 0 in the paper
+    )
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 <= self.alpha <= 1 or not 0 <= self.beta < math.inf:
             raise ValueError(
                 f"MAGIC needs k >= 1, alpha from 0 to 1 and beta >= 0, not {self.k}, {self.alpha} and {self.beta}"
             )
+        if not 0 <= self.plausible <= 1:
+            raise ValueError(f"MAGIC's plausible is a share, from 0 to 1, not {self.plausible}")
 
 
 @torch.no_grad()
@@ -61,14 +70,16 @@ def magic_search(
         hidden_BKD = decoder.look_ahead(token_BK)
         state_BKD = F.normalize(hidden_BKD.float(), dim=-1)
         alike_BKS = (state_BKD @ context_BSD.mT).masked_fill(~seen_BS[:, None], float("-inf"))
+        out_BK = p_BK < magic.plausible * p_BK[:, :1]
         score_BK = (1 - magic.alpha) * p_BK - magic.alpha * alike_BKS.amax(-1)
         if image_logits is not None and magic.beta > 0:
             texts = [
                 [[*outputs[row], token][-WINDOW:] for token in tokens]
                 for row, tokens in zip(rows, token_BK.tolist(), strict=True)
             ]
-            score_BK += magic.beta * image_logits(rows, texts).float().softmax(-1)
-        chosen_B = score_BK.argmax(-1)
+            logits_BK = image_logits(rows, texts).float().masked_fill(out_BK, float("-inf"))
+            score_BK += magic.beta * logits_BK.softmax(-1)
+        chosen_B = score_BK.masked_fill(out_BK, float("-inf")).argmax(-1)
         said_B = token_BK.gather(1, chosen_B[:, None])[:, 0]
         going = said_B != eos
         for row, token in zip(rows, said_B.tolist(), strict=True):

@@ -2,7 +2,9 @@
 
 Both are read at the `<match>` mark that closes their source; training pulls pairs together (InfoNCE).
 match_begun teaches the same of texts that are cut after some word, which is what MAGIC asks
-(`openm6.decode.magic`): how well does what has been said so far fit the picture?
+(`openm6.decode.magic`): how well does what has been said so far fit the picture? match_astray brings texts that
+fit no picture, begun and gone on with a word of theirs that belongs elsewhere: "flat drawing in horse" says more of
+the picture of a horse than "flat drawing in brown", and without them would be said.
 """
 
 from __future__ import annotations
@@ -33,5 +35,20 @@ def _begun_fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fiel
     return {"image": record["image"], "text": begun, "key": begun}
 
 
+def _astray_fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | None:
+    language = pick_language(record, "caption", rng)
+    if language is None:
+        return None
+    words = tokenizer.words(str(record[f"caption_{language}"]))
+    right = rng.randrange(len(words))
+    others = [word for word in words if word.strip() != words[right].strip()]
+    if not others:
+        return None
+    return {
+        "text": ("".join(words[:right]) + rng.choice(others)).lstrip()
+    }  # without a key it belongs to nothing
+
+
 MATCH = Task("match", (IMAGE_SIDE, TEXT_SIDE), _fields)
 MATCH_BEGUN = Task("match_begun", (IMAGE_SIDE, TEXT_SIDE), _begun_fields)
+MATCH_ASTRAY = Task("match_astray", (TEXT_SIDE,), _astray_fields)

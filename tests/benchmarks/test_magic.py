@@ -26,7 +26,12 @@ from tests import tiny
 def picture(index: int, split: str, *, family: str = "a") -> Picture:
     thing = tiny.THINGS[index % len(tiny.THINGS)]
     row = {"id": f"{split}{family}{index}", "concept": thing[0], "split": split, "name_en": thing[0]}
-    row |= {"family": family, "set": "noto", "colour_en": thing[4], "subgroup_en": thing[2]}
+    row |= {
+        "family": family,
+        "set": "twemoji" if family == "d" else "noto",
+        "colour_en": thing[4],
+        "subgroup_en": thing[2],
+    }
     return Picture(row, tiny.picture(index)[..., :3])
 
 
@@ -75,13 +80,13 @@ def test_without_encoding_a_text_twice_magic_says_what_tell_says(
 
 def test_the_setting_that_did_best_is_taken(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(magic, "MAX_TEXT", 3)
-    tried = [Magic(k=3, beta=0.0), Magic(k=8, beta=9.0), Magic(k=2, beta=1.0)]
+    tried = [Magic(k=3, beta=0.0), Magic(k=8, beta=9.0), Magic(k=2, beta=1.0), Magic(k=8, plausible=0.5)]
     monkeypatch.setattr(magic, "TRIED", tried)
     here = told(pipeline)
     worth = [here.cider(here.magic(each)).mean() for each in tried]
-    best, figures = here.tuned()
-    assert best == tried[int(np.argmax(worth))]
-    assert [row[3] for row in figures["cider"]] == pytest.approx(worth)
+    best, paper, figures = here.tuned()
+    assert best == tried[int(np.argmax(worth))] and paper == tried[int(np.argmax(worth[:3]))]
+    assert [tuned["cider"] for tuned in figures["cider"]] == pytest.approx(worth)
 
 
 def test_what_is_within_all_tokens_is_everything_and_within_one_what_greedy_says(pipeline: Pipeline):
@@ -116,12 +121,13 @@ def test_the_recipes_train_a_teller_without_eyes_and_a_guide_of_begun_texts():
     assert guide.init == "shipped" and {task for part in guide.mix for task in part.tasks} == {
         "match",
         "match_begun",
+        "match_astray",
     }
 
 
 def test_the_line_has_every_figure(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     corpus = [picture(i, "train", family=family) for i in range(3) for family in "abc"]
-    corpus += [picture(i, "val", family="d") for i in range(3, 5)]
+    corpus += [picture(3, "train"), *(picture(i, "val", family="d") for i in range(3, 5))]
     shown: list[list[Picture]] = []
 
     def to_tune_on(train: Sequence[Picture], held_out: Sequence[Picture]) -> list[Picture]:
@@ -140,24 +146,22 @@ def test_the_line_has_every_figure(pipeline: Pipeline, tmp_path: Path, monkeypat
     monkeypatch.setattr(magic, "trained", trained)
     monkeypatch.setattr(magic.openm6, "load", lambda: pipeline)
     monkeypatch.setattr(magic, "TRIED", [Magic(k=4), Magic(k=4, beta=0.5)])
-    monkeypatch.setattr(magic, "MAGIC_OF_NAMES", Magic(k=3))
     monkeypatch.setattr(magic, "GradientGuidance", lambda: GradientGuidance(2, candidates=8, iterations=1))
     monkeypatch.setattr(magic, "MAX_NEW", 3)
     monkeypatch.setattr(magic, "MAX_TEXT", 3)
     monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 3)
     out = tmp_path / "magic.json"
-    line = magic.main(
-        ["--work", str(tmp_path), "--gradient-captions", "1", "--names", "2", "--out", str(out)]
-    )
+    line = magic.main(["--work", str(tmp_path), "--gradient-captions", "1", "--out", str(out)])
     assert json.loads(out.read_text(encoding="utf-8")) == json.loads(json.dumps(line))
-    assert asked == ["match-begun", "tell", "tell", "tell"]
-    assert line["pictures"] == line["tuning"]["pictures"] == 2 and line["texts"] == 7 - 4
+    assert asked == ["match-begun", "tell", "tell"]
+    assert line["pictures"] == line["tuning"]["pictures"] == 2 and line["texts"] == 8 - 4
+    assert line["withheld"]["texts"] == 3  # no one tells of number 3
     read = (tmp_path / "teller.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(read) == 7 and line["command"].endswith("magic.py --gradient-captions 1")
+    assert len(read) == 8 and line["command"].endswith("magic.py --gradient-captions 1")
     assert line["cider_magic"] == line["scores"]["magic"]["cider"]
     assert len({sample["contrastive"] for sample in line["samples"]}) == 1  # it has not seen the picture
     assert line["speedup"] > 0 and line["speedup_remembering"] > 0 and line["gradient_pictures"] == 1
-    for each in (line, line["names"]["known"], line["names"]["withheld"]):
-        assert set(each["scores"]) == {"magic", "contrastive", "retrieval"}
+    for each in (line, line["withheld"]):
+        assert set(each["scores"]) == {"magic", "magic_paper", "contrastive", "retrieval"}
         gain = each["scores"]["magic"]["cider"] - each["scores"]["retrieval"]["cider"]
         assert each["magic_minus_retrieval"][0] == pytest.approx(gain, abs=2e-4)

@@ -73,6 +73,7 @@ def naive(model: M6, prompt: Branch, magic: Magic, row: int, fit: Callable[..., 
         context = states(model, prompt, text)
         p = model.text_logits(context[-1]).softmax(-1).tolist()
         candidates = sorted(range(VOCAB), key=lambda v: -p[v])[: magic.k]
+        candidates = [v for v in candidates if p[v] >= magic.plausible * max(p)]
         fits = np.exp([fit(row, [*text, v]) for v in candidates])
         scores = []
         for v, share in zip(candidates, fits / fits.sum(), strict=True):
@@ -87,7 +88,11 @@ def naive(model: M6, prompt: Branch, magic: Magic, row: int, fit: Callable[..., 
 
 
 SETTINGS = st.builds(
-    Magic, k=st.integers(1, 2 * VOCAB), alpha=st.floats(0, 1), beta=st.sampled_from([0.0, 0.3, 2.0])
+    Magic,
+    k=st.integers(1, 2 * VOCAB),
+    alpha=st.floats(0, 1),
+    beta=st.sampled_from([0.0, 0.3, 2.0]),
+    plausible=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
 )
 
 
@@ -109,6 +114,12 @@ def test_without_penalty_and_picture_it_is_greedy(k: int, seed: int):
 def test_one_candidate_leaves_no_choice(alpha: float, beta: float, seed: int):
     model = talker(seed)
     assert search(model, Magic(k=1, alpha=alpha, beta=beta)) == greedy(model)
+
+
+@given(st.integers(1, 2 * VOCAB), st.integers(0, 50))
+def test_where_only_the_likeliest_is_plausible_no_picture_changes_it(k: int, seed: int):
+    model = talker(seed)
+    assert search(model, Magic(k=k, alpha=0.7, beta=1e6, plausible=1)) == greedy(model)
 
 
 def test_contrastive_search_asks_nobody_and_repeats_less():
@@ -167,3 +178,9 @@ def test_the_image_score_reads_the_end_of_a_long_text():
 def test_senseless_settings_are_refused(wrong: dict[str, float]):
     with pytest.raises(ValueError, match="MAGIC needs k >= 1"):
         Magic(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_plausible_candidate_has_a_share(share: float):
+    with pytest.raises(ValueError, match="plausible is a share, from 0 to 1"):
+        Magic(plausible=share)

@@ -37,6 +37,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "write": [{"title", "text"}],
     "match": [{"image", "caption_en"}, {"image", "caption_zh"}],
     "match_begun": [{"image", "caption_en"}, {"image", "caption_zh"}],
+    "match_astray": [{"caption_en"}, {"caption_zh"}],
     "lm": [{"text"}],
     "text_denoise": [{"text"}],
     "image_denoise": [{"image", "caption_en"}, {"image", "caption_zh"}],
@@ -114,6 +115,25 @@ def test_a_begun_text_is_cut_after_a_word_a_mark_or_a_character():
         "face, with tears of joy",
     }
     assert seen == english | {"笑", "笑哭", "笑哭了", "笑哭了的", "笑哭了的脸"}
+
+
+def test_a_text_goes_astray_at_its_last_word_and_belongs_to_nothing():
+    record = {**WHOLE, "caption_en": "face, with tears", "caption_zh": ""}
+    seen = set()
+    for seed in range(200):
+        [astray] = branches("match_astray", record, seed=seed)
+        assert astray.key == "" and astray.image is None
+        seen.add(tiny.text_tokenizer().decode(astray.source))
+    assert seen == {
+        *(",", "with", "tears"),
+        *("faceface", "face with", "face tears"),
+        *("face,face", "face,,", "face, tears"),
+        *("face, withface", "face, with,", "face, with with"),
+    }
+
+
+def test_a_text_of_one_word_cannot_go_astray():
+    assert branches("match_astray", {"caption_en": "face", "caption_zh": "脸"}) == []
 
 
 def test_a_question_of_the_record_goes_before_made_ones():
