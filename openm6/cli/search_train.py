@@ -28,7 +28,7 @@ def train(
     column: Column = None,
     passes: Annotated[int, typer.Option(min=0, help="Passes over the catalogue's pictures.")] = 8,
     view_passes: Annotated[int, typer.Option(min=0, help="Passes over the page views of the log.")] = 2,
-    image_size: Annotated[int, typer.Option(help="Pixels, a multiple of 32.")] = 160,
+    image_size: Annotated[int, typer.Option(help="Pixels, a multiple of 32.")] = 224,
     seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same encoder.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 Pailitao (2102.04674, section 3.2) predicts the category of a query first: who searches among the wrong items cannot
 find the right one. A classifier generalises and knows nothing of single items; neighbours remember every item and
-know nothing of the rest. So their mistakes differ, and a weighted mean of the two makes fewer.
+know nothing of the rest. Where their mistakes differ, a weighted mean of the two makes fewer (see `voters.py`).
 
 Shape suffixes: N queries, G catalogue items, K neighbours, C categories.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 NEIGHBOURS = 30  # as in the paper
-SHARPNESS = 10.0  # of the vote: a neighbour's weight is exp(SHARPNESS x similarity)
+SHARPNESS = 20.0  # of the vote: a neighbour's weight is exp(SHARPNESS x similarity)
 WEIGHTS = np.linspace(0, 1, 21)  # of the model, among which `fit_weight` chooses
 
 

@@ -26,14 +26,13 @@ from openm6.decode.inputs import read_pictures
 from openm6.search.clicks import PageView, write_page_views
 from openm6.search.composites import Clutter
 from openm6.search.encoders import Encoder
-from openm6.search.items import Items
+from openm6.search.items import LOT, Items
 
 LOG, QUERIES = "clicks.jsonl", "queries"
 SAME, ALIKE, STRAY, FADE = 0.9, 0.6, 0.02, 0.97
 PLAIN = 0.3  # share of queries that are not pasted on clutter
 VIEWS_PER_USER = 4
 SIDE = 224  # pixels of a query
-LOT = 128  # pictures encoded at a time
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def simulate_clicks(
         raise ValueError(f"a log needs at least one page view, not {n_views}.")
     rng, clutter = np.random.default_rng(seed), Clutter()
     (folder / QUERIES).mkdir(parents=True, exist_ok=True)
-    items_GD = look(items, encoder, on_progress)
+    items_GD = items.look(range(len(items)), encoder, on_progress)
     rounds = [rng.permutation(len(items)) for _ in range(-(-n_views // len(items)))]
     targets = np.concatenate(rounds)[:n_views]
     views: list[PageView] = []
@@ -87,18 +86,6 @@ def simulate_clicks(
     log = folder / LOG
     write_page_views(log, views)
     return log
-
-
-def look(
-    items: Items, encoder: Encoder, on_progress: Callable[[str, int, int], None] = lambda *_: None
-) -> np.ndarray:
-    """The vectors of all items, (G, D)."""
-    vectors = []
-    for start in range(0, len(items), LOT):
-        lot = range(start, min(start + LOT, len(items)))
-        vectors.append(encoder.images(items.decode(lot, encoder.image_size)))
-        on_progress("looking at the catalogue", lot.stop, len(items))
-    return np.concatenate(vectors)
 
 
 def _photograph(items: Items, target: int, clutter: Clutter, rng: np.random.Generator) -> np.ndarray:

@@ -77,13 +77,14 @@ class M6Encoder:
 class PhotoEncoder(Wordless):
     """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs."""
 
-    name, image_size = "photo", 224
+    name, dim = "photo", 1280
 
-    def __init__(self) -> None:
+    def __init__(self, image_size: int = 224) -> None:
         from openm6.modalities.efficientnet import EfficientNetLite0
 
-        self.net = EfficientNetLite0()
-        self.dim, self.fingerprint = self.net.out_channels, self.net.digest[:16]
+        self.image_size, self.net = image_size, EfficientNetLite0()
+        assert self.dim == self.net.out_channels
+        self.fingerprint = self.net.digest[:16]
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         import torch

@@ -1,11 +1,11 @@
 """A catalogue held for training: ids, categories, and the encoded pictures, decoded when they are needed.
 
-Shape suffixes: G items, N pictures, S side in pixels.
+Shape suffixes: G items, N pictures, D dimensions, S side in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,8 +15,10 @@ from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
 from openm6.data.reader import Block
 from openm6.search.catalogue import Catalogue, Item
+from openm6.search.encoders import Encoder
 
 DECODERS = 2  # threads
+LOT = 128  # pictures encoded at a time
 
 
 class Items:
@@ -61,6 +63,20 @@ class Items:
     def decode(self, rows: Sequence[int] | np.ndarray, size: int) -> list[np.ndarray]:
         """Pictures of these items, uint8 (S, S, 3 | 4)."""
         return decode([self.pictures[row] for row in rows], size)
+
+    def look(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        encoder: Encoder,
+        on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> np.ndarray:
+        """The encoder's vectors of these items, (N, D)."""
+        vectors_ND = np.empty((len(rows), encoder.dim), np.float32)
+        for start in range(0, len(rows), LOT):
+            lot = rows[start : start + LOT]
+            vectors_ND[start : start + LOT] = encoder.images(self.decode(lot, encoder.image_size))
+            on_progress("looking at the catalogue", start + len(lot), len(rows))
+        return vectors_ND
 
 
 def decode(pictures: Sequence[bytes], size: int) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openm6.data.images import read_image
-from openm6.search.category import fit_weight, neighbour_vote
+from openm6.search.category import fit_weight
 from openm6.search.click_losses import list_loss, triplet_loss
 from openm6.search.clicks import PageView
 from openm6.search.items import Items
@@ -41,6 +41,7 @@ from openm6.search.learning_data import LearningConfig, LearningData, prepare
 from openm6.search.masks import focus_loss, scores_to_box
 from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
 from openm6.search.triplets import ClickList
+from openm6.search.voters import Voters
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import OptimizerConfig
 from openm6.train.memory import keep_large_blocks
@@ -61,7 +62,8 @@ def train_search(
     views: Sequence[PageView] = (),
     on_progress: Progress | None = None,
 ) -> LearnedEncoder:
-    """Trains to the end, saves `search.json` and `search.safetensors` in `folder`, returns it as an encoder.
+    """Trains to the end, saves `search.json`, `search.safetensors` and (where there are categories)
+    `voters.safetensors` in `folder`, returns it as an encoder.
 
     Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics line.
 
@@ -105,8 +107,10 @@ def train_search(
                 on_progress(line)
             state = {**made_of, "round": number}
             save_checkpoint(folder, run.step, model=net, optimizer=run.optimizer, state=state)
-    fused = run.fit_fusion()
-    net.config = net.config.model_copy(update={"model_weight": fused})
+    if len(items.categories) > 1:
+        voters = Voters.of(items, data.trained, config.image_size, seed=config.seed)
+        net.config = net.config.model_copy(update={"model_weight": run.fit_fusion(voters)})
+        voters.save(folder)
     net.save(folder)
     return LearnedEncoder(folder)
 
@@ -293,22 +297,23 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         """Category accuracy of the softmax on items held out; nothing where none is."""
-        rows = self.held_out[self.data.items.category_G[self.held_out] >= 0]
+        rows = self._labelled()
         if not len(rows) or len(self.data.items.categories) < 2:
             return {}
         _, probabilities_NL = self._look(rows)
         return {"held_out": float((probabilities_NL.argmax(1) == self.data.items.category_G[rows]).mean())}
 
-    def fit_fusion(self) -> float:
-        """The softmax's weight beside the neighbours' vote, fitted on the items held out."""
-        rows = self.held_out[self.data.items.category_G[self.held_out] >= 0]
-        n = len(self.data.items.categories)
-        if not len(rows) or n < 2:
+    def fit_fusion(self, voters: Voters) -> float:
+        """The softmax's weight beside the vote, fitted on the items held out."""
+        rows = self._labelled()
+        if not len(rows):
             return self.net.config.model_weight
-        trained_GD, _ = self._look(self.data.trained)
-        held_out_ND, model_NL = self._look(rows)
-        vote_NL = neighbour_vote(held_out_ND @ trained_GD.T, self.data.items.category_G[self.data.trained], n)
+        _, model_NL = self._look(rows)
+        vote_NL = voters.vote(self.data.items.decode(rows, self.config.image_size))
         return fit_weight(model_NL, vote_NL, self.data.items.category_G[rows])
+
+    def _labelled(self) -> np.ndarray:
+        return self.held_out[self.data.items.category_G[self.held_out] >= 0]
 
 
 def _entropy(logits_NK: Tensor, label_N: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class LearningConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
-    image_size: int = Field(default=160, ge=64, le=1024, multiple_of=32)
+    image_size: int = Field(default=224, ge=64, le=1024, multiple_of=32)
     dim: int = Field(default=256, ge=8, le=4096)
     passes: int = Field(default=8, ge=0, description="over the catalogue")
     view_passes: int = Field(default=2, ge=0, description="over the page views")

@@ -28,8 +28,10 @@ from torch.nn import functional as F
 
 from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
 from openm6.modalities.folded import run_folded
+from openm6.search.category import fuse
 from openm6.search.encoders import Wordless, fingerprint
 from openm6.search.masks import BoxHead, soft_mask
+from openm6.search.voters import Voters
 
 CONFIG_FILE, WEIGHTS_FILE = "search.json", "search.safetensors"
 EARLY = 8  # layers of the trunk that stay as they were pretrained: the stem and five blocks
@@ -43,12 +45,12 @@ class PhotoNetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = Field(default=1, ge=1, le=1)
-    image_size: int = Field(default=160, ge=64, le=1024, multiple_of=32)
+    image_size: int = Field(default=224, ge=64, le=1024, multiple_of=32)
     dim: int = Field(default=256, ge=8, le=4096)
     categories: list[str] = []
     virtual_ids: int = Field(default=0, ge=0)
     mask: bool = False  # whether a detection branch was trained
-    model_weight: float = Field(default=0.5, ge=0, le=1)  # of the softmax, fused with the neighbours' vote
+    model_weight: float = Field(default=0.75, ge=0, le=1)  # of the softmax, fused with the vote
 
 
 class PhotoNet(nn.Module):
@@ -191,7 +193,16 @@ class LearnedEncoder(Wordless):
         self.net = PhotoNet.load(Path(folder))
         self.dim, self.image_size = self.net.config.dim, self.net.config.image_size
         self.fingerprint = fingerprint(Path(folder) / WEIGHTS_FILE)
+        known = len(self.net.config.categories)
+        self.voters = Voters.load(Path(folder), categories=known, image_size=self.image_size)
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (N, D)."""
         return self.net.look(pictures)[0]
+
+    def predict(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """`images`, and probabilities (N, L) of the categories: the softmax, fused with a vote if there is one."""
+        vectors_ND, p_NL = self.net.look(pictures)
+        if self.voters is not None:
+            p_NL = fuse(p_NL, self.voters.vote(pictures), self.net.config.model_weight)
+        return vectors_ND, p_NL

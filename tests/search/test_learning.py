@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from openm6.search.category import fuse
 from openm6.search.click_simulator import simulate_clicks
 from openm6.search.clicks import PageView, read_page_views
 from openm6.search.encoders import open_encoder
@@ -20,6 +21,7 @@ from openm6.search.learning_batches import batches, n_batches
 from openm6.search.learning_data import LearningConfig
 from openm6.search.masks import focus_loss
 from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
+from openm6.search.voters import VOTERS_FILE
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -90,6 +92,19 @@ def test_a_killed_run_ends_like_one_that_was_not(
     train_search(items, CONFIG, tmp_path, views=views)
     assert (tmp_path / WEIGHTS_FILE).read_bytes() == (trained / WEIGHTS_FILE).read_bytes()
     assert (tmp_path / CONFIG_FILE).read_bytes() == (trained / CONFIG_FILE).read_bytes()
+    assert (tmp_path / VOTERS_FILE).read_bytes() == (trained / VOTERS_FILE).read_bytes()
+
+
+def test_those_that_were_trained_on_vote_on_categories(trained: Path, items: Items) -> None:
+    encoder, pictures = LearnedEncoder(trained), items.decode(range(4), 64)
+    assert encoder.voters is not None
+    held_out = round(CONFIG.held_out * len(items))
+    assert len(encoder.voters.category_G) == len(items) - held_out
+    vectors, p = encoder.predict(pictures)
+    np.testing.assert_array_equal(vectors, encoder.images(pictures))
+    softmax, vote = encoder.net.look(pictures)[1], encoder.voters.vote(pictures)
+    np.testing.assert_allclose(p, fuse(softmax, vote, encoder.net.config.model_weight))
+    assert np.abs(vote - softmax).max() > 0.01
 
 
 def test_without_a_log_categories_are_learned_and_nothing_is_masked(items: Items, tmp_path: Path) -> None:
