@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Stopwatch, emit, machine, rounded
+from benchmarks.common import emit, machine, rounded
 from benchmarks.measures import bootstrap_interval
 from openm6.search.category import neighbour_vote
 from openm6.search.click_simulator import LOG, simulate_clicks, without_paper
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="folder of the training, kept")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary, Stopwatch() as watch:
+    with tempfile.TemporaryDirectory() as temporary:
         figures = run(arguments.data, arguments.run or Path(temporary), LearningConfig(), VIEWS)
     emit(
         rounded(
@@ -177,7 +177,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "benchmark": "clothing",
                 "command": "python benchmarks/clothing.py --data clothing.parquet",
                 **figures,
-                "seconds": watch.seconds,
                 "machine": machine(),
             }
         ),

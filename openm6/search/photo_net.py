@@ -36,6 +36,7 @@ from openm6.search.voters import Voters
 CONFIG_FILE, WEIGHTS_FILE = "search.json", "search.safetensors"
 EARLY = 8  # layers of the trunk that stay as they were pretrained: the stem and five blocks
 SHARPNESS = 16.0  # of the cosine classifier on the embedding
+MARGIN = 0.1  # of a found box's sides, on each of them: likeness ends before the item does
 BATCH = 64  # pictures at a time
 
 
@@ -91,9 +92,11 @@ class PhotoNet(nn.Module):
         """The map (N, 1280, H/32, W/32) after it."""
         return run_folded(self.backbone.tail, trunk_NCHW)
 
-    def boxes(self, x_NCHW: Tensor) -> Tensor:
-        """Boxes (N, 4)."""
-        return self.box(self.trunk(x_NCHW))
+    def found(self, trunk_NCHW: Tensor) -> Tensor:
+        """Boxes (N, 4) as search uses them: with a margin, within the picture."""
+        low_N2, high_N2 = self.box(trunk_NCHW).split(2, dim=1)
+        margin_N2 = MARGIN * (high_N2 - low_N2)
+        return torch.cat((low_N2 - margin_N2, high_N2 + margin_N2), dim=1).clamp(0, 1)
 
     @staticmethod
     def masked(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ class PhotoNet(nn.Module):
             trunk_NCHW = self.trunk(x_NCHW)
             pooled = [self.last(trunk_NCHW).mean(dim=(2, 3))]
             if mask and self.config.mask:
-                zoomed_NCHW = self.zoomed(x_NCHW, self.box(trunk_NCHW))
+                zoomed_NCHW = self.zoomed(x_NCHW, self.found(trunk_NCHW))
                 pooled.append(self.late(self.early(zoomed_NCHW)))
             pooled_VND = torch.stack(pooled)
             vectors.append(F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1).numpy())
@@ -154,8 +157,9 @@ class PhotoNet(nn.Module):
         if not self.config.mask:
             return np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        found = [self.boxes(photo_pixels(part, self.config.image_size)).numpy() for part in parts]
-        return np.concatenate([np.empty((0, 4), np.float32), *(each.clip(0, 1) for each in found)])
+        pixels = (photo_pixels(part, self.config.image_size) for part in parts)
+        found = [self.found(self.trunk(x_NCHW)).numpy() for x_NCHW in pixels]
+        return np.concatenate([np.empty((0, 4), np.float32), *found])
 
     def save(self, folder: Path) -> None:
         """Writes `search.json` and `search.safetensors` (fp32) into `folder`."""

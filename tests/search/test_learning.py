@@ -121,13 +121,23 @@ def test_the_gradient_of_a_triplet_moves_the_mask_and_not_the_trunk_through_it()
     net = PhotoNet(PhotoNetConfig(image_size=64, dim=8, categories=["a", "b"], mask=True))
     torch.nn.init.normal_(net.box.score.weight)
     x = torch.randn(2, 3, 64, 64)
-    boxes = net.boxes(x)
+    boxes = net.box(net.trunk(x))
     boxes.sum().backward()
     assert all(p.grad is None for p in net.backbone.parameters())
     net.zero_grad()
-    vectors = net.embed(net.late(net.early(net.masked(x, net.boxes(x)))))
+    vectors = net.embed(net.late(net.early(net.masked(x, net.box(net.trunk(x))))))
     (vectors[0] @ vectors[1]).backward()
     assert net.box.score.weight.grad is not None and net.box.score.weight.grad.abs().sum() > 0
+
+
+def test_search_sees_a_margin_around_the_box_and_nothing_beyond_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = PhotoNet(PhotoNetConfig(image_size=64, dim=8, mask=True))
+    boxes = torch.tensor([[0.2, 0.3, 0.7, 0.5], [0.0, 0.05, 1.0, 0.95], [-0.3, 0.5, 0.7, 1.2]])
+    monkeypatch.setattr(net.box, "forward", lambda map_NCHW: boxes)
+    wanted = torch.tensor([[0.15, 0.28, 0.75, 0.52], [0.0, 0.0, 1.0, 1.0], [0.0, 0.43, 0.8, 1.0]])
+    torch.testing.assert_close(net.found(torch.zeros(3, 112, 4, 4)), wanted)
 
 
 def test_a_picture_is_enlarged_to_its_box() -> None:

@@ -34,7 +34,7 @@ def test_the_vote_is_that_of_the_nearest_in_centred_features(items: Items) -> No
     rows = np.arange(8)  # number 5 has no category
     voters = Voters.of(items, rows, SIZE, seed=0)
     pictures = items.decode(range(8, 12), SIZE)
-    kept = [row for row in rows if row != 5]
+    kept = rows[rows != 5]
     features = PhotoEncoder(SIZE).images(items.decode(kept, SIZE)).astype(np.float16).astype(np.float32)
     asked, centre = PhotoEncoder(SIZE).images(pictures), features.mean(axis=0)
     cosines = [
