@@ -38,9 +38,10 @@ class Magic:
     k: int = 45
     alpha: float = 0.1  # how much a token loses for being like one before it
     beta: float = 2.0  # how much the picture says
-    plausible: float = (
-        0.0  # a candidate's least probability, as a share of the likeliest's; ours, 0 in the paper
-    )
+    # What follows is ours.
+    plausible: float = 0.0  # the least probability of a candidate, as a share of the likeliest's
+    beams: int = 1  # more than one: `magic_beams.py`, with `fluency` instead of alpha and beta
+    fluency: float = 0.1  # how much the teller's log p counts beside the image logit
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 <= self.alpha <= 1 or not 0 <= self.beta < math.inf:
@@ -49,6 +50,8 @@ class Magic:
             )
         if not 0 <= self.plausible <= 1:
             raise ValueError(f"MAGIC's plausible is a share, from 0 to 1, not {self.plausible}")
+        if self.beams < 1 or not 0 <= self.fluency < math.inf:
+            raise ValueError(f"MAGIC needs beams >= 1 and fluency >= 0, not {self.beams} and {self.fluency}")
 
 
 @torch.no_grad()

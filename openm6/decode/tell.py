@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
+from openm6.decode.magic_beams import magic_beam_search
 from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE
 
 if TYPE_CHECKING:
@@ -71,16 +72,18 @@ def tell(
     max_new: int,
 ) -> list[str]:
     """What each picture shows, in the teller's words, at most `rows` candidates at a time."""
-    at_a_time = max(1, rows // magic.k)
+    at_a_time = max(1, rows // (magic.k * magic.beams))
     outputs: list[list[int]] = []
     for start in range(0, len(pictures), at_a_time):
         group = pictures[start : start + at_a_time]
-        prompts = [teller._prompt("lm")] * len(group)
-        outputs += magic_search(
-            Decoder(teller.model, prompts, None, max_new=max_new, candidates=magic.k),
-            magic=magic,
-            eos=teller.tokenizer.eos,
-            max_new=max_new,
-            image_logits=match_logits(guide, teller, group),
-        )
+        outputs += told_by(match_logits(guide, teller, group), teller, magic=magic, max_new=max_new)
     return [teller.tokenizer.decode(tokens).strip() for tokens in outputs]
+
+
+def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, max_new: int) -> list[list[int]]:
+    """Tokens of what the teller says of each picture of `logits`, at once."""
+    prompts, search = [teller._prompt("lm")] * len(logits.image_BD), magic_search
+    if magic.beams > 1:
+        search = magic_beam_search
+    decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=magic.k)
+    return search(decoder, magic=magic, eos=teller.tokenizer.eos, max_new=max_new, image_logits=logits)

@@ -1,0 +1,89 @@
+"""MAGIC's guide and teller in a beam search (ours): whole texts are weighed, and a first word can be taken back.
+
+    score(text) = logit(picture, text) + fluency log p(text)
+
+The image logit of a text, as contrastive learning leaves it, is the log of how much more probable the picture makes
+it, so with `fluency` 1 this is Bayes' log p(text | picture); less of it trusts the picture more than the teller.
+
+Legend: B open texts, K candidates, V text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openm6.decode.decoder import Decoder
+from openm6.decode.magic import WINDOW, ImageLogits, Magic
+
+
+@dataclass(frozen=True)
+class _Text:
+    row: int  # whose picture it tells
+    tokens: tuple[int, ...] = ()
+    log_p: float = 0.0
+    score: float = -math.inf
+
+
+@torch.no_grad()
+def magic_beam_search(
+    decoder: Decoder, *, magic: Magic, eos: int, max_new: int, image_logits: ImageLogits
+) -> list[list[int]]:
+    """Text tokens of every row up to `eos`, which is left out, at most `max_new`: the best of `magic.beams` ends.
+
+    A row is done when as many texts have ended, or none is open, and its best end beats every open text. A text
+    that is open after `max_new` tokens is told only where none has ended.
+    """
+    texts = [_Text(row) for row in range(len(decoder.hidden_BD))]
+    ends: list[list[_Text]] = [[] for _ in texts]
+    best_open = list(texts)
+    for place in range(max_new):
+        log_p_BK, token_BK = _candidates(decoder, texts, magic)
+        said = [
+            [[*text.tokens, token][-WINDOW:] for token in tokens]
+            for text, tokens in zip(texts, token_BK.tolist(), strict=True)
+        ]
+        score_BK = image_logits([text.row for text in texts], said).float() + magic.fluency * log_p_BK
+        score_BK = torch.where(log_p_BK.isfinite(), score_BK, -math.inf)
+        parents, kept = list[int](), list[_Text]()
+        for row in dict.fromkeys(text.row for text in texts):
+            mine = [i for i, text in enumerate(texts) if text.row == row]
+            open_texts: list[tuple[int, _Text]] = []
+            # A text has one end, so twice as many as there may be beams hold enough that go on.
+            values, flat = score_BK[mine].flatten().topk(min(2 * magic.beams, len(mine) * score_BK.shape[1]))
+            for score, where in zip(values.tolist(), flat.tolist(), strict=True):
+                parent, choice = mine[where // score_BK.shape[1]], where % score_BK.shape[1]
+                if score == -math.inf or len(open_texts) == magic.beams:
+                    break
+                token, log_p = int(token_BK[parent, choice]), float(log_p_BK[parent, choice])
+                if token == eos:
+                    ends[row].append(_Text(row, texts[parent].tokens, log_p, score))
+                else:
+                    open_texts.append((parent, _Text(row, (*texts[parent].tokens, token), log_p, score)))
+            if open_texts:
+                best_open[row] = open_texts[0][1]
+            best_end = max((end.score for end in ends[row]), default=-math.inf)
+            if open_texts and (len(ends[row]) < magic.beams or best_end < best_open[row].score):
+                parents += [parent for parent, _ in open_texts]
+                kept += [text for _, text in open_texts]
+        texts = kept
+        if not texts or place + 1 == max_new:
+            break
+        decoder.select(torch.tensor(parents))
+        decoder.step(torch.tensor([text.tokens[-1] for text in texts]))
+    best = (max(done, key=lambda end: end.score, default=best_open[row]) for row, done in enumerate(ends))
+    return [list(text.tokens) for text in best]
+
+
+def _candidates(decoder: Decoder, texts: Sequence[_Text], magic: Magic) -> tuple[Tensor, Tensor]:
+    """log p (B, K) of every text with each of its plausible next tokens (B, K); -inf fills up."""
+    log_p_BV = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
+    log_p_BK, token_BK = log_p_BV.topk(min(magic.k, log_p_BV.shape[-1]))
+    plausible_BK = log_p_BK.exp() >= magic.plausible * log_p_BK[:, :1].exp()
+    most = int(plausible_BK.sum(1).max())
+    log_p_BK = log_p_BK + torch.tensor([text.log_p for text in texts])[:, None]
+    return log_p_BK.masked_fill(~plausible_BK, -math.inf)[:, :most], token_BK[:, :most]
