@@ -11,7 +11,7 @@ Legend: B open texts, K candidates, V text tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,32 +51,40 @@ def magic_beam_search(
         score_BK = torch.where(log_p_BK.isfinite(), score_BK, -math.inf)
         parents, kept = list[int](), list[_Text]()
         for row in dict.fromkeys(text.row for text in texts):
-            mine = [i for i, text in enumerate(texts) if text.row == row]
-            open_texts: list[tuple[int, _Text]] = []
-            # A text has one end, so twice as many as there may be beams hold enough that go on.
-            values, flat = score_BK[mine].flatten().topk(min(2 * magic.beams, len(mine) * score_BK.shape[1]))
-            for score, where in zip(values.tolist(), flat.tolist(), strict=True):
-                parent, choice = mine[where // score_BK.shape[1]], where % score_BK.shape[1]
-                if score == -math.inf or len(open_texts) == magic.beams:
-                    break
-                token, log_p = int(token_BK[parent, choice]), float(log_p_BK[parent, choice])
+            mine, open_texts = [i for i, text in enumerate(texts) if text.row == row], list[_Text]()
+            for parent, choice, score in _best(score_BK, mine, 2 * magic.beams):
+                if len(open_texts) == magic.beams:
+                    break  # an end that would not have been a beam does not count
+                token = int(token_BK[parent, choice])
+                text = _Text(row, (*texts[parent].tokens, token), float(log_p_BK[parent, choice]), score)
                 if token == eos:
-                    ends[row].append(_Text(row, texts[parent].tokens, log_p, score))
+                    ends[row].append(text)
                 else:
-                    open_texts.append((parent, _Text(row, (*texts[parent].tokens, token), log_p, score)))
+                    open_texts.append(text)
+                    parents.append(parent)
             if open_texts:
-                best_open[row] = open_texts[0][1]
+                best_open[row] = open_texts[0]
             best_end = max((end.score for end in ends[row]), default=-math.inf)
-            if open_texts and (len(ends[row]) < magic.beams or best_end < best_open[row].score):
-                parents += [parent for parent, _ in open_texts]
-                kept += [text for _, text in open_texts]
+            if len(ends[row]) >= magic.beams and best_end >= best_open[row].score:
+                del parents[len(kept) :]  # the row is done
+            else:
+                kept += open_texts
         texts = kept
         if not texts or place + 1 == max_new:
             break
         decoder.select(torch.tensor(parents))
         decoder.step(torch.tensor([text.tokens[-1] for text in texts]))
     best = (max(done, key=lambda end: end.score, default=best_open[row]) for row, done in enumerate(ends))
-    return [list(text.tokens) for text in best]
+    return [[token for token in text.tokens if token != eos] for text in best]
+
+
+def _best(score_BK: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[int, int, float]]:
+    """(row, candidate, score) of the `n` best, or fewer, in some rows. Of 2 W at most W are ends, one a text."""
+    K = score_BK.shape[1]
+    values, flat = score_BK[list(rows)].flatten().topk(min(n, len(rows) * K))
+    for score, where in zip(values.tolist(), flat.tolist(), strict=True):
+        if score > -math.inf:
+            yield rows[where // K], where % K, score
 
 
 def _candidates(decoder: Decoder, texts: Sequence[_Text], magic: Magic) -> tuple[Tensor, Tensor]:
