@@ -9,6 +9,7 @@ Shape suffixes: N pictures, G voters, D dimensions, L categories.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,14 @@ class Voters:
 
     def __init__(self, features_GD: np.ndarray, category_G: np.ndarray, *, categories: int, image_size: int):
         self.features_GD, self.category_G = features_GD.astype(np.float16), category_G.astype(np.int64)
-        self.categories, self.encoder = categories, PhotoEncoder(image_size)
+        self.categories, self.image_size = categories, image_size
         # What all photos have in common would make all of them alike.
         self.centre_D = self.features_GD.mean(axis=0, dtype=np.float32)
         self.units_GD = self._units(self.features_GD)
+
+    @cached_property
+    def encoder(self) -> PhotoEncoder:  # who only searches does not wait for it
+        return PhotoEncoder(self.image_size)
 
     @classmethod
     def of(cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int) -> Voters:
