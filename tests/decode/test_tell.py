@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
+from openm6.decode.magic_beams import magic_beam_search
 from openm6.decode.pipeline import Pipeline
 from openm6.decode.tell import MatchLogits
 from tests import tiny
@@ -33,9 +34,15 @@ def test_match_logits_embed_equal_texts_once():
     assert found.tolist() == [[1.0, 2.0], [5.0, 3.0]]
 
 
-def test_a_pipeline_tells_what_the_formula_says(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("magic", "search"),
+    [(Magic(k=6, alpha=0.2, beta=1.5), magic_search), (Magic(k=6, beams=3), magic_beam_search)],
+)
+def test_a_pipeline_tells_what_the_formula_says(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, magic: Magic, search: Callable[..., list[list[int]]]
+):
     monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", NEW)
-    pictures, magic = [tiny.picture(i) for i in range(3)], Magic(k=6, alpha=0.2, beta=1.5)
+    pictures = [tiny.picture(i) for i in range(3)]
     told = pipeline.tell(pictures, pipeline, magic=magic)
     assert len(told) == 3 and pipeline.tell(pictures[0], pipeline, magic=magic) == told[0]
     with monkeypatch.context() as patch:
@@ -56,7 +63,7 @@ def test_a_pipeline_tells_what_the_formula_says(pipeline: Pipeline, monkeypatch:
         )
 
     decoder = Decoder(pipeline.model, [pipeline._prompt("lm")] * 3, None, max_new=NEW, candidates=6)
-    expected = magic_search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
+    expected = search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
     assert told == [tokenizer.decode(tokens).strip() for tokens in expected]
 
 
