@@ -43,7 +43,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import emit, machine, rounded
 from benchmarks.measures import bootstrap_interval
-from openm6.search.category import neighbour_vote
+from openm6.search.category import fuse, neighbour_vote
 from openm6.search.click_simulator import LOG, simulate_clicks, without_paper
 from openm6.search.clicks import read_page_views
 from openm6.search.composites import Clutter
@@ -96,13 +96,14 @@ def learned_figures(train: Items, validation: Items, encoder: LearnedEncoder) ->
     queries_ND, model_NC = net.look(photos)
     hits = retrieval(queries_ND, truth, index_GD, train.category_G)
     assert encoder.voters is not None
+    vote_NC = encoder.voters.vote(photos)
     predicted = {
         "model_accuracy": model_NC,
-        "vote_accuracy": encoder.voters.vote(photos),
+        "vote_accuracy": vote_NC,
         "learned_vote_accuracy": neighbour_vote(
             queries_ND @ index_GD.T, train.category_G, len(train.categories)
         ),
-        "fused_accuracy": encoder.predict(photos)[1],
+        "fused_accuracy": fuse(model_NC, vote_NC, net.config.model_weight),
     }
     accuracy = {name: float((p_NC.argmax(1) == truth).mean()) for name, p_NC in predicted.items()}
     clutter, rng = Clutter("concept_val"), np.random.default_rng(SEED)

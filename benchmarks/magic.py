@@ -52,7 +52,7 @@ from benchmarks.measures import bootstrap_interval, normalise, same
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.pipeline import MAX_TEXT, Pipeline
-from openm6.decode.tell import MatchLogits, match_logits
+from openm6.decode.tell import MatchLogits, match_logits, told_by
 from openm6.tasks.caption_metrics import bleu, cider, rouge_l
 from openm6.train.config import RunConfig
 from openm6.train.loop import train
@@ -130,14 +130,8 @@ class Told:
         """As `guide.tell` of the pictures, but without encoding a text twice."""
         outputs: list[list[int]] = []
         for image_BD in self.logits.image_BD.split(AT_A_TIME):
-            prompts = [self.teller._prompt("lm")] * len(image_BD)
-            outputs += magic_search(
-                Decoder(self.teller.model, prompts, None, max_new=MAX_TEXT, candidates=magic.k),
-                magic=magic,
-                eos=self.teller.tokenizer.eos,
-                max_new=MAX_TEXT,
-                image_logits=MatchLogits(image_BD, self.logits.embed, self.logits.decode),
-            )
+            logits = MatchLogits(image_BD, self.logits.embed, self.logits.decode)
+            outputs += told_by(logits, self.teller, magic=magic, max_new=MAX_TEXT)
         return [self.teller.tokenizer.decode(tokens).strip() for tokens in outputs]
 
     def contrastive(self, magic: Magic) -> list[str]:

@@ -16,6 +16,7 @@ Shape suffixes: N images, V views of them, C channels, H and W rows and columns,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,15 @@ class LearnedEncoder(Wordless):
     """A folder that `openm6 search train` made, as an encoder. Raises ValueError if it is none."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.name = str(folder)
-        self.net = PhotoNet.load(Path(folder))
+        self.name, self.folder = str(folder), Path(folder)
+        self.net = PhotoNet.load(self.folder)
         self.dim, self.image_size = self.net.config.dim, self.net.config.image_size
-        self.fingerprint = fingerprint(Path(folder) / WEIGHTS_FILE)
+        self.fingerprint = fingerprint(self.folder / WEIGHTS_FILE)
+
+    @cached_property
+    def voters(self) -> Voters | None:  # who only searches does not wait for them
         known = len(self.net.config.categories)
-        self.voters = Voters.load(Path(folder), categories=known, image_size=self.image_size)
+        return Voters.load(self.folder, categories=known, image_size=self.image_size)
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (N, D)."""

@@ -9,7 +9,6 @@ Shape suffixes: N pictures, G voters, D dimensions, L categories.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +24,24 @@ MOST = 20_000  # so many of a large catalogue's items vote: 50 MB
 
 
 class Voters:
-    """`features_GD` are the pretrained network's, of photos of `image_size`; `category_G` are numbers below `L`."""
+    """`features_GD` are the encoder's, of photos; `category_G` are numbers below `categories`."""
 
-    def __init__(self, features_GD: np.ndarray, category_G: np.ndarray, *, categories: int, image_size: int):
+    def __init__(
+        self, features_GD: np.ndarray, category_G: np.ndarray, *, categories: int, encoder: PhotoEncoder
+    ):
         self.features_GD, self.category_G = features_GD.astype(np.float16), category_G.astype(np.int64)
-        self.categories, self.image_size = categories, image_size
+        self.categories, self.encoder = categories, encoder
         # What all photos have in common would make all of them alike.
         self.centre_D = self.features_GD.mean(axis=0, dtype=np.float32)
         self.units_GD = self._units(self.features_GD)
-
-    @cached_property
-    def encoder(self) -> PhotoEncoder:  # who only searches does not wait for it
-        return PhotoEncoder(self.image_size)
 
     @classmethod
     def of(cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int) -> Voters:
         """Those of the items in `rows` that have a category, `MOST` by chance if they are more."""
         rows = rows[items.category_G[rows] >= 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
-        features_GD = items.look(rows, PhotoEncoder(image_size))
-        categories = len(items.categories)
-        return cls(features_GD, items.category_G[rows], categories=categories, image_size=image_size)
+        encoder, categories = PhotoEncoder(image_size), len(items.categories)
+        return cls(items.look(rows, encoder), items.category_G[rows], categories=categories, encoder=encoder)
 
     def vote(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Probabilities (N, L) for pictures uint8 (image_size, image_size, 3 | 4)."""
@@ -74,4 +70,4 @@ class Voters:
         fits = features_GD.shape == (len(category_G), PhotoEncoder.dim) and len(category_G) > 0
         if not fits or not ((category_G >= 0) & (category_G < categories)).all():
             raise ValueError(f"{path} is not of the search model beside it: train again, or delete the file.")
-        return cls(features_GD, category_G, categories=categories, image_size=image_size)
+        return cls(features_GD, category_G, categories=categories, encoder=PhotoEncoder(image_size))

@@ -44,9 +44,8 @@ def _astray_fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fie
     others = [word for word in words if word.strip() != words[right].strip()]
     if not others:
         return None
-    return {
-        "text": ("".join(words[:right]) + rng.choice(others)).lstrip()
-    }  # without a key it belongs to nothing
+    astray = ("".join(words[:right]) + rng.choice(others)).lstrip()
+    return {"text": astray}  # without a key it belongs to nothing
 
 
 MATCH = Task("match", (IMAGE_SIDE, TEXT_SIDE), _fields)
