@@ -76,9 +76,10 @@ def magic_search(
         out_BK = p_BK < magic.plausible * p_BK[:, :1]
         score_BK = (1 - magic.alpha) * p_BK - magic.alpha * alike_BKS.amax(-1)
         if image_logits is not None and magic.beta > 0:
+            asked_BK = token_BK.where(~out_BK, token_BK[:, :1])  # no new text to read for what is out
             texts = [
                 [[*outputs[row], token][-WINDOW:] for token in tokens]
-                for row, tokens in zip(rows, token_BK.tolist(), strict=True)
+                for row, tokens in zip(rows, asked_BK.tolist(), strict=True)
             ]
             logits_BK = image_logits(rows, texts).float().masked_fill(out_BK, float("-inf"))
             score_BK += magic.beta * logits_BK.softmax(-1)

@@ -88,10 +88,14 @@ def _best(score_BK: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[int, 
 
 
 def _candidates(decoder: Decoder, texts: Sequence[_Text], magic: Magic) -> tuple[Tensor, Tensor]:
-    """log p (B, K) of every text with each of its plausible next tokens (B, K); -inf fills up."""
+    """log p (B, K) of every text with each of its plausible next tokens (B, K).
+
+    -inf fills up, beside the likeliest token: its text is read anyway, so the guide has nothing more to read.
+    """
     log_p_BV = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
     log_p_BK, token_BK = log_p_BV.topk(min(magic.k, log_p_BV.shape[-1]))
     plausible_BK = log_p_BK.exp() >= magic.plausible * log_p_BK[:, :1].exp()
     most = int(plausible_BK.sum(1).max())
     log_p_BK = log_p_BK + torch.tensor([text.log_p for text in texts])[:, None]
-    return log_p_BK.masked_fill(~plausible_BK, -math.inf)[:, :most], token_BK[:, :most]
+    log_p_BK = log_p_BK.masked_fill(~plausible_BK, -math.inf)
+    return log_p_BK[:, :most], token_BK.where(plausible_BK, token_BK[:, :1])[:, :most]

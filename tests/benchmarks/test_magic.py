@@ -80,7 +80,9 @@ def test_without_encoding_a_text_twice_magic_says_what_tell_says(
 
 def test_the_setting_that_did_best_is_taken(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(magic, "MAX_TEXT", 3)
-    tried = [Magic(k=3, beta=0.0), Magic(k=8, beta=9.0), Magic(k=2, beta=1.0), Magic(k=8, plausible=0.5)]
+    published = [Magic(k=3, beta=0.0), Magic(k=8, beta=9.0), Magic(k=2, beta=1.0)]
+    tried = [*published, Magic(k=8, plausible=0.5), Magic(k=8, beams=2)]
+    monkeypatch.setattr(magic, "PAPER", published)
     monkeypatch.setattr(magic, "TRIED", tried)
     here = told(pipeline)
     worth = [here.cider(here.magic(each)).mean() for each in tried]
@@ -145,7 +147,8 @@ def test_the_line_has_every_figure(pipeline: Pipeline, tmp_path: Path, monkeypat
     monkeypatch.setattr(magic, "to_tune_on", to_tune_on)
     monkeypatch.setattr(magic, "trained", trained)
     monkeypatch.setattr(magic.openm6, "load", lambda: pipeline)
-    monkeypatch.setattr(magic, "TRIED", [Magic(k=4), Magic(k=4, beta=0.5)])
+    monkeypatch.setattr(magic, "PAPER", [Magic(k=4)])
+    monkeypatch.setattr(magic, "TRIED", [Magic(k=4), Magic(k=4, beams=2)])
     monkeypatch.setattr(magic, "GradientGuidance", lambda: GradientGuidance(2, candidates=8, iterations=1))
     monkeypatch.setattr(magic, "MAX_NEW", 3)
     monkeypatch.setattr(magic, "MAX_TEXT", 3)
