@@ -249,20 +249,21 @@ def test_keys_tabs_and_themes(browser: Any, address: str) -> None:
         assert page.locator("body").evaluate(ground) != light  # it is remembered
 
 
-def test_on_a_phone_nothing_is_cut_off(browser: Any, address: str) -> None:
-    size = {"width": 390, "height": 844}
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_on_a_phone_and_on_a_wide_window_nothing_is_cut_off(browser: Any, address: str, width: int) -> None:
+    size = {"width": width, "height": 844}
+    needs = "element => element.scrollWidth"
     with Visit(browser, address, viewport=size, has_touch=True, color_scheme="dark") as page:
         for part in ("find", "draw", "write", "look"):
             page.tap(f"#tab-{part}")
-            width = page.locator("html").evaluate("element => element.scrollWidth")
-            assert width <= 390, part
+            assert page.locator("html").evaluate(needs) <= width, part
         page.tap("#tab-find")
         page.fill("#words", "grey")
         page.keyboard.press("Enter")
         first_hit(page)
-        assert page.locator("html").evaluate("element => element.scrollWidth") <= 390
+        assert page.locator("html").evaluate(needs) <= width
         page.locator("#results .hit").first.tap()
-        assert page.locator("#item").bounding_box()["width"] <= 390
+        assert page.locator("#item").bounding_box()["width"] <= width
 
 
 def test_every_control_has_a_name(browser: Any, address: str) -> None:
