@@ -16,6 +16,7 @@ from torch import Tensor
 from openm6.decode.decoder import Decoder
 from openm6.decode.generate import Sampling, sample_text
 from openm6.decode.magic import WINDOW, Magic, magic_search
+from openm6.decode.magic_beams import magic_beam_search
 from openm6.model import M6
 from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
@@ -120,6 +121,24 @@ def test_one_candidate_leaves_no_choice(alpha: float, beta: float, seed: int):
 def test_where_only_the_likeliest_is_plausible_no_picture_changes_it(k: int, seed: int):
     model = talker(seed)
     assert search(model, Magic(k=k, alpha=0.7, beta=1e6, plausible=1)) == greedy(model)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_guide_reads_no_text_that_is_not_plausible(beams: int):
+    model, asked = talker(2, never_ends=True), list[tuple[int, tuple[int, ...]]]()
+
+    def watch(rows: Sequence[int], texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        asked.extend((row, tuple(text)) for row, each in zip(rows, texts, strict=True) for text in each)
+        return torch.zeros(len(rows), len(texts[0]))
+
+    magic = Magic(k=VOCAB, plausible=0.3, beams=beams)
+    chosen = magic_search if beams == 1 else magic_beam_search
+    decoder = Decoder(model, PROMPTS, None, max_new=NEW, candidates=magic.k)
+    chosen(decoder, magic=magic, eos=EOS, max_new=NEW, image_logits=watch)
+    for row, text in set(asked):
+        p_V = model.text_logits(states(model, PROMPTS[row], text[:-1])[-1]).softmax(-1)
+        assert p_V[text[-1]] >= magic.plausible * p_V.max() * 0.999
+    assert len({text[0] for row, text in asked if len(text) == 1 and row == 0}) > 1
 
 
 def test_contrastive_search_asks_nobody_and_repeats_less():
