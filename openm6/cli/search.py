@@ -136,7 +136,9 @@ app.command()(cleanly(simulate))
 
 def _told(attributes: object) -> str:
     assert isinstance(attributes, dict)
-    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in attributes.items()}
+    values = {
+        name: f"{value:.15g}" if isinstance(value, float) else value for name, value in attributes.items()
+    }
     return "  ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 

@@ -1,7 +1,7 @@
 """A shop's catalogue: a folder of pictures, a CSV file, a Parquet file, ... read as items.
 
-An item is a picture with attributes (category, price, ...), an id, and a hash of all its content. Reading does not
-decode the picture: whoever knows an item by its hash need not look at it again.
+An item is a picture with attributes (category, price, ...), an id, and a hash of its picture and its attributes.
+Reading does not decode the picture: whoever knows an item by its hash need not look at it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +42,16 @@ OWN_COLUMNS = (
 MAX_ID = 1000  # bytes
 CATEGORY_COLUMNS = ("category", "label")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")  # not 007, which is a name
+_EXACT = 2.0**53  # whole numbers above are not all floats: such long ones are names
+_NAME = re.compile(r'[^`".]+')  # of a column, as all stores can quote it
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item as it was read; `picture` is its encoded bytes, `where` names it in messages."""
+    """One item as it was read; `picture` is its encoded bytes, `where` names it in messages.
+
+    `hash` is that of the picture followed by that of the attributes; `picture_part` tells the first.
+    """
 
     id: str
     hash: str
@@ -71,13 +78,23 @@ class Scan:
 
     @property
     def columns(self) -> dict[str, Kind]:
-        """The kind of each column: text, unless all of its values are numbers or all are flags."""
-        return {name: next(iter(kinds)) if len(kinds) == 1 else "text" for name, kinds in self.seen.items()}
+        """The kind of each column that has a value: text, unless all are numbers or all are flags.
+
+        What an item is has a name, so the category's column is text whatever it holds.
+        """
+        kinds: dict[str, Kind] = {
+            name: next(iter(found)) if len(found) == 1 else "text"
+            for name, found in self.seen.items()
+            if found
+        }
+        if self.category is not None:
+            kinds[self.category] = "text"
+        return kinds
 
     @property
     def category(self) -> str | None:
         """The column that says what an item is, if there is one."""
-        return next((name for name in CATEGORY_COLUMNS if self.columns.get(name) == "text"), None)
+        return next((name for name in CATEGORY_COLUMNS if self.seen.get(name)), None)
 
 
 class Catalogue:
@@ -97,7 +114,8 @@ class Catalogue:
             path, columns = str(CORPUS_DIR / "emoji.parquet"), {"category": "group_en"} | columns
         kind = detect_kind(path)
         # CSV has only text; there, a column of numbers is one whose every value is spelled like one.
-        fields = CatalogueFields(columns, untyped=kind == "csv", folder=kind == "folder")
+        self._kind_of = _spelled if kind == "csv" else _kind
+        fields = CatalogueFields(columns, folder=kind == "folder")
         self.reader = open_reader(DataConfig.model_validate({"path": path, "kind": kind}), fields)
 
     def scan(self, *, workers: int, on_progress: Callable[[int, int], None] = lambda *_: None) -> Scan:
@@ -129,9 +147,7 @@ class Catalogue:
         for name, value in item.attributes.items():
             kinds = scan.seen.setdefault(name, set())
             if value is not None:
-                kinds.add(
-                    "flag" if isinstance(value, bool) else "number" if isinstance(value, float) else "text"
-                )
+                kinds.add(self._kind_of(value))
 
     def add_bad(self, scan: Scan, error: BadRecord) -> None:
         """Counts a bad item. Raises ValueError if they are too many."""
@@ -154,7 +170,6 @@ class Catalogue:
 class CatalogueFields(Fields):
     """Makes an `Item` of every row: all columns, those in `columns` (ours: theirs) under our name."""
 
-    untyped: bool = False
     folder: bool = False  # of class folders: their names are the column `category`
 
     def check(self, available: Iterable[str], *, where: str) -> None:
@@ -173,7 +188,7 @@ class CatalogueFields(Fields):
                 raise ValueError(
                     f"{where} would have a second column {name!r}: map one of them to another name."
                 )
-            if not name or set(name) & set('`".'):
+            if not _NAME.fullmatch(name):
                 raise ValueError(f"{where} has a column {name!r}: map it to a name without quotes and dots.")
 
     def wanted(self, available: Iterable[str]) -> list[str]:
@@ -184,13 +199,16 @@ class CatalogueFields(Fields):
             row = {"image": row["image"], "category": row.get("label")}
         values = {self._ours(name): value for name, value in row.items()}
         source, named = image_source(values.pop("image", None), where=where), values.pop("id", None)
-        attributes = {name: self._plain(value) for name, value in values.items()}
+        for name in values:  # a line of JSON can have columns that the first has not
+            if name in OWN_COLUMNS or not _NAME.fullmatch(name):
+                raise BadRecord(where, f"has a column {name!r}, a name that no index can have")
+        attributes = {name: _plain(value) for name, value in values.items()}
         if isinstance(source, bytes):
             picture = source
         else:
             picture, attributes["image"] = read_encoded(folder / source, source), source
         content = json.dumps(attributes, sort_keys=True).encode()
-        digest = xxh3_128_hexdigest(len(content).to_bytes(8, "little") + content + picture)
+        digest = xxh3_128_hexdigest(picture) + xxh3_128_hexdigest(content)
         if named is None or named == "":
             named = digest if isinstance(source, bytes) else source
         for text in (named := str(named), *attributes.values()):
@@ -202,19 +220,37 @@ class CatalogueFields(Fields):
     def _ours(self, name: str) -> str:
         return next((ours for ours, theirs in self.columns.items() if theirs == name), name)
 
-    def _plain(self, value: Any) -> Value | None:
-        """A cell as text, a number or a flag; None for what says nothing."""
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        if self.untyped and isinstance(value, str):
-            if value.lower() in ("true", "false"):
-                return value.lower() == "true"
-            value = float(value) if _NUMBER.fullmatch(value) else value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value) if math.isfinite(value) else None
-        if value is None or isinstance(value, (bool, str)):
-            return None if value == "" else value
-        return json.dumps(value, ensure_ascii=False, default=str)
+
+def picture_part(digest: str) -> str:
+    """Of an item's hash, what its picture makes of it."""
+    return digest[:32]
+
+
+def _plain(value: Any) -> Value | None:
+    """A cell as text, a number or a flag; None for what says nothing."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, int) and abs(value) > _EXACT:
+        return str(value)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if value is None or isinstance(value, (bool, str)):
+        return None if value == "" else value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _kind(value: Value) -> Kind:
+    return "flag" if isinstance(value, bool) else "number" if isinstance(value, float) else "text"
+
+
+def _spelled(value: Value) -> Kind:
+    """What a cell of a CSV file, which has only text, looks like."""
+    assert isinstance(value, str)
+    if value.lower() in ("true", "false"):
+        return "flag"
+    return "number" if _NUMBER.fullmatch(value) and abs(float(value)) <= _EXACT else "text"
 
 
 def _check_utf8(value: Value | None, where: str) -> None:
@@ -232,7 +268,11 @@ def _read(block: Block, row: int) -> Item | BadRecord:
 
 
 def of_kind(value: Value | None, kind: Kind) -> Value | None:
-    """A value in a column of that kind: text takes all."""
-    if value is None or kind != "text" or isinstance(value, str):
+    """A value in a column of that kind: text takes all, and other kinds what is spelled like one of theirs."""
+    if value is None or kind == _kind(value):
         return value
+    if kind == "number":
+        return float(value)
+    if kind == "flag":
+        return str(value).lower() == "true"
     return str(value).lower() if isinstance(value, bool) else f"{value:.15g}"

@@ -59,7 +59,7 @@ class M6Encoder:
     def __init__(self, folder: str | None = None) -> None:
         import openm6
 
-        self.name = "m6" if folder is None else f"m6:{folder}"
+        self.name = "m6" if folder is None else f"m6:{Path(folder).resolve()}"
         self.pipeline = openm6.load(folder)
         config = self.pipeline.model.config
         if not config.match_dim:

@@ -13,6 +13,7 @@ Shape suffixes: D dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,8 +72,10 @@ class Index:
         addresses = [address] if isinstance(address, str) else list(address)
         if not addresses:
             raise ValueError("an index needs an address: name a folder, or a Milvus server.")
-        stores = [open_store(each) for each in addresses]
-        return cls(stores[0] if len(stores) == 1 else ShardedStore(stores), encoder)
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("the shards of an index are different places: one address is there twice.")
+        store = ShardedStore([open_store(each) for each in addresses])  # checks a single one, too
+        return cls(store if len(addresses) > 1 else store.shards[0], encoder)
 
     @property
     def about(self) -> About | None:
@@ -158,12 +161,14 @@ class Index:
             raise ValueError(f"n must lie between 1 and {MAX_HITS}, not {n}.")
         if not 0 <= text_weight <= 1:
             raise ValueError(f"text_weight must lie between 0 and 1, not {text_weight}.")
-        for name in quality or {}:
+        for name, weight in (quality or {}).items():
             if about.columns.get(name) != "number":
                 numbers = [each for each, kind in about.columns.items() if kind == "number"]
                 raise ValueError(
                     f"the quality signal {name!r} is no column of numbers of this index; it has {numbers}."
                 )
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of the quality signal {name!r} must be a number, not {weight}.")
         found = self._where(where)
         return self.nearest(self.embed(image, text, text_weight), found, n, quality or {})
 

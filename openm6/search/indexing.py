@@ -2,7 +2,8 @@
 
 The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is
 then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time,
-each lot at once or not at all. So a run that was stopped is resumed by the same command.
+each lot at once or not at all. So a run that was stopped is resumed by the same command. An item whose picture is
+as it was, such as one with a new price, keeps its vector.
 
 Shape suffixes: N items, D dimensions.
 """
@@ -14,12 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 from openm6.data import BadRecord, read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import Catalogue, Item, Scan, of_kind
+from openm6.search.catalogue import Catalogue, Item, Scan, of_kind, picture_part
 from openm6.search.codes import Codes
 from openm6.search.encoders import Encoder
 from openm6.search.store import About, Entries, Store
@@ -27,7 +30,7 @@ from openm6.search.store import About, Entries, Store
 SAMPLE = 512  # items whose mean vector becomes the centre of the codes
 SETTLE = 100  # lots between two tidyings of the store
 Progress = Callable[[str, int, int], None]  # what is being done, so far, of how many (0 = unknown)
-Decoded = tuple[Item, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclass
@@ -58,18 +61,21 @@ def update(
     columns.
     """
     scan = catalogue.scan(workers=workers, on_progress=partial(on_progress, "reading"))
-    add_bad = partial(catalogue.add_bad, scan)
-    with ThreadPoolExecutor(workers) as pool:
+    with store.updating(), ThreadPoolExecutor(workers) as pool:
         about = store.about or _create(catalogue, scan, store, encoder, pool)
         _check(about, scan, encoder, catalogue.name)
         known, codes = store.hashes(), Codes(about.centre, about.bits)
-        todo = [name for name, place in scan.places.items() if known.get(name) != place.hash]
-        changes, done, broken = Changes(unchanged=len(scan.places) - len(todo)), 0, set(todo)
-        for number, lot in enumerate(
-            _decoded(catalogue, scan, todo, encoder.image_size, pool, add_bad), start=1
-        ):
-            items = [item for item, _ in lot]
-            vectors_ND = encoder.images([picture for _, picture in lot]) if lot else np.empty((0, about.dim))
+        again = _Again(catalogue, scan, pool, partial(catalogue.add_bad, scan))
+        looked_at, told = list[str](), list[str]()
+        for name, place in scan.places.items():
+            was = known.get(name, "")
+            if was != place.hash:
+                same_picture = picture_part(was) == picture_part(place.hash)
+                (told if same_picture else looked_at).append(name)
+        todo = len(looked_at) + len(told)
+        changes, done, broken = Changes(unchanged=len(scan.places) - todo), 0, {*looked_at, *told}
+        lots = chain(again.told(told, store), again.encoded(looked_at, encoder))
+        for number, (items, vectors_ND) in enumerate(lots, start=1):
             for is_known in (False, True):
                 rows = [i for i, item in enumerate(items) if (item.id in known) == is_known]
                 if rows:
@@ -80,16 +86,15 @@ def update(
                 changes.added += len(rows) * (not is_known)
             broken -= {item.id for item in items}
             done += len(items)
-            on_progress("indexing", done, len(todo))
+            on_progress("indexing", done, todo)
             if number % SETTLE == 0:
                 store.settle()
-    changes.bad, changes.reasons = scan.bad.count, scan.bad.first
-    scan.bad.end_epoch(max_fraction=catalogue.max_bad_fraction, source=catalogue.name)
-    gone = [name for name in known if name in broken or (name not in scan.places and not keep)]
-    store.delete(gone)
-    changes.deleted = len(gone)
-    if todo or gone:
-        store.settle()
+        changes.bad, changes.reasons = scan.bad.count, scan.bad.first
+        scan.bad.end_epoch(max_fraction=catalogue.max_bad_fraction, source=catalogue.name)
+        gone = [name for name in known if name in broken or (name not in scan.places and not keep)]
+        store.delete(gone)
+        changes.deleted = len(gone)
+        store.settle()  # also what a run wrote that was stopped before it came here
     return changes
 
 
@@ -98,8 +103,8 @@ def _create(
 ) -> About:
     """An empty index for this catalogue, its codes' centre taken from items all over it."""
     ids, bad = list(scan.places), list[BadRecord]()
-    lots = _decoded(catalogue, scan, ids[:: -(-len(ids) // SAMPLE)], encoder.image_size, pool, bad.append)
-    vectors = [encoder.images([picture for _, picture in lot]) for lot in lots if lot]
+    again = _Again(catalogue, scan, pool, bad.append)
+    vectors = [vectors_ND for _, vectors_ND in again.encoded(ids[:: -(-len(ids) // SAMPLE)], encoder)]
     if not vectors:
         raise ValueError(f"the catalogue {catalogue.name} has no picture that can be read; {bad[0]}.")
     about = About(
@@ -123,45 +128,59 @@ def _check(about: About, scan: Scan, encoder: Encoder, name: str) -> None:
         )
     for column, kinds in scan.seen.items():
         kind = about.columns.get(column)
-        if kind is None or (kind != "text" and kinds - {kind}):
+        if kinds and (kind is None or (kind != "text" and kinds - {kind})):
             was = "has no such column" if kind is None else f"holds a {kind} in it"
             raise ValueError(
                 f"{name}: column {column!r} is not as the index has it, which {was}: make another index."
             )
 
 
-def _decoded(
-    catalogue: Catalogue,
-    scan: Scan,
-    ids: Collection[str],
-    size: int,
-    pool: ThreadPoolExecutor,
-    on_bad: Callable[[BadRecord], None],
-) -> Iterator[list[Decoded]]:
-    """The items of `ids` with their pictures, uint8 (size, size, 3 | 4); one lot is decoded ahead."""
+@dataclass(frozen=True)
+class _Again:
+    """The second pass: items in lots, each with vectors (N, D). One lot is read ahead."""
 
-    def decode(block: Block, row: int) -> Decoded | BadRecord:
-        try:
-            item: Item = block[row]["item"]
-            if item.id not in scan.places or scan.places[item.id].hash != item.hash:
-                raise BadRecord(item.where, "changed while the catalogue was being read")
-            return item, read_image(item.picture, size=size, where=item.where)
-        except BadRecord as error:
-            return error
+    catalogue: Catalogue
+    scan: Scan
+    pool: ThreadPoolExecutor
+    on_bad: Callable[[BadRecord], None]
 
-    def good(lot: Iterator[Decoded | BadRecord]) -> list[Decoded]:
-        found: list[Decoded] = []
-        for each in lot:
-            on_bad(each) if isinstance(each, BadRecord) else found.append(each)
-        return found
+    def told(self, ids: Collection[str], store: Store) -> Iterator[tuple[list[Item], np.ndarray]]:
+        """With the vectors that the store has of them; pictures are not decoded."""
+        for items in self._lots(ids, lambda item: item):
+            vectors = store.vectors([item.id for item in items])
+            yield items, np.stack([vectors[item.id] for item in items])
 
-    ahead: deque[Iterator[Decoded | BadRecord]] = deque()
-    for block, rows in catalogue.lots(ids, scan):
-        ahead.append(pool.map(decode, [block] * len(rows), rows))
-        if len(ahead) > 1:
-            yield good(ahead.popleft())
-    while ahead:
-        yield good(ahead.popleft())
+    def encoded(self, ids: Collection[str], encoder: Encoder) -> Iterator[tuple[list[Item], np.ndarray]]:
+        def decoded(item: Item) -> tuple[Item, np.ndarray]:  # uint8 (S, S, 3 | 4)
+            return item, read_image(item.picture, size=encoder.image_size, where=item.where)
+
+        for lot in self._lots(ids, decoded):
+            yield [item for item, _ in lot], encoder.images([picture for _, picture in lot])
+
+    def _lots(self, ids: Collection[str], of: Callable[[Item], T]) -> Iterator[list[T]]:
+        def read(block: Block, row: int) -> T | BadRecord:
+            try:
+                item: Item = block[row]["item"]
+                if item.id not in self.scan.places or self.scan.places[item.id].hash != item.hash:
+                    raise BadRecord(item.where, "changed while the catalogue was being read")
+                return of(item)
+            except BadRecord as error:
+                return error
+
+        def good(lot: Iterator[T | BadRecord]) -> Iterator[list[T]]:
+            found: list[T] = []
+            for each in lot:
+                self.on_bad(each) if isinstance(each, BadRecord) else found.append(each)
+            if found:
+                yield found
+
+        ahead: deque[Iterator[T | BadRecord]] = deque()
+        for block, rows in self.catalogue.lots(ids, self.scan):
+            ahead.append(self.pool.map(read, [block] * len(rows), rows))
+            if len(ahead) > 1:
+                yield from good(ahead.popleft())
+        while ahead:
+            yield from good(ahead.popleft())
 
 
 def _entries(items: Sequence[Item], vectors_ND: np.ndarray, codes: Codes, about: About) -> Entries:

@@ -14,7 +14,7 @@ import numpy as np
 from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import Catalogue, Item
+from openm6.search.catalogue import Catalogue, Item, of_kind
 from openm6.search.encoders import Encoder
 
 DECODERS = 2  # threads
@@ -50,7 +50,7 @@ class Items:
                     else:
                         found.append(item)
         scan.bad.end_epoch(max_fraction=catalogue.max_bad_fraction, source=path)
-        categories = [item.attributes.get(column) if column else None for item in found]
+        categories = [of_kind(item.attributes.get(column), "text") if column else None for item in found]
         return cls(
             [item.id for item in found],
             [item.picture for item in found],

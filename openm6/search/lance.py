@@ -7,7 +7,9 @@ The answer is that of comparing with every code, so it does not depend on how it
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from openm6.search.catalogue import Attributes
-from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
+from openm6.search.store import About, DatabaseStore, Entries, Found, attributes_of, complaint, stack
 from openm6.search.where import Condition, Value, Where
 
-TABLE = "items"
+TABLE, LOCK = "items", "update.lock"
 IDS_AT_A_TIME = 1000  # in one `id IN (...)`
 ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
 KEEP_VERSIONS = timedelta(hours=1)  # for readers that are still at work on an older one
@@ -28,7 +30,7 @@ PARTITIONS = 64  # of the codes' index, searched in parallel
 READ_AFRESH = timedelta(seconds=2)  # after which a reader sees what another process wrote
 
 
-class LanceStore(Store):
+class LanceStore(DatabaseStore):
     """Raises ValueError if `lancedb` is not installed or the address holds no such database."""
 
     def __init__(self, address: str) -> None:
@@ -39,16 +41,19 @@ class LanceStore(Store):
                 "an index in a folder needs the extra search: pip install 'openm6[search]'"
             ) from error
         self.address, self.table, self._about = address, None, None
-        if "://" in address or Path(address).exists():  # a folder is made when something is put into it
-            self._open()
+        self.complaints = (RuntimeError,)
+        self.remote = "://" in address
+        self._open()
 
     def _open(self) -> None:
+        if not self.remote and not Path(self.address).exists():  # made when something is put into it
+            return
         try:
             self.table = self._database().open_table(TABLE)
         except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and "was not found" in str(error):
                 return
-            raise ValueError(f"the index {self.address} cannot be opened: {error}") from error
+            raise ValueError(f"the index {self.address} cannot be opened: {complaint(error)}") from error
         about = (self.table.schema.metadata or {}).get(b"about")
         if about is None:
             raise ValueError(
@@ -63,7 +68,27 @@ class LanceStore(Store):
 
     @property
     def about(self) -> About | None:
+        if self._about is None:  # another process may have made it since
+            self._open()
         return self._about
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Only in a folder of this machine it is known that another process updates."""
+        if self.remote:
+            yield
+            return
+        Path(self.address).mkdir(parents=True, exist_ok=True)
+        with open(Path(self.address, LOCK), "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"the index {self.address} is being updated by another process: wait for it to end."
+                ) from None
+            if self.about is not None:
+                self._table.checkout_latest()
+            yield
 
     def create(self, about: About) -> None:
         schema = pa.schema(
@@ -77,9 +102,10 @@ class LanceStore(Store):
             metadata={"about": about.model_dump_json()},
         )
         try:
-            self.table = self._database().create_table(TABLE, schema=schema)
+            # What there may be is a shard without items, of an index whose making was stopped.
+            self.table = self._database().create_table(TABLE, schema=schema, mode="overwrite")
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"no index can be made at {self.address}: {error}") from error
+            raise ValueError(f"no index can be made at {self.address}: {complaint(error)}") from error
         self._about = about
 
     def hashes(self) -> dict[str, str]:
@@ -129,11 +155,17 @@ class LanceStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         assert self._about is not None
-        columns, found = self._about.columns, {}
+        columns = self._about.columns
+        return {row["id"]: attributes_of(row, columns) for row in self._of(ids, list(columns))}
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        rows = self._of(ids, ["item_vector"])
+        return {row["id"]: np.array(row["item_vector"], np.float32) for row in rows}
+
+    def _of(self, ids: Sequence[str], columns: list[str]) -> Iterator[dict[str, Any]]:
         for part in _parts(ids):
             query = self._table.search().where(to_sql(Condition("id", "in", part))).select(["id", *columns])
-            found |= {row["id"]: attributes_of(row, columns) for row in query.to_arrow().to_pylist()}
-        return found
+            yield from query.to_arrow().to_pylist()
 
     @property
     def _table(self) -> Any:

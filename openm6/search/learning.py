@@ -77,6 +77,8 @@ def train_search(
             "there is nothing to learn from: the catalogue needs a column 'category' with two categories or more, "
             "or a log of clicks (--clicks)."
         )
+    if not config.passes and not (views and config.view_passes):
+        raise ValueError("nothing would be trained: no passes over the catalogue, and none over page views.")
     data = prepare(items, config, views)
     net_config = PhotoNetConfig(
         image_size=config.image_size,
@@ -124,6 +126,7 @@ class _Round:
     steps: int
     first: int  # its first step among those of its kind,
     length: int  # which are so many
+    passes: int  # over what is mapped
 
 
 class _Run:
@@ -156,37 +159,38 @@ class _Run:
             ("page views", lists, config.view_passes, ROUND // (UNCLICKED + 1), config.view_batch),
         ):
             parts = [
-                part
-                for _ in range(-(-passes // REUSE) if len(members) else 0)
+                (part, min(REUSE, passes - done))
+                for done in range(0, passes if len(members) else 0, REUSE)
                 for part in np.array_split(rng.permutation(members), -(-len(members) // room))
             ]
-            steps = [REUSE * n_batches(len(part), batch) for part in parts]
-            for i, part in enumerate(parts):
-                found.append(_Round(what, part, steps[i], sum(steps[:i]), sum(steps)))
+            steps = [times * n_batches(len(part), batch) for part, times in parts]
+            for i, (part, times) in enumerate(parts):
+                found.append(_Round(what, part, steps[i], sum(steps[:i]), sum(steps), times))
         return found
 
     def round(self, each: _Round, number: int) -> dict[str, float]:
-        """Maps the round's pictures and passes over them `REUSE` times; the mean of every loss."""
+        """Maps the round's pictures and passes over them; the mean of every loss."""
         rng = np.random.default_rng((self.config.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         self.inside, self.length = each.first, each.length
         if each.what == "catalogue":
-            lines = self._catalogue_round(each.members, rng, generator)
+            lines = self._catalogue_round(each, rng, generator)
         else:
-            lines = self._view_round(each.members, rng, generator)
+            lines = self._view_round(each, rng, generator)
         return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
 
     def _maps(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         size = self.config.image_size
-        lots = (self.data.items.decode(rows[start : start + LOT], size) for start in range(0, len(rows), LOT))
+        lots = (self.data.items.decode(lot, size) for lot in _lots(rows))
         return early_maps(self.net, lots, generator)
 
     def _catalogue_round(
-        self, rows: np.ndarray, rng: np.random.Generator, generator: torch.Generator
+        self, each: _Round, rng: np.random.Generator, generator: torch.Generator
     ) -> list[dict[str, float]]:
+        rows = each.members
         maps_NCHW, lines = self._maps(rows, generator), []
-        for _ in range(REUSE):
+        for _ in range(each.passes):
             for batch in batches(len(rows), self.config.batch, rng):
                 x_NCHW = maps_NCHW[torch.from_numpy(batch)].float()
                 pooled_ND = self.net.late(x_NCHW)
@@ -203,12 +207,12 @@ class _Run:
         return lines
 
     def _view_round(
-        self, members: np.ndarray, rng: np.random.Generator, generator: torch.Generator
+        self, each: _Round, rng: np.random.Generator, generator: torch.Generator
     ) -> list[dict[str, float]]:
-        lists = [self._sampled(self.data.lists[member], rng) for member in members]
-        rows = np.unique([item for each in lists for item in (*each.clicked, *each.unclicked)])
+        lists = [self._sampled(self.data.lists[member], rng) for member in each.members]
+        rows = np.unique([item for one in lists for item in (*one.clicked, *one.unclicked)])
         maps_NCHW, lines = self._maps(rows, generator), []
-        for _ in range(REUSE):
+        for _ in range(each.passes):
             for batch in batches(len(lists), self.config.view_batch, rng):
                 lines.append(self._view_step([lists[i] for i in batch], rows, maps_NCHW, generator))
         return lines
@@ -291,8 +295,7 @@ class _Run:
 
     def _look(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and category probabilities (N, L) of items, as the encoder sees them."""
-        lots = [rows[start : start + LOT] for start in range(0, len(rows), LOT)]
-        looks = [self.net.look(self.data.items.decode(lot, self.config.image_size)) for lot in lots]
+        looks = [self.net.look(self.data.items.decode(lot, self.config.image_size)) for lot in _lots(rows)]
         return np.concatenate([vectors for vectors, _ in looks]), np.concatenate([each for _, each in looks])
 
     def measure(self) -> dict[str, float]:
@@ -309,11 +312,17 @@ class _Run:
         if not len(rows):
             return self.net.config.model_weight
         _, model_NL = self._look(rows)
-        vote_NL = voters.vote(self.data.items.decode(rows, self.config.image_size))
+        vote_NL = np.concatenate(
+            [voters.vote(self.data.items.decode(lot, self.config.image_size)) for lot in _lots(rows)]
+        )
         return fit_weight(model_NL, vote_NL, self.data.items.category_G[rows])
 
     def _labelled(self) -> np.ndarray:
         return self.held_out[self.data.items.category_G[self.held_out] >= 0]
+
+
+def _lots(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + LOT] for start in range(0, len(rows), LOT)]
 
 
 def _entropy(logits_NK: Tensor, label_N: Tensor) -> Tensor:

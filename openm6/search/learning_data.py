@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional as F
+from xxhash import xxh3_128_digest
 
 from openm6.data.bad import BadCount, BadRecord
 from openm6.data.images import read_image
@@ -58,9 +59,17 @@ class LearningData:
     @property
     def fingerprint(self) -> str:
         """Tells a run with other data from one that goes on."""
-        digest = hashlib.blake2s(digest_size=8)
-        for part in (self.items.ids, self.items.categories, self.items.category_G.tolist(), self.lists):
+        digest, items = hashlib.blake2s(digest_size=8), self.items
+        for part in (
+            items.ids,
+            items.categories,
+            items.category_G.tolist(),
+            self.virtual_G.tolist(),
+            self.lists,
+        ):
             digest.update(repr(part).encode("utf-8", "surrogateescape"))
+        for picture in items.pictures:
+            digest.update(xxh3_128_digest(picture))
         return digest.hexdigest()
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from openm6.search.catalogue import MAX_ID, Attributes
-from openm6.search.store import About, Entries, Found, Store, attributes_of, stack
+from openm6.search.store import About, DatabaseStore, Entries, Found, attributes_of, complaint, stack
 from openm6.search.where import Condition, Value, Where
 
 ITEMS, ABOUT = "openm6_items", "openm6_about"
 IDS_AT_A_TIME = 1000
+MOST = 16_384  # items in an answer: a server's limit
 
 
-class MilvusStore(Store):
+class MilvusStore(DatabaseStore):
     """Raises ValueError if `pymilvus` is not installed or the server does not answer."""
 
     def __init__(self, address: str) -> None:
@@ -32,12 +34,12 @@ class MilvusStore(Store):
             raise ValueError("a Milvus index needs the extra search: pip install 'openm6[search]'") from error
         if address.endswith(".db") and importlib.util.find_spec("milvus_lite") is None:
             raise ValueError(f"the file {address} needs Milvus Lite: pip install milvus-lite")
-        self.binary = not address.endswith(".db")
+        self.address, self.binary, self.complaints = address, not address.endswith(".db"), (MilvusException,)
         try:
             self.client = MilvusClient(address)
             self._about = self._open()
         except MilvusException as error:
-            raise ValueError(f"the Milvus index {address} cannot be opened: {error.message}") from error
+            raise ValueError(f"the Milvus index {address} cannot be opened: {complaint(error)}") from error
 
     def _open(self) -> About | None:
         # Written last by `create`: without it, there is no index.
@@ -45,12 +47,17 @@ class MilvusStore(Store):
             return None
         self.client.load_collection(ABOUT)
         self.client.load_collection(ITEMS)
-        [row] = self.client.get(ABOUT, ids=["about"], output_fields=["about"])
-        return About.model_validate(row["about"])
+        rows: Any = self.client.get(ABOUT, ids=["about"], output_fields=["about"])
+        return About.model_validate(rows[0]["about"]) if rows else None
 
     @property
     def about(self) -> About | None:
         return self._about
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Nobody is kept out: what two processes write, each writes whole, and no item twice."""
+        yield
 
     def create(self, about: About) -> None:
         types = _types()
@@ -129,8 +136,17 @@ class MilvusStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         assert self._about is not None
-        rows: Any = self.client.get(ITEMS, ids=list(ids), output_fields=["id", "attributes"]) if ids else []
-        return {row["id"]: attributes_of(row["attributes"], self._about.columns) for row in rows}
+        columns = self._about.columns
+        return {row["id"]: attributes_of(row["attributes"], columns) for row in self._of(ids, "attributes")}
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        rows = self._of(ids, "item_vector")
+        return {row["id"]: np.array(row["item_vector"], np.float32) for row in rows}
+
+    def _of(self, ids: Sequence[str], field: str) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(ids), IDS_AT_A_TIME):
+            part: Any = list(ids[start : start + IDS_AT_A_TIME])
+            yield from self.client.get(ITEMS, ids=part, output_fields=["id", field])
 
     def _code(self, code_W: np.ndarray) -> Any:
         return code_W.tobytes() if self.binary else np.unpackbits(code_W).astype(np.float32) * 2 - 1
@@ -141,7 +157,7 @@ class MilvusStore(Store):
             ITEMS,
             data=[query],
             anns_field=field,
-            limit=n,
+            limit=min(n, MOST),
             filter=_filter(where),
             output_fields=["item_vector"],
             search_params={"metric_type": metric},

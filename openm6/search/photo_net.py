@@ -194,7 +194,8 @@ class LearnedEncoder(Wordless):
     """A folder that `openm6 search train` made, as an encoder. Raises ValueError if it is none."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.name, self.folder = str(folder), Path(folder)
+        self.folder = Path(folder).resolve()  # an index is opened from other folders than it was made in
+        self.name = str(self.folder)
         self.net = PhotoNet.load(self.folder)
         self.dim, self.image_size = self.net.config.dim, self.net.config.image_size
         self.fingerprint = fingerprint(self.folder / WEIGHTS_FILE)

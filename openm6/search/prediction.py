@@ -11,6 +11,7 @@ from openm6.decode.inputs import Picture, read_pictures
 from openm6.search.category import NEIGHBOURS, neighbour_vote
 from openm6.search.index import Index
 from openm6.search.photo_net import LearnedEncoder
+from openm6.search.where import Condition
 
 
 def predict_category(index: Index, image: Picture) -> dict[str, float]:
@@ -20,7 +21,7 @@ def predict_category(index: Index, image: Picture) -> dict[str, float]:
     those that came later the nearest items of the index vote, and for all with any other encoder.
 
     Raises:
-        ValueError: there is no index, no category column, or a picture that cannot be read.
+        ValueError: there is no index, no item with a category, or a picture that cannot be read.
     """
     about = index.about
     if about is None or about.category is None:
@@ -36,10 +37,12 @@ def predict_category(index: Index, image: Picture) -> dict[str, float]:
         vectors_1D, known_1L = encoder.predict(pictures)
     else:
         own, vectors_1D, known_1L = [], encoder.images(pictures), np.empty((1, 0))
-    hits = index.nearest(vectors_1D[0], None, NEIGHBOURS)
-    found = [hit.attributes.get(about.category) for hit in hits]
-    names = [*own, *sorted({str(name) for name in found if name} - set(own))]
-    numbers = np.array([names.index(str(name)) if name else -1 for name in found])
+    hits = index.nearest(vectors_1D[0], Condition(about.category, "is not null"), NEIGHBOURS)
+    found = [str(hit.attributes[about.category]) for hit in hits]
+    names = [*own, *sorted(set(found) - set(own))]
+    if not names:
+        raise ValueError("to predict categories an index of items with categories is needed: none has one.")
+    numbers = np.array([names.index(name) for name in found], dtype=np.int64)
     vote_1C = neighbour_vote(np.array([[hit.similarity for hit in hits]]), numbers, len(names))
     new_1C = vote_1C[:, len(own) :]
     p_1C = np.concatenate((known_1L * (1 - new_1C.sum()), new_1C), axis=1)

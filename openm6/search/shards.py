@@ -6,8 +6,9 @@ candidates, so that the ranking is that of a single store, tie for tie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -31,8 +32,8 @@ class ShardedStore(Store):
         self.shards = list(shards)
         self.pool = ThreadPoolExecutor(len(shards))
         abouts = [shard.about for shard in shards]
-        if abouts[0] is None and not any(abouts):
-            return
+        if abouts[0] is None and not any(shard.about and shard.count() for shard in shards):
+            return  # there is none yet, or making it was stopped
         for i, about in enumerate(abouts, start=1):
             if about is None or about != self._part(abouts[0] or about, i):
                 raise ValueError(
@@ -47,9 +48,16 @@ class ShardedStore(Store):
     def about(self) -> About | None:
         return self.shards[0].about
 
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for shard in self.shards:
+                stack.enter_context(shard.updating())
+            yield
+
     def create(self, about: About) -> None:
-        for number, shard in enumerate(self.shards, start=1):
-            shard.create(self._part(about, number))
+        for number in range(len(self.shards), 0, -1):  # the first, whose `about` is the whole's, is made last
+            self.shards[number - 1].create(self._part(about, number))
 
     def hashes(self) -> dict[str, str]:
         return {
@@ -87,9 +95,15 @@ class ShardedStore(Store):
         return _merged(parts, n, [part.distances_N for part in parts])
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        found: dict[str, Attributes] = {}
+        return self._by_id(ids, lambda shard, mine: shard.rows(mine))
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        return self._by_id(ids, lambda shard, mine: shard.vectors(mine))
+
+    def _by_id(self, ids: Sequence[str], ask: Callable[[Store, list[str]], dict[str, T]]) -> dict[str, T]:
+        found: dict[str, T] = {}
         for shard, rows in zip(self.shards, self._rows(ids), strict=True):
-            found |= shard.rows([ids[i] for i in rows]) if rows else {}
+            found |= ask(shard, [ids[i] for i in rows]) if rows else {}
         return found
 
     def _all(self, ask: Callable[[Store], T]) -> list[T]:

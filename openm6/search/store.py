@@ -8,9 +8,13 @@ Shape suffixes: N items, D dimensions of a vector, W bytes of a code.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -63,8 +67,12 @@ class Store(ABC):
         """What the index holds, or None before `create`."""
 
     @abstractmethod
+    def updating(self) -> AbstractContextManager[None]:
+        """Held by who changes the index, who then sees it as it is now. Raises ValueError if another one does."""
+
+    @abstractmethod
     def create(self, about: About) -> None:
-        """Makes an empty index."""
+        """Makes an empty index, in place of one without items."""
 
     @abstractmethod
     def hashes(self) -> dict[str, str]:
@@ -95,6 +103,48 @@ class Store(ABC):
     @abstractmethod
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         """The attributes of those of `ids` that are there."""
+
+    @abstractmethod
+    def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors (D,) of those of `ids` that are there."""
+
+
+class DatabaseStore(Store):
+    """A store in a database: what that complains of (`complaints`) comes out as a ValueError of one sentence."""
+
+    address: str
+    complaints: tuple[type[Exception], ...]
+
+    def __init_subclass__(cls) -> None:
+        for name in (
+            "create",
+            "hashes",
+            "write",
+            "delete",
+            "settle",
+            "count",
+            "nearest",
+            "coarse",
+            "rows",
+            "vectors",
+        ):
+            setattr(cls, name, _plainly(getattr(cls, name)))
+
+
+def _plainly(ask: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(ask)
+    def asked(self: DatabaseStore, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return ask(self, *args, **kwargs)
+        except self.complaints as error:
+            raise ValueError(f"the index {self.address} cannot be used: {complaint(error)}") from error
+
+    return asked
+
+
+def complaint(error: Exception) -> str:
+    """What a database says, without the lines of its own source."""
+    return re.sub(r",? \S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0] if str(error) else repr(error))
 
 
 def open_store(address: str) -> Store:

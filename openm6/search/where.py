@@ -13,6 +13,7 @@ meaning.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _SIGNS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">"
 _NEGATED = {"=": "!=", "<": ">=", "<=": ">", "in": "not in", "like": "not like", "is null": "is not null"}
 _NEGATED |= {theirs: ours for ours, theirs in _NEGATED.items()}
 _WORDS = frozenset({"and", "or", "not", "in", "like", "is", "null", "true", "false"})
+MAX_DEPTH = 32  # of brackets and `not`: a store's own parser takes few more
 _HOLDS = {"text": "texts", "number": "numbers", "flag": "true or false"}
 
 
@@ -86,13 +88,10 @@ class _Parser:
             assert found.lastgroup is not None
             self.tokens.append((found.lastgroup, found[found.lastgroup]))
             at = found.end()
-        self.at = 0
+        self.at = self.depth = 0
 
     def parse(self) -> Where:
-        try:
-            where = self._group("or")
-        except RecursionError:
-            raise self._error("is nested too deeply") from None
+        where = self._group("or")
         if self.at < len(self.tokens):
             raise self._error(f"did not expect {self.tokens[self.at][1]!r}")
         return where
@@ -107,13 +106,18 @@ class _Parser:
         return self._group("and") if word == "or" else self._factor()
 
     def _factor(self) -> Where:
+        if self.depth == MAX_DEPTH:
+            raise self._error("is nested too deeply")
+        self.depth += 1
         if self._accept("not"):
-            return negated(self._factor())
-        if self._accept("("):
-            inner = self._group("or")
+            found = negated(self._factor())
+        elif self._accept("("):
+            found = self._group("or")
             self._expect(")")
-            return inner
-        return self._condition()
+        else:
+            found = self._condition()
+        self.depth -= 1
+        return found
 
     def _condition(self) -> Condition:
         column = self._column()
@@ -159,6 +163,8 @@ class _Parser:
             value: Value = raw[1:-1].replace("''", "'")
         elif kind == "number":
             value = float(raw)
+            if not math.isfinite(value):
+                raise self._error(f"the number {raw} is too large")
         elif kind == "word" and raw.lower() in ("true", "false"):
             value = raw.lower() == "true"
         else:

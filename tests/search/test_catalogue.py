@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from openm6.search.catalogue import Catalogue, Item, Scan, of_kind
+from openm6.search.catalogue import Catalogue, Item, Scan, of_kind, picture_part
+from openm6.search.items import Items
 from tests.search.conftest import COLOURS, png
 
 
@@ -37,24 +41,26 @@ def test_a_folder_has_paths_as_ids_and_its_folders_as_categories(folder: Path) -
 
 def test_a_csv_has_kinds_by_how_its_cells_are_spelled(folder: Path) -> None:
     rows = [
-        "photo,name,price,size,sold,code,note",
-        "red/1.png,a,3,38,true,007,",
-        "blue/1.png,b,-1.5e1,XL,FALSE,8,",
+        "photo,name,price,size,sold,code,ean,note",
+        "red/1.png,a,3,38.0,true,007,12345678901234567,",
+        "blue/1.png,b,-1.5e1,XL,FALSE,8,3,",
     ]
     (folder / "items.csv").write_text("\n".join(rows))
     found, items = scan(folder / "items.csv", columns={"image": "photo", "id": "name"})
-    assert items["a"].attributes == {
-        "price": 3.0, "size": 38.0, "sold": True, "code": "007", "note": None, "image": "red/1.png",
-    }  # fmt: skip
     kinds = {
         "price": "number",
         "size": "text",
         "sold": "flag",
         "code": "text",
-        "note": "text",
+        "ean": "text",  # more digits than a float has
         "image": "text",
-    }
+    }  # nothing is known of `note`, which has no value
     assert found.columns == kinds
+    assert {name: of_kind(items["a"].attributes[name], kind) for name, kind in found.columns.items()} == {
+        "price": 3, "size": "38.0", "sold": True, "code": "007", "ean": "12345678901234567", "image": "red/1.png",
+    }  # fmt: skip
+    assert of_kind(items["b"].attributes["price"], "number") == -15
+    assert of_kind(items["b"].attributes["sold"], "flag") is False
     assert of_kind(38.0, "text") == "38" and of_kind(True, "text") == "true" and of_kind(None, "text") is None
 
 
@@ -73,6 +79,48 @@ def test_a_parquet_file_has_pictures_in_it_and_kinds_of_its_own(tmp_path: Path) 
     assert found.columns == {"size": "text", "price": "number", "tags": "text"}
 
 
+def test_decimals_are_numbers_and_dates_are_texts_that_sort(tmp_path: Path) -> None:
+    table = {
+        "image": [png(COLOURS["red"]), png(COLOURS["blue"])],
+        "price": [Decimal("12.50"), None],
+        "since": [date(2024, 1, 2), date(2023, 12, 31)],
+        "at": [datetime(2024, 1, 2, 3, 4), None],
+        "number": [2**60 + 1, 3],
+    }
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    found, items = scan(tmp_path / "items.parquet")
+    assert found.columns == {"price": "number", "since": "text", "at": "text", "number": "text"}
+    [first] = [item.attributes for item in items.values() if item.attributes["price"] is not None]
+    assert first == {
+        "price": 12.5, "since": "2024-01-02", "at": "2024-01-02T03:04:00", "number": "1152921504606846977",
+    }  # fmt: skip
+
+
+def test_a_category_that_is_a_number_is_a_name(tmp_path: Path, folder: Path) -> None:
+    (folder / "items.csv").write_text("image,category,price\nred/1.png,10,1\nblue/1.png,20,2")
+    found, _ = scan(folder / "items.csv")
+    assert found.category == "category" and found.columns["category"] == "text"
+    rows = [
+        {"image": f"{name}/1.png", "label": code} for name, code in zip(COLOURS, (1, 2, "x", 1), strict=True)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = Items.read(str(folder / "items.jsonl"))
+    assert items.categories == ["1", "2", "x"] and items.category_G.tolist() == [0, 1, 2, 0]
+
+
+def test_a_line_with_a_column_or_number_that_cannot_be_is_bad(folder: Path) -> None:
+    rows = [
+        {"image": "red/1.png"},
+        {"image": "blue/1.png", "a.b": 1},
+        {"image": "green/1.png", "item_hash": "x"},
+    ]
+    lines = [*map(json.dumps, rows), '{"image": "grey/1.png", "price": 1' + "0" * 400 + "}"]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    found, items = scan(folder / "items.jsonl", max_bad_fraction=1)
+    assert set(items) == {"red/1.png", "grey/1.png"} and found.columns["price"] == "text"
+    assert "has a column 'a.b', a name that no index can have" in found.bad.first[0]
+
+
 def test_the_hash_is_of_picture_and_attributes_alone(tmp_path: Path) -> None:
     def hashes(**changes: object) -> set[str]:
         row = {"image": png(COLOURS["red"]), "id": "a", "price": 3.0, "size": "S"} | changes
@@ -80,7 +128,11 @@ def test_the_hash_is_of_picture_and_attributes_alone(tmp_path: Path) -> None:
         return {place.hash for place in scan(tmp_path / "items.parquet")[0].places.values()}
 
     assert hashes() == hashes() == hashes(id="b")
-    assert len(hashes() | hashes(price=4.0) | hashes(size="M") | hashes(image=png(COLOURS["blue"]))) == 4
+    same_picture = hashes() | hashes(price=4.0) | hashes(size="M")
+    found = same_picture | hashes(image=png(COLOURS["blue"]))
+    assert len(found) == 4
+    assert len({picture_part(each) for each in same_picture}) == 1
+    assert len({picture_part(each) for each in found}) == 2
 
 
 def test_a_row_without_an_id_is_called_by_its_picture(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from openm6.search import Changes, Index
 from openm6.search.encoders import Encoder
+from openm6.search.shards import ShardedStore
+from openm6.search.store import open_store
 from tests.search.conftest import COLOURS, png
 
 
@@ -76,6 +80,7 @@ def test_an_index_is_opened_again_by_another_process(index: Index, tmp_path: Pat
         ({"text": " "}, "must be text that says something"),
         ({"image": "/no/such.png"}, "/no/such.png: no such file"),
         ({"text": "red", "n": 0}, "n must lie between 1 and 1000"),
+        ({"text": "red", "quality": {"price": math.nan}}, "signal 'price' must be a number, not nan"),
         ({"text": "red", "text_weight": 2}, "text_weight must lie between 0 and 1"),
         ({"text": "red", "where": "colour = 'red'"}, "the index has no column 'colour'"),
         (
@@ -108,3 +113,51 @@ def test_threads_get_the_answers_that_one_gets(index: Index) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda text: index.query(text=text, where="price < 300"), texts))
     assert found == [index.query(text=text, where="price < 300") for text in texts]
+
+
+def test_a_shard_is_no_index_and_no_place_is_two_shards(shop: Path, tmp_path: Path, encoder: Encoder) -> None:
+    places = [str(tmp_path / name) for name in ("one", "two", "three")]
+    Index.open(places, encoder=encoder).update(str(shop / "items.csv"))
+    with pytest.raises(
+        ValueError, match="store 1 of 1 is part 1 of 3 of an index by colour: name all stores"
+    ):
+        Index.open(places[0], encoder=encoder)
+    with pytest.raises(ValueError, match="one address is there twice"):
+        Index.open([places[0], places[0]], encoder=encoder)
+
+
+def test_shards_whose_making_was_stopped_are_made_by_the_same_command(
+    shop: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    wrong, right = [[str(tmp_path / "one"), str(tmp_path / name)] for name in ("file/two", "two")]
+    with pytest.raises(OSError, match="file/two"):
+        Index.open(wrong, encoder=encoder).update(str(shop / "items.csv"))
+    for _ in range(2):
+        index = Index.open(right, encoder=encoder)
+        index.update(str(shop / "items.csv"))
+        assert index.count() == 20
+    # The second shard is made first; the first one was lost.
+    shutil.rmtree(right[0])
+    with pytest.raises(ValueError, match="store 1 of 2 is empty: name all stores of one index"):
+        Index.open(right, encoder=encoder)
+    parts = ShardedStore([open_store(str(tmp_path / name)) for name in ("three", "four")])
+    assert index.about is not None
+    parts.shards[1].create(index.about.model_copy(update={"part": (2, 2)}))
+    again = Index.open([str(tmp_path / "three"), str(tmp_path / "four")], encoder=encoder)
+    assert again.update(str(shop / "items.csv")) == Changes(added=20)
+
+
+def test_what_the_database_complains_of_is_told_in_a_sentence(index: Index, tmp_path: Path) -> None:
+    for part in (tmp_path / "index" / "items.lance" / "data").iterdir():
+        part.unlink()
+    with pytest.raises(ValueError, match="/index cannot be used: ") as error:
+        index.query(text="red")
+    assert "\n" not in str(error.value) and ".rs" not in str(error.value)
+
+
+def test_an_index_that_another_process_makes_is_seen(shop: Path, tmp_path: Path, encoder: Encoder) -> None:
+    early = Index.open(str(tmp_path / "late"), encoder=encoder)
+    assert early.about is None
+    Index.open(str(tmp_path / "late"), encoder=encoder).update(str(shop / "items.csv"))
+    assert early.count() == 20 and early.query(text="red", n=1)[0].id.startswith("red")

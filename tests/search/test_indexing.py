@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from openm6.search import indexing
 from openm6.search.catalogue import Catalogue
 from openm6.search.codes import Codes
 from openm6.search.indexing import Changes, update
+from openm6.search.lance import LanceStore
 from openm6.search.store import Entries, Store, open_store
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
@@ -32,6 +34,13 @@ def write(folder: Path, rows: Sequence[tuple[str, int | str]]) -> None:
     (folder / "items.csv").write_text("\n".join(lines))
 
 
+def raises(error: type[BaseException]) -> Callable[[], None]:
+    def stop() -> None:
+        raise error
+
+    return stop
+
+
 def run(shop: Path, store: Store, encoder: ColourEncoder, **options: object) -> Changes:
     catalogue = Catalogue(str(shop / "items.csv"), max_bad_fraction=0.2)
     return update(catalogue, store, encoder, workers=2, **options)  # pyright: ignore[reportArgumentType]
@@ -50,11 +59,13 @@ def test_add_change_delete(shop: Path, new_store: Callable[[str], Store], encode
     rows = [(f"{name}{i}", i) for name in COLOURS for i in range(6)][2:]
     write(shop, [("red1", 17), *rows, ("yellow", 1)])
     assert run(shop, again, encoder) == Changes(added=1, changed=2, deleted=1, unchanged=21)
-    assert encoder.encoded == 3
+    assert encoder.encoded == 2  # red1 has the picture that it had
     assert set(again.hashes()) == {"red1", "yellow", *(name for name, _ in rows)}
     assert again.rows(["red1"])["red1"]["price"] == 17
     blue = again.nearest(encoder.texts(["blue"])[0], 7)
     assert "red2" in blue.ids
+    wanted = encoder.images([np.asarray(Image.open(shop / "red1.png"))])[0]
+    np.testing.assert_allclose(again.vectors(["red1", "none"])["red1"], wanted, atol=1e-6)
 
 
 def test_what_is_stored_are_the_encoders_vectors_and_their_codes(
@@ -72,6 +83,49 @@ def test_what_is_stored_are_the_encoders_vectors_and_their_codes(
         assert name in [
             each for each, distance in zip(nearest.ids, nearest.distances_N, strict=True) if distance == 0
         ]
+
+
+def test_a_run_that_was_stopped_after_its_last_item_is_settled_by_the_next(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LanceStore(str(tmp_path / "index"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "settle", raises(KeyboardInterrupt))
+        run(shop, store, encoder)
+    assert store.table is not None
+    assert store.count() == 24 and not store.table.list_indices()
+    assert run(shop, store, encoder) == Changes(unchanged=24)
+    assert [each.columns for each in store.table.list_indices()] == [["id"]]
+
+
+def test_two_updates_of_a_folder_at_once_are_refused(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store, other = open_store(str(tmp_path / "index")), open_store(str(tmp_path / "index"))
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if what == "indexing":
+            with pytest.raises(ValueError, match="index is being updated by another process: wait for it"):
+                run(shop, other, encoder)
+
+    assert run(shop, store, encoder, on_progress=meanwhile) == Changes(added=24)
+    assert run(shop, other, encoder) == Changes(unchanged=24)  # it sees what was written a moment ago
+    assert other.count() == 24
+
+
+def test_a_column_without_a_value_is_none_until_it_has_one(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store = open_store(str(tmp_path / "index"))
+    (shop / "items.csv").write_text("id,image,sale\nred0,red0.png,\nred1,red1.png,")
+    assert run(shop, store, encoder) == Changes(added=2)
+    assert run(shop, store, encoder) == Changes(unchanged=2)
+    assert store.about is not None and "sale" not in store.about.columns
+    (shop / "items.csv").write_text("id,image,sale\nred0,red0.png,5\nred1,red1.png,")
+    with pytest.raises(
+        ValueError, match="column 'sale' is not as the index has it, which has no such column"
+    ):
+        run(shop, store, encoder)
 
 
 def test_kept_items_stay(shop: Path, tmp_path: Path, encoder: ColourEncoder) -> None:

@@ -18,7 +18,7 @@ from openm6.search.encoders import open_encoder
 from openm6.search.items import Items
 from openm6.search.learning import train_search
 from openm6.search.learning_batches import batches, n_batches
-from openm6.search.learning_data import LearningConfig
+from openm6.search.learning_data import LearningConfig, prepare
 from openm6.search.masks import focus_loss
 from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
 from openm6.search.voters import VOTERS_FILE
@@ -114,6 +114,25 @@ def test_without_a_log_categories_are_learned_and_nothing_is_masked(items: Items
     _, probabilities = encoder.net.look(items.decode(range(len(items)), 64))
     assert (probabilities.argmax(1) == items.category_G).mean() > 0.5  # by chance: 0.25
     np.testing.assert_array_equal(encoder.net.find(items.decode([0], 64)), [[0, 0, 1, 1]])
+
+
+def test_as_many_passes_are_made_as_are_asked_for(items: Items, tmp_path: Path) -> None:
+    steps = list[int]()
+    for passes in (1, 3):
+        config = CONFIG.model_copy(update={"passes": passes})
+        train_search(
+            items, config, tmp_path / str(passes), on_progress=lambda line: steps.append(line["steps"])
+        )
+    assert steps == [n_batches(16, 12), *2 * [3 * n_batches(16, 12)]]
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        train_search(items, CONFIG.model_copy(update={"passes": 0}), tmp_path / "none")
+
+
+def test_a_run_on_other_pictures_is_another_run(items: Items) -> None:
+    categories = [items.categories[i] for i in items.category_G]
+    other = Items(items.ids, [png(COLOURS["red"], 99), *items.pictures[1:]], categories)
+    found = [prepare(each, CONFIG, ()).fingerprint for each in (items, items, other)]
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_gradient_of_a_triplet_moves_the_mask_and_not_the_trunk_through_it() -> None:

@@ -63,3 +63,17 @@ def test_an_index_without_categories_is_refused(tmp_path: Path, encoder: Encoder
     index.update(shop(tmp_path / "shop", column="kind"))
     with pytest.raises(ValueError, match="have no column 'category'"):
         predict_category(index, tmp_path / "shop" / "red1.png")
+
+
+def test_items_without_a_category_have_no_vote(tmp_path: Path, encoder: Encoder) -> None:
+    catalogue = Path(shop(tmp_path / "shop"))
+    named, text = tmp_path / "shop" / "red1.png", catalogue.read_text()
+    index = Index.open(str(tmp_path / "index"), encoder=encoder)
+    catalogue.write_text(text.replace(",red\n", ",\n"))
+    index.update(str(catalogue))
+    assert set(predict_category(index, named)) == {"green", "blue", "grey"}
+    lines = text.splitlines()
+    catalogue.write_text("\n".join([lines[0], *(line.rsplit(",", 1)[0] + "," for line in lines[1:])]))
+    index.update(str(catalogue))
+    with pytest.raises(ValueError, match="an index of items with categories is needed: none has one"):
+        predict_category(index, named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -44,6 +45,9 @@ class DictionaryStore(Store):
     def about(self) -> About | None:
         return self._about
 
+    def updating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def create(self, about: About) -> None:
         self._about = about
 
@@ -71,6 +75,9 @@ class DictionaryStore(Store):
 
     def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
         return {name: self.items[name][3] for name in ids if name in self.items}
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: self.items[name][1] for name in ids if name in self.items}
 
     def _passing(self, where: Where | None) -> list[str]:
         assert where is None or where == EVEN
@@ -187,6 +194,10 @@ def test_an_item_is_written_replaced_and_deleted_in_its_shard() -> None:
     store.delete(["008", "009"])
     assert store.count() == 38 and store.hashes()["007"] == "new"
     assert store.rows(["007", "008"]) == {"007": {"even": None}}
+    for name, vector_D in store.vectors([*items.ids, "none"]).items():
+        place = 0 if name == "007" else items.ids.index(name)
+        np.testing.assert_array_equal(vector_D, items.vectors_ND[place])
+    assert set(store.vectors(items.ids)) == {*items.ids} - {"008", "009"}
 
 
 def test_shards_that_do_not_belong_together_are_refused() -> None:

@@ -69,6 +69,8 @@ def test_a_negation_moves_down_to_the_conditions() -> None:
         ("price < 3; drop table items", "cannot read '; drop table items'"),
         ("category = 'open", "cannot read"),
         ("(" * 3000 + "price < 3", "nested too deeply"),
+        ("not " * 3000 + "price < 3", "nested too deeply"),
+        ("price < 1e999", "the number 1e999 is too large"),
     ],
 )
 def test_what_is_no_filter_is_told_why(text: str, words: str) -> None:
