@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from openm6.cli.arguments import split_pictures
 from openm6.cli.output import Json, Model, show
 
+if TYPE_CHECKING:
+    from openm6.decode.rank import By
+
 
 def match(
     arguments: Annotated[list[str], typer.Argument(help="Picture files, and texts to score, in quotes.")],
-    rank: Annotated[bool, typer.Option(help="Judge each picture's best 128 texts again.")] = False,
+    rank: Annotated[
+        bool, typer.Option(help="Judge each picture's best 128 texts again; for texts of one kind.")
+    ] = False,
+    by: Annotated[
+        str | None, typer.Option(help="With --rank: captions or encoders; default: all that the model has.")
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -24,13 +33,14 @@ def match(
     if not texts:
         raise ValueError("match needs at least one text, in quotes, beside the pictures")
     import openm6
-    from openm6.decode.rank import NO_CANDIDATE
 
+    if by is not None and not rank:
+        raise ValueError("--by goes with --rank")
     m6 = openm6.load(model)
-    scores = m6.rank_texts(images, texts) if rank else m6.match(images, texts)
+    scores = m6.rank_texts(images, texts, by=cast("By | None", by)) if rank else m6.match(images, texts)
     for image, row in zip(images, scores, strict=True):
         judged = (
-            (float(score), text) for score, text in zip(row, texts, strict=True) if score > NO_CANDIDATE
+            (float(score), text) for score, text in zip(row, texts, strict=True) if math.isfinite(score)
         )
         ranked = sorted(judged, reverse=True)
         lines = [f"{score:6.3f}  {text}" for score, text in ranked]

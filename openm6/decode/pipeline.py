@@ -273,7 +273,7 @@ class Pipeline:
 
         Each picture's best `candidates` by cosine are judged by how likely the model is to say so in a caption
         (`by` "captions"), by the cross encoders of a model trained with R2D2 ("encoders"), or by all it has (None);
-        all others score -100. Raises ValueError for a model without them.
+        all others score -inf. Raises ValueError for a model without them.
         """
         return rank(self, images, texts, candidates=candidates, by=by)
 

@@ -2,11 +2,12 @@
 
 There are two judges: R2D2's cross encoders, where the model has them, and the model's captions (`captions.py`).
 
-Legend: I pictures, T texts, Q queries, G what they search among, K candidates of each, N pairs, D width.
+Legend: I pictures, T texts, N pairs, D width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -24,7 +25,7 @@ from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
 
-NO_CANDIDATE = -100.0
+NO_CANDIDATE = -math.inf  # no judge says so of anything
 PAIRS = 256  # judged at a time
 
 By = Literal["captions", "encoders"]
@@ -51,11 +52,12 @@ def rank(
     """Scores of every picture's (`of_texts`: every text's) `candidates` best by cosine, (I, T) or (T, I).
 
     A candidate's score is its cosine plus what the judges say, in nats, over the scale of the cosines (its inverse
-    temperature); all others have -100. The cross encoders learned from wrong pairs that were drawn by
+    temperature); all others have -inf. The cross encoders learned from wrong pairs that were drawn by
     exp(scale x cosine), so what they can tell is how far the truth lies from that; captions are a second opinion
     of the whole, and count as much as the first. (R2D2's authors add a probability to the cosine instead, which
-    lets encoders that know little spoil the order.)
-    Of all inputs the states are kept in memory: 17 KB a picture of 16 tokens at width 256.
+    lets encoders that know little spoil the order.) A caption's likelihood falls with its length, which the cosine
+    knows nothing of: texts of a picture are compared fairly where they are of one kind.
+    For cross encoders the states of all inputs are kept in memory: 17 KB a picture of 16 tokens at width 256.
     Raises ValueError when `candidates` is below 1, or the model lacks what is asked for.
     """
     model = m6.model
@@ -71,44 +73,54 @@ def rank(
             "objective r2d2, or rank by captions"
         )
     pictures, words = m6._image_prompts(images), m6._text_prompts(texts)
-    image_ID, image = _read(model, m6._runs(pictures), of_texts=False)
-    text_TD, text = _read(model, m6._runs(words), of_texts=True)
-    cosine_IT, scale = image_ID @ text_TD.T, model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
-    captions = None if by == "encoders" else Captions(m6, [each.image for each in pictures], texts)
     encoders = None if by == "captions" else model.ranking
+    captions = None if by == "encoders" else Captions(m6, [each.image for each in pictures], texts)
+    image_ID, image = _read(model, m6._runs(pictures), image_states if encoders else None)
+    text_TD, text = _read(model, m6._runs(words), text_states if encoders else None)
+    cosine_IT, scale = image_ID @ text_TD.T, model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:
         nats_N = torch.zeros(len(i_N))
         if encoders is not None:
+            assert image is not None and text is not None
             nats_N = nats_N + encoders.log_odds(image[i_N], text[t_N])
         if captions is not None:
             nats_N = nats_N + captions.log_likelihood(i_N, t_N)
         return nats_N / scale
 
-    if of_texts:
-        return _refine(cosine_IT.T, lambda t, i: correction(i, t), candidates).numpy()
-    return _refine(cosine_IT, correction, candidates).numpy()
+    scores_IT = _refine(cosine_IT, correction, candidates, of_texts=of_texts)
+    return (scores_IT.T if of_texts else scores_IT).numpy()
 
 
-def _read(model: M6, runs: Iterable[Run], *, of_texts: bool) -> tuple[Tensor, States]:
-    """Match embeddings and states of all prompts."""
-    embeddings, states = [], []
-    for hidden_BTD, stream, mark_at_B in runs:
-        embeddings.append(model.match_embedding(hidden_BTD.flatten(0, 1)[mark_at_B]))
-        places = (
-            text_places(stream, mark_at_B)
-            if of_texts
-            else image_places(stream, mark_at_B, image_tokens=model.config.image_tokens)
-        )
-        states.append(places.states(hidden_BTD, stream))
-    return torch.cat(embeddings), States.cat(states)
+def image_states(model: M6, run: Run) -> States:
+    places = image_places(run.stream, run.mark_at_B, image_tokens=model.config.image_tokens)
+    return places.states(run.hidden_BTD, run.stream)
 
 
-def _refine(cosine_QG: Tensor, correction: Callable[[Tensor, Tensor], Tensor], candidates: int) -> Tensor:
-    """`correction(query, found)` of pairs, given as row numbers."""
-    best_QK = cosine_QG.topk(min(candidates, cosine_QG.shape[1]), dim=1).indices
-    query_N = torch.arange(len(best_QK)).repeat_interleave(best_QK.shape[1])
-    parts = zip(query_N.split(PAIRS), best_QK.flatten().split(PAIRS), strict=True)
-    correction_QK = torch.cat([correction(*part) for part in parts]).view(best_QK.shape)
-    scores_QG = torch.full_like(cosine_QG, NO_CANDIDATE)
-    return scores_QG.scatter_(1, best_QK, cosine_QG.gather(1, best_QK) + correction_QK)
+def text_states(_: M6, run: Run) -> States:
+    return text_places(run.stream, run.mark_at_B).states(run.hidden_BTD, run.stream)
+
+
+def _read(
+    model: M6, runs: Iterable[Run], states: Callable[[M6, Run], States] | None
+) -> tuple[Tensor, States | None]:
+    """Match embeddings and, where somebody reads them, states of all prompts."""
+    embeddings, found = list[Tensor](), list[States]()
+    for run in runs:
+        embeddings.append(model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]))
+        if states is not None:
+            found.append(states(model, run))
+    return torch.cat(embeddings), States.cat(found) if found else None
+
+
+def _refine(
+    cosine_IT: Tensor, correction: Callable[[Tensor, Tensor], Tensor], candidates: int, *, of_texts: bool
+) -> Tensor:
+    """Cosines of candidates with their `correction(i, t)`, picture by picture: each is then read once."""
+    dim = 0 if of_texts else 1
+    best = cosine_IT.topk(min(candidates, cosine_IT.shape[dim]), dim=dim).indices
+    i_N, t_N = torch.zeros_like(cosine_IT, dtype=torch.bool).scatter_(dim, best, True).nonzero(as_tuple=True)
+    parts = zip(i_N.split(PAIRS), t_N.split(PAIRS), strict=True)
+    scores_IT = torch.full_like(cosine_IT, NO_CANDIDATE)
+    scores_IT[i_N, t_N] = cosine_IT[i_N, t_N] + torch.cat([correction(*part) for part in parts])
+    return scores_IT

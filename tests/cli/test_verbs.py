@@ -75,6 +75,11 @@ def test_match_ranks_again(cli: Any, model: Path, pictures: list[str], tmp_path:
     save_model(tiny.m6(match_dim=0), tmp_path)
     tiny.text_tokenizer().save(tmp_path / "tokenizer.json")
     assert "cannot rank" in cli.mistake("match", pictures[0], "red", "--rank", "-m", tmp_path)
+    wrong = cli.mistake("match", pictures[0], "red", "--rank", "--by", "encoders", "-m", model)
+    assert "no cross encoders" in wrong
+    assert "--by goes with --rank" in cli.mistake(
+        "match", pictures[0], "red", "--by", "captions", "-m", model
+    )
 
 
 def test_draw_saves_what_python_draws(cli: Any, model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from openm6.decode.pipeline import Pipeline
 from openm6.decode.rank import NO_CANDIDATE
 from openm6.model.checkpoint import save_model
 from openm6.model.ranking import States
+from openm6.tasks.layout import Branch
 from tests import tiny
 
 PICTURES = [tiny.picture(i) for i in range(5)]
@@ -84,6 +86,40 @@ def test_only_the_best_by_cosine_are_ranked(ranker: Pipeline):
     images = ranker.rank_images(TEXTS, PICTURES, candidates=1)
     assert images.shape == (4, 5) and ((images != NO_CANDIDATE).sum(1) == 1).all()
     assert (images.argmax(1) == cosines.argmax(0)).all()
+
+
+def test_a_long_text_that_is_judged_is_told_from_one_that_is_not(ranker: Pipeline):
+    texts = ["frog", "a black hat " * 150]
+    scores = ranker.rank_texts(PICTURES[:1], texts, by="captions")
+    assert np.isfinite(scores).all() and scores[0, 1] < -100
+    one = ranker.rank_texts(PICTURES[:1], texts, by="captions", candidates=1)
+    assert np.isfinite(one).sum() == 1
+    assert one.max() == pytest.approx(scores[0, one.argmax()], abs=1e-5)
+
+
+def test_captions_alone_keep_no_states_and_read_a_picture_once_whatever_asks(
+    ranker: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    read = list[int]()
+
+    def pixels(prompts: Sequence[Branch]) -> torch.Tensor | None:
+        read.append(len(prompts))
+        return plain(prompts)
+
+    plain = ranker._pixels
+    monkeypatch.setattr(ranking_module, "PAIRS", 5)
+    expected = ranker.rank_texts(PICTURES, TEXTS, by="captions")
+    monkeypatch.setattr(ranking_module, "image_states", None)
+    monkeypatch.setattr(ranking_module, "text_states", None)
+    monkeypatch.setattr(ranker, "_pixels", pixels)
+    counts = []
+    for of_texts in (False, True):
+        read.clear()
+        rank = ranker.rank_images if of_texts else ranker.rank_texts
+        scores = rank(*((TEXTS, PICTURES) if of_texts else (PICTURES, TEXTS)), by="captions")
+        np.testing.assert_allclose(scores.T if of_texts else scores, expected, atol=1e-5)
+        counts.append(sum(read))
+    assert counts[0] == counts[1]
 
 
 def test_what_cannot_rank_says_so(ranker: Pipeline, pipeline: Pipeline):
