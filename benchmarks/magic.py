@@ -15,7 +15,8 @@ best on pictures taken out of `train`, which neither of the two has been trained
     cider_magic_paper   the same with the best of `PAPER`: one text, every one of the k likeliest a candidate
     cider_contrastive   of contrastive search, MAGIC without the picture: one caption for all
     cider_retrieval     of the text that the guide likes best of all that the teller has read
-    cider_gradient      of gradient guidance, and `cider_magic_same` of MAGIC on the same few pictures
+    cider_gradient      of gradient guidance, and `cider_magic_same` of MAGIC on the same few pictures; which words
+                        are rare, all of the pictures tell
     scores              CIDEr with its 95 % interval (whole concepts resampled), BLEU-1 and -4, ROUGE-L, the share
                         of exact captions and of those whose style, colour, kind or name is right
     magic_minus_retrieval  mean difference of CIDEr with its interval, picture by picture
@@ -51,9 +52,9 @@ from benchmarks.gradient_guided import GradientGuidance, gradient_guided
 from benchmarks.measures import bootstrap_interval, normalise, same
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
-from openm6.decode.pipeline import MAX_TEXT, Pipeline
-from openm6.decode.tell import MatchLogits, match_logits, told_by
-from openm6.tasks.caption_metrics import bleu, cider, rouge_l
+from openm6.decode.pipeline import BATCH, MAX_TEXT, Pipeline
+from openm6.decode.tell import Remembering, match_logits, told_by
+from openm6.tasks.caption_metrics import References, bleu, cider, rouge_l
 from openm6.train.config import RunConfig
 from openm6.train.loop import train
 from openm6.train.recipe import load_recipe
@@ -66,17 +67,18 @@ TRIED = [
     *(Magic(k=45, plausible=0.01, beams=8, fluency=fluency) for fluency in (0.03, 0.1, 0.3)),
 ]
 MAX_NEW = 20  # tokens of gradient guidance: a description's
-AT_A_TIME = 16  # pictures that are captioned together where nothing is timed
 # Pictures stand on white paper, and their colours and lines are in their descriptions.
 GUIDE = ["mix.0.augment={outline: 0, grey: 0, background: 0, erase: 0.1}"]
 Figures = dict[str, Any]
 
 
 def trained(recipe: str, folder: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """The model of a recipe: kept from an earlier call, gone on with, or trained now."""
-    if not (folder / "model").is_dir():
-        print(f"training {folder.name} ...", file=sys.stderr, flush=True)
-        train(load_recipe(CONFIGS / f"{recipe}.yaml", list(overrides), RunConfig), folder)
+    """The model of a recipe: trained now, or gone on with; one that is done has nothing left to do.
+
+    Raises ValueError where the folder holds a run of another recipe.
+    """
+    print(f"training {folder.name} ...", file=sys.stderr, flush=True)
+    train(load_recipe(CONFIGS / f"{recipe}.yaml", list(overrides), RunConfig), folder)
     return openm6.load(folder)
 
 
@@ -94,20 +96,6 @@ def guide_of(pictures: Sequence[Picture], folder: Path) -> Pipeline:
     return trained("match-begun", folder, [f"mix.0.data={{path: {path}}}", *GUIDE])
 
 
-class Remembering:
-    """Embeds no text twice. `asked` counts what it was asked for, `known` holds what it has embedded."""
-
-    def __init__(self, embed: Callable[[Sequence[str]], Tensor]):
-        self.embed, self.known, self.asked = embed, dict[str, Tensor](), 0
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        self.asked += len(texts)
-        new = list(dict.fromkeys(text for text in texts if text not in self.known))
-        if new:
-            self.known.update(zip(new, self.embed(new), strict=True))
-        return torch.stack([self.known[text] for text in texts])
-
-
 class Told:
     """A guide, a teller, the texts that the teller has read, and pictures with the captions they should get."""
 
@@ -123,16 +111,11 @@ class Told:
         self.teller, self.texts = teller, list(dict.fromkeys(texts))
         self.wanted, self.concepts = wanted, [picture.concept for picture in pictures]
         self.logits = match_logits(guide, teller, images(pictures))
-        self.logits.embed = remembering = Remembering(self.logits.embed)
-        remembering.known = memory
+        self.logits.embed = Remembering(self.logits.embed, memory)
 
     def magic(self, magic: Magic) -> list[str]:
-        """As `guide.tell` of the pictures, but without encoding a text twice."""
-        outputs: list[list[int]] = []
-        for image_BD in self.logits.image_BD.split(AT_A_TIME):
-            logits = MatchLogits(image_BD, self.logits.embed, self.logits.decode)
-            outputs += told_by(logits, self.teller, magic=magic, max_new=MAX_TEXT)
-        return [self.teller.tokenizer.decode(tokens).strip() for tokens in outputs]
+        """As `guide.tell` of the pictures, but without encoding a text twice for all of the settings."""
+        return told_by(self.logits, self.teller, magic=magic, rows=BATCH, max_new=MAX_TEXT)
 
     def contrastive(self, magic: Magic) -> list[str]:
         """One caption for all, as no picture is asked."""
@@ -219,7 +202,7 @@ def timed(caption: Callable[[Picture], str], pictures: Sequence[Picture]) -> tup
 
 
 def against_gradients(
-    guide: Pipeline, teller: Pipeline, pictures: Sequence[Picture], magic: Magic
+    guide: Pipeline, teller: Pipeline, pictures: Sequence[Picture], magic: Magic, corpus: References
 ) -> Figures:
     """What MAGIC and gradient guidance cost and say on the same pictures."""
     prompt, asked = teller._prompt("lm"), 0
@@ -249,10 +232,10 @@ def against_gradients(
     gradient, gradient_s = timed(by_gradients, pictures)
     again, remembering_s = timed(lambda picture: by_gradients(picture, remembering=True), pictures)
     _, magic_after_s = timed(by_magic, pictures)  # the machine may have had more to do than at first
-    alone = Told(guide, teller, [""], pictures, [describe(picture.row) for picture in pictures], {})
+    wanted = [[describe(picture.row)] for picture in pictures]
     return {
-        "cider_gradient": float(alone.cider(gradient).mean()),
-        "cider_magic_same": float(alone.cider(found).mean()),
+        "cider_gradient": float(cider(gradient, wanted, corpus=corpus).mean()),
+        "cider_magic_same": float(cider(found, wanted, corpus=corpus).mean()),
         "gradient_pictures": len(pictures),
         "gradient_same_remembering": float(same(again, gradient).mean()),
         "seconds": {
@@ -291,9 +274,10 @@ def run(work: Path, *, limit: int | None, gradient_captions: int) -> Figures:
     magic, paper, tried = told(teller, texts, tuning[:limit]).tuned()
     assert not {describe(picture.row) for picture in pictures} & set(texts), "no caption is among the texts"
     main, captions = told(teller, texts, pictures).compared(magic, paper)
+    references = [[describe(picture.row)] for picture in pictures]
     return {
         **{f"cider_{method}": found["cider"] for method, found in main["scores"].items()},
-        **against_gradients(guide, teller, pictures[:gradient_captions], magic),
+        **against_gradients(guide, teller, pictures[:gradient_captions], magic, references),
         "pictures": len(pictures),
         "settings": asdict(magic),
         "settings_paper": asdict(paper),

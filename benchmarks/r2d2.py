@@ -22,7 +22,8 @@ directions and both languages. Finished runs are kept in `--work`: started again
                             by pre-ranking and by the cross encoders alone, one a seed, and minus_full, how much
                             each differs from that of `full` at the same seed: mean, least, greatest. All arms see
                             the same batches
-    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too
+    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too; of one
+                            that was gone on with, since then
 """
 
 from __future__ import annotations
@@ -136,13 +137,15 @@ def alone(ranking: Ranking, scores: str) -> Iterator[None]:
 
 
 def run(overrides: list[str], folder: Path, *, of_recipe: bool) -> Result:
-    """Train (or go on), measure, and keep the result in the folder. Of a run of the recipe more is measured."""
-    kept = folder / "result.json"
+    """Train (or go on), measure, and keep the result in the folder. Of a run of the recipe more is measured.
+
+    Raises ValueError where the folder holds a run of another recipe.
+    """
+    kept, begun = folder / "result.json", time.perf_counter()
+    train(load_recipe(RECIPE, overrides, RunConfig), folder)  # of a run that is done, this checks the recipe
+    seconds = time.perf_counter() - begun
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    begun = time.perf_counter()
-    train(load_recipe(RECIPE, overrides, RunConfig), folder)
-    seconds = time.perf_counter() - begun
     m6 = openm6.load(folder)
     assert m6.model.ranking is not None
     result: Result = {
@@ -238,7 +241,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
     figures = {
         "benchmark": "r2d2",
         "command": f"python benchmarks/r2d2.py --seeds {_words(asked.seeds)} "
-        f"--ablation-seeds {_words(asked.ablation_seeds)} --ablation-steps {asked.ablation_steps}",
+        f"--ablation-seeds {_words(asked.ablation_seeds)} --ablation-steps {asked.ablation_steps}"
+        + (f" --arms {' '.join(asked.arms)}" if asked.arms != list(ARMS) else ""),
         **of_recipe(recipe),
         "seeds": asked.seeds,
         "shipped_mean_recall": whole(measure(shipped, "prerank")),

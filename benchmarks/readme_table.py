@@ -126,7 +126,7 @@ ROWS = [
     Row("Search in 1 million items: share of exact search's first 10", "search_scale", "recall10_of_exact"),
     Row("The same: times as fast as exact search", "search_scale", "speedup", "{:.1f}x"),
     Row(
-        "R2D2 on unseen renditions: mean recall with ranking",
+        "Unseen renditions and their names: mean recall, ranked by captions and R2D2's encoders",
         "r2d2",
         "rank_mean_recall",
         versus="prerank_mean_recall",

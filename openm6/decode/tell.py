@@ -20,6 +20,8 @@ from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
 
+MOST_KNOWN = 100_000  # texts whose embeddings are remembered: 50 MB at 128 numbers
+
 
 class MatchLogits:
     """Image logits by a dual encoder: products of each row's picture with its candidates' texts.
@@ -62,6 +64,22 @@ def match_logits(guide: Pipeline, teller: Pipeline, pictures: Sequence[np.ndarra
     )
 
 
+class Remembering:
+    """Embeds no text twice: pictures try the same words. `asked` counts what it was asked for."""
+
+    def __init__(self, embed: Callable[[Sequence[str]], Tensor], known: dict[str, Tensor] | None = None):
+        self.embed, self.known, self.asked = embed, {} if known is None else known, 0
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.asked += len(texts)
+        if len(self.known) > MOST_KNOWN:
+            self.known.clear()
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if new:
+            self.known.update(zip(new, self.embed(new), strict=True))
+        return torch.stack([self.known[text] for text in texts])
+
+
 def tell(
     guide: Pipeline,
     teller: Pipeline,
@@ -71,19 +89,21 @@ def tell(
     rows: int,
     max_new: int,
 ) -> list[str]:
-    """What each picture shows, in the teller's words, at most `rows` candidates at a time."""
-    at_a_time = max(1, rows // (magic.k * magic.beams))
+    """What each picture shows, in the teller's words, at most `rows` texts at a time."""
+    logits = match_logits(guide, teller, pictures)
+    logits.embed = Remembering(logits.embed)
+    return told_by(logits, teller, magic=magic, rows=rows, max_new=max_new)
+
+
+def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, rows: int, max_new: int) -> list[str]:
+    """What the teller says of each picture of `logits`."""
+    # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
+    search = magic_beam_search if magic.beams > 1 else magic_search
+    candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)
     outputs: list[list[int]] = []
-    for start in range(0, len(pictures), at_a_time):
-        group = pictures[start : start + at_a_time]
-        outputs += told_by(match_logits(guide, teller, group), teller, magic=magic, max_new=max_new)
+    for image_BD in logits.image_BD.split(max(1, rows // magic.beams)):
+        part = MatchLogits(image_BD, logits.embed, logits.decode)
+        prompts = [teller._prompt("lm")] * len(image_BD)
+        decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=candidates)
+        outputs += search(decoder, magic=magic, eos=teller.tokenizer.eos, max_new=max_new, image_logits=part)
     return [teller.tokenizer.decode(tokens).strip() for tokens in outputs]
-
-
-def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, max_new: int) -> list[list[int]]:
-    """Tokens of what the teller says of each picture of `logits`, at once."""
-    prompts, search = [teller._prompt("lm")] * len(logits.image_BD), magic_search
-    if magic.beams > 1:
-        search = magic_beam_search
-    decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=magic.k)
-    return search(decoder, magic=magic, eos=teller.tokenizer.eos, max_new=max_new, image_logits=logits)

@@ -74,16 +74,18 @@ def rouge_l(captions: Sequence[str], references: References) -> np.ndarray:
     return np.array(scores)
 
 
-def cider(captions: Sequence[str], references: References) -> np.ndarray:
+def cider(captions: Sequence[str], references: References, *, corpus: References | None = None) -> np.ndarray:
     """CIDEr-D (1411.5726) of each caption, (n,): how alike its n-grams are to the references', rare ones most.
 
-    Rare is what few of the given items have in their references, so a caption's score depends on the whole set.
+    Rare is what few items of `corpus` have in their references; by default the given items are the corpus, so a
+    caption's score depends on the whole set, and of a single item nothing is rare and the score is 0.
     Raises ValueError when captions and references are not equally many, and for an item without references.
     """
     _check(captions, references)
     cooked = [[_ngrams(words(truth)) for truth in truths] for truths in references]
-    seen_in = Counter(ngram for truths in cooked for ngram in set().union(*truths))
-    log_items = math.log(len(captions))
+    items = [[_ngrams(words(truth)) for truth in truths] for truths in corpus] if corpus else cooked
+    seen_in = Counter(ngram for truths in items for ngram in set().union(*truths))
+    log_items = math.log(len(items))
 
     def weigh(counts: Counter[NGram]) -> list[dict[NGram, float]]:
         weights: list[dict[NGram, float]] = [{} for _ in range(N)]
@@ -103,7 +105,8 @@ def cider(captions: Sequence[str], references: References) -> np.ndarray:
 
 
 def _check(captions: Sequence[str], references: References) -> None:
-    if len(captions) != len(references) or not captions or not all(references):
+    flat = any(isinstance(each, str) for each in references)  # its letters would be taken for references
+    if flat or len(captions) != len(references) or not captions or not all(references):
         raise ValueError(
             f"{len(captions)} captions and {len(references)} items of references cannot be scored: give each "
             "caption its own list of at least one reference"

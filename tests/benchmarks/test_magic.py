@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from benchmarks import magic
 from benchmarks.bench import Picture
@@ -99,19 +97,6 @@ def test_what_is_within_all_tokens_is_everything_and_within_one_what_greedy_says
     here.wanted = [pipeline.tokenizer.decode(pipeline.tokenizer.encode("a"))]
     ranks = [here.within(k) for k in (1, 8, 64, 320)]
     assert ranks == sorted(ranks) and set(ranks) <= {0.0, 0.5, 1.0}  # two tokens: "a" and the end
-
-
-def test_remembering_encodes_no_text_twice_and_changes_no_embedding():
-    embedded: list[str] = []
-
-    def embed(texts: Sequence[str]) -> Tensor:
-        embedded.extend(texts)
-        return torch.tensor([[float(len(text)), 2.0] for text in texts])
-
-    remembering = magic.Remembering(embed)
-    assert torch.equal(remembering(["x", "xx", "x"]), torch.tensor([[1.0, 2.0], [2.0, 2.0], [1.0, 2.0]]))
-    assert torch.equal(remembering(["xxx", "xx"]), torch.tensor([[3.0, 2.0], [2.0, 2.0]]))
-    assert embedded == ["x", "xx", "xxx"] and remembering.asked == 5
 
 
 def test_the_recipes_train_a_teller_without_eyes_and_a_guide_of_begun_texts():

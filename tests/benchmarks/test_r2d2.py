@@ -49,6 +49,7 @@ def test_figures_are_means_and_paired_differences(tmp_path: Path, monkeypatch: p
     arguments = ["--work", str(tmp_path), "--seeds", "1", "3", "--ablation-seeds", "1", "2"]
     line = r2d2.main([*arguments, "--arms", "hard_negatives", "--ablation-steps", "7"], runner=pretended)
     assert asked[:3] == ["recipe-1", "recipe-3", "full-7-1"] and len(asked) == 6
+    assert line["command"].endswith("--ablation-seeds 1 2 --ablation-steps 7 --arms hard_negatives")
     assert line["prerank_mean_recall"] == pytest.approx(0.4)
     assert line["rank_mean_recall"] == pytest.approx(0.6)
     assert line["rank_gain"] == pytest.approx({"mean": 0.2, "least": 0.1, "greatest": 0.3})

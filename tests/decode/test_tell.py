@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from openm6.decode import tell
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.magic_beams import magic_beam_search
 from openm6.decode.pipeline import Pipeline
-from openm6.decode.tell import MatchLogits
+from openm6.decode.tell import MatchLogits, Remembering
+from openm6.tasks.layout import Branch
 from tests import tiny
 
 NEW = 5
@@ -65,6 +67,45 @@ def test_a_pipeline_tells_what_the_formula_says(
     decoder = Decoder(pipeline.model, [pipeline._prompt("lm")] * 3, None, max_new=NEW, candidates=6)
     expected = search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
     assert told == [tokenizer.decode(tokens).strip() for tokens in expected]
+
+
+def test_remembering_encodes_no_text_twice_and_changes_no_embedding(monkeypatch: pytest.MonkeyPatch):
+    embedded: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        embedded.extend(texts)
+        return torch.tensor([[float(len(text)), 2.0] for text in texts])
+
+    remembering = Remembering(embed)
+    assert torch.equal(remembering(["x", "xx", "x"]), torch.tensor([[1.0, 2.0], [2.0, 2.0], [1.0, 2.0]]))
+    assert torch.equal(remembering(["xxx", "xx"]), torch.tensor([[3.0, 2.0], [2.0, 2.0]]))
+    assert embedded == ["x", "xx", "xxx"] and remembering.asked == 5
+    monkeypatch.setattr(tell, "MOST_KNOWN", 2)
+    assert torch.equal(remembering(["x"]), torch.tensor([[1.0, 2.0]])) and set(remembering.known) == {"x"}
+
+
+def test_pictures_together_ask_for_their_first_words_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 2)
+    asked = list[str]()
+
+    def embed(prompts: Sequence[Branch]) -> np.ndarray:
+        asked.extend(str(prompt.source) for prompt in prompts if prompt.image is None)
+        return plain(prompts)
+
+    plain = pipeline._embed
+    monkeypatch.setattr(pipeline, "_embed", embed)
+    pipeline.tell([tiny.picture(i) for i in range(4)], pipeline, magic=Magic(k=6))
+    assert len(asked) == len(set(asked)) and 6 < len(asked) < 4 * 12
+
+
+def test_many_more_candidates_than_there_are_tokens_cost_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 2)
+    told = [pipeline.tell(tiny.picture(0), pipeline, magic=Magic(k=k)) for k in (320, 10**9)]
+    assert told[0] == told[1]
 
 
 def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):

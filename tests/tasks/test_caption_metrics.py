@@ -137,3 +137,16 @@ def test_what_cannot_be_scored_is_refused(
 ):
     with pytest.raises(ValueError, match="cannot be scored"):
         metric(captions, references)
+
+
+def test_what_is_rare_a_larger_corpus_can_tell():
+    captions, references = sample()
+    few = cider(captions[:2], references[:2], corpus=references)
+    np.testing.assert_allclose(few, cider(captions, references)[:2])
+    assert cider(captions[:1], references[:1]).tolist() == [0.0]
+    assert cider(captions[:1], references[:1], corpus=references)[0] > 0.5
+
+
+def test_a_reference_is_a_text_of_a_list():
+    with pytest.raises(ValueError, match="give each caption its own list"):
+        cider(["a red apple", "b"], ["a red apple", "b"])  # pyright: ignore[reportArgumentType]
