@@ -22,8 +22,8 @@ directions and both languages. Finished runs are kept in `--work`: started again
                             by pre-ranking and by the cross encoders alone, one a seed, and minus_full, how much
                             each differs from that of `full` at the same seed: mean, least, greatest. All arms see
                             the same batches
-    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too; of one
-                            that was gone on with, since then
+    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too;
+                            of one that was gone on with, since then
 """
 
 from __future__ import annotations
