@@ -20,7 +20,6 @@ from openm6.decode.inputs import Picture
 from openm6.model import M6, Stream
 from openm6.model.ranking import States
 from openm6.tasks.pairs import image_places, text_places
-from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE
 
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
@@ -77,7 +76,7 @@ def rank(
     captions = None if by == "encoders" else Captions(m6, [each.image for each in pictures], texts)
     image_ID, image = _read(model, m6._runs(pictures), image_states if encoders else None)
     text_TD, text = _read(model, m6._runs(words), text_states if encoders else None)
-    cosine_IT, scale = image_ID @ text_TD.T, model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
+    cosine_IT, scale = image_ID @ text_TD.T, model.inverse_temperature()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:
         nats_N = torch.zeros(len(i_N))

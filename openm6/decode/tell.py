@@ -15,7 +15,6 @@ from torch import Tensor
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.magic_beams import magic_beam_search
-from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE
 
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
@@ -51,17 +50,15 @@ def match_logits(guide: Pipeline, teller: Pipeline, pictures: Sequence[np.ndarra
 
     Raises ValueError for a guide that does not match.
     """
-    scale = guide.model.match_scale
-    if scale is None:
+    if guide.model.match_scale is None:
         raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")
 
     def embed(texts: Sequence[str]) -> Tensor:  # unlike embed_texts it takes a text without a word yet
         return torch.from_numpy(guide._embed([guide._prompt("match", 1, text=text) for text in texts]))
 
     image_BD = torch.from_numpy(guide.embed_images(pictures))
-    return MatchLogits(
-        scale.detach().clamp(max=MAX_MATCH_SCALE).exp() * image_BD, embed, teller.tokenizer.decode
-    )
+    scale = guide.model.inverse_temperature().detach()
+    return MatchLogits(scale * image_BD, embed, teller.tokenizer.decode)
 
 
 class Remembering:

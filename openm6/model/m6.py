@@ -20,6 +20,8 @@ from openm6.model.ranking import Ranking
 from openm6.model.rows import pad_rows, product_dtype
 from openm6.model.stream import Stream, attention_bias
 
+MAX_MATCH_SCALE = 4.6  # log 100
+
 
 class ImageEntrance(nn.Module):
     """Image -> P stream features: a backbone's last map, projected, with a learned position for each cell."""
@@ -141,3 +143,13 @@ class M6(nn.Module):
         if self.match is None:
             raise ValueError("this model does not match: its config has match_dim 0")
         return F.normalize(self.match(hidden_MD).float(), dim=-1)
+
+    def inverse_temperature(self) -> Tensor:
+        """What cosines of match embeddings are multiplied by to be logits: learned, and at most 100, as CLIP's."""
+        assert self.match_scale is not None
+        return self.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
+
+    def match_logits(self, unit_MD: Tensor, other_VD: Tensor) -> Tensor:
+        """Of every pair of match embeddings, (M, V)."""
+        with torch.autocast(unit_MD.device.type, enabled=False):  # in bf16 the steps of 100 are half a nat
+            return self.inverse_temperature() * unit_MD @ other_VD.T

@@ -19,7 +19,7 @@ from openm6.giant.collectives import Group, bounds, gathered
 from openm6.model import M6
 from openm6.model.stream import Stream
 from openm6.tasks.collate import Batch
-from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE, task_nats
+from openm6.train.objectives.seq2seq import task_nats
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,6 @@ def _targets(batch: Batch) -> dict[str, int]:
 
 def _match(model: M6, mine: Batch, whole: Batch, hidden: Tensor, group: Group) -> Tensor:
     """InfoNCE: this rank's pictures against all texts, its texts against all pictures."""
-    assert model.match_scale is not None
     rows, T = whole.stream.tokens_BT.shape
 
     def counts(at: Tensor) -> list[int]:
@@ -121,12 +120,11 @@ def _match(model: M6, mine: Batch, whole: Batch, hidden: Tensor, group: Group) -
     text_MD = model.match_embedding(hidden[mine.match_text_at])
     image_VD = gathered(image_MD, counts(whole.match_image_at), group)
     text_VD = gathered(text_MD, counts(whole.match_text_at), group)
-    scale = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
     to_text = _one_way(
-        scale * image_MD @ text_VD.T, mine.match_image_key[:, None] == whole.match_text_key[None, :]
+        model.match_logits(image_MD, text_VD), mine.match_image_key[:, None] == whole.match_text_key[None, :]
     )
     to_image = _one_way(
-        scale * text_MD @ image_VD.T, mine.match_text_key[:, None] == whole.match_image_key[None, :]
+        model.match_logits(text_MD, image_VD), mine.match_text_key[:, None] == whole.match_image_key[None, :]
     )
     return (to_text / len(whole.match_image_at) + to_image / len(whole.match_text_at)) / 2
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import Decoder
 from openm6.model import M6
+from openm6.model.m6 import MAX_MATCH_SCALE
 from openm6.tasks import TASKS
 from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
-from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE, _info_nce, task_losses, total_loss
+from openm6.train.objectives.seq2seq import _info_nce, task_losses, total_loss
 from tests import tiny
 
 
@@ -131,6 +132,16 @@ def test_info_nce_is_its_formula_with_duplicates_and_strangers(
         model.match_scale.exp().item(),
     )
     assert _info_nce(model, image_MD, text_MD, same).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_match_scores_are_not_rounded_to_bf16():
+    model, a, b = tiny.m6(), vectors(3, 0), vectors(3, 1)
+    assert model.match_scale is not None
+    model.match_scale.data.fill_(MAX_MATCH_SCALE)
+    expected = model.match_logits(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.match_logits(a, b), expected)
+    torch.testing.assert_close(expected, 99.48432 * a @ b.T)
 
 
 def test_the_match_scale_cannot_run_away():

@@ -46,7 +46,7 @@ from openm6.train.objectives.pair_losses import (
     ranking_loss,
 )
 from openm6.train.objectives.queue import Queue
-from openm6.train.objectives.seq2seq import MAX_MATCH_SCALE, task_nats
+from openm6.train.objectives.seq2seq import task_nats
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,8 @@ class R2D2(Objective):
 
     def _contrast(self, model: M6, mine: Side, others: Side, queue: Queue) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-ranking in one direction: its loss, all scores (M, V) and what belongs together (M, V)."""
-        assert model.match_scale is not None
-        # Scores reach 100: in bf16 their steps would be half a nat.
-        with torch.autocast(mine.unit_MD.device.type, enabled=False):
-            scale = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
+        with torch.autocast(mine.unit_MD.device.type, enabled=False):  # as `match_logits`, and for its reason
+            scale = model.inverse_temperature()
             scores_MV, same_MV = scale * mine.unit_MD @ others.unit_MD.T, mine.key_M[:, None] == others.key_M
             if mine.taught_MD is None or others.taught_MD is None:
                 return pre_ranking_loss(scores_MV, same_MV), scores_MV, same_MV

@@ -17,8 +17,6 @@ from openm6.tasks.collate import Batch
 from openm6.train.objectives.contrastive import contrastive_loss
 from openm6.train.objectives.objective import Objective
 
-MAX_MATCH_SCALE = 4.6  # log 100, as CLIP
-
 
 class Seq2Seq(Objective):
     """Every task's mean loss, and SimCTG's of the text tasks that `contrastive` names; nothing is kept."""
@@ -87,8 +85,7 @@ def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
 
 def _info_nce(model: M6, image_MD: Tensor, text_MD: Tensor, same_MM: Tensor) -> Tensor:
     """Symmetric InfoNCE; pictures of the same thing share the probability of their texts."""
-    assert model.match_scale is not None
-    scores = model.match_scale.clamp(max=MAX_MATCH_SCALE).exp() * image_MD @ text_MD.T
+    scores = model.match_logits(image_MD, text_MD)
     wanted = same_MM.float()
     to_text = F.cross_entropy(scores, wanted / wanted.sum(1, keepdim=True).clamp_min(1))
     to_image = F.cross_entropy(scores.T, (wanted / wanted.sum(0, keepdim=True).clamp_min(1)).T)
