@@ -85,5 +85,6 @@ def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, max_new: int
     prompts, search = [teller._prompt("lm")] * len(logits.image_BD), magic_search
     if magic.beams > 1:
         search = magic_beam_search
-    decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=magic.k)
+    candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)
+    decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=candidates)
     return search(decoder, magic=magic, eos=teller.tokenizer.eos, max_new=max_new, image_logits=logits)

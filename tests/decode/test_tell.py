@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.magic_beams import magic_beam_search
 from openm6.decode.pipeline import Pipeline
-from openm6.decode.tell import MatchLogits
+from openm6.decode.tell import MatchLogits, match_logits, told_by
 from tests import tiny
 
 NEW = 5
@@ -65,6 +66,22 @@ def test_a_pipeline_tells_what_the_formula_says(
     decoder = Decoder(pipeline.model, [pipeline._prompt("lm")] * 3, None, max_new=NEW, candidates=6)
     expected = search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
     assert told == [tokenizer.decode(tokens).strip() for tokens in expected]
+
+
+@pytest.mark.parametrize("magic", [Magic(k=10**6, beta=0.0), Magic(k=6, beams=2)])
+def test_the_cache_has_room_for_those_who_look_ahead(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, magic: Magic
+):
+    """Never for more than there are tokens; beams do not look ahead."""
+    rooms = list[int]()
+
+    def opened(*arguments: Any, candidates: int, **more: Any) -> Decoder:
+        rooms.append(candidates)
+        return Decoder(*arguments, candidates=candidates, **more)
+
+    monkeypatch.setattr("openm6.decode.tell.Decoder", opened)
+    told_by(match_logits(pipeline, pipeline, [tiny.picture(0)]), pipeline, magic=magic, max_new=2)
+    assert rooms == [1 if magic.beams > 1 else pipeline.model.config.vocab_text]
 
 
 def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
