@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import openm6
+from openm6.cli.draw import name_files
 from openm6.model.checkpoint import save_model
 from tests import tiny
 
@@ -99,6 +100,22 @@ def test_several_drawings_are_numbered(
     assert [each["input"] for each in found] == texts
     assert [each["output"] for each in found] == [str(tmp_path / file) for file in files]
     assert [Image.open(each["output"]).size for each in found] == [(256, 256)] * 2
+
+
+@pytest.mark.parametrize(
+    ("out", "count", "files"),
+    [
+        ("ball", 1, ["ball.png"]),
+        ("ball/", 1, ["ball/000.png"]),
+        ("there", 1, ["there/000.png"]),
+        ("ball", 2, ["ball/000.png", "ball/001.png"]),
+    ],
+)
+def test_a_name_without_a_suffix_is_a_file_for_one_text(
+    out: str, count: int, files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    assert name_files(f"{tmp_path}/{out}", count) == [tmp_path / file for file in files]
 
 
 def test_the_seed_decides_what_is_drawn_and_written(cli: Any, model: Path, tmp_path: Path) -> None:
