@@ -22,7 +22,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -42,15 +41,14 @@ from openm6.decode.live import (
     write_poems,
 )
 from openm6.decode.magic import Magic
+from openm6.decode.perplexity import poem_nll
 from openm6.decode.rank import By, Run, rank
 from openm6.decode.tell import tell
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model.checkpoint import load_model
 from openm6.tasks import TASKS
-from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
-from openm6.tasks.write import ANY_FORM
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
 MAX_TEXT = 40  # tokens of a caption or an answer
@@ -315,24 +313,9 @@ class Pipeline:
             back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
         return like(back, images)
 
-    @torch.no_grad()
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
         """(total nats, characters) of the records' texts given their titles, the end of the text included."""
-        branches = [
-            self._prompt("write", title=record["title"], form=ANY_FORM, text=record["text"])
-            for record in records
-        ]
-        config, nats = self.model.config, 0.0
-        for chunk in _of_like_length(branches, 4096):
-            batch, _ = collate(
-                [[branch] for branch in chunk],
-                row=max(len(branch.source) + len(branch.target) for branch in chunk),
-                image_tokens=config.image_tokens,
-                pad=self.tokenizer.pad,
-            )
-            logits = self.model.text_logits(self.model(batch.stream).flatten(0, 1)[batch.text_at])
-            nats += F.cross_entropy(logits.float(), batch.text_target, reduction="sum").item()
-        return nats, sum(len(str(record["text"])) for record in records)
+        return poem_nll(self, records)
 
     def _pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
         return read_pictures(images, self.model.config.image_size)
@@ -388,15 +371,3 @@ class Pipeline:
         return torch.cat(
             [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
         ).numpy()
-
-
-def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list[Branch]]:
-    """All branches, those of like length together, in chunks of at most `positions`, padding included."""
-    chunk: list[Branch] = []
-    for branch in sorted(branches, key=lambda b: len(b.source) + len(b.target)):
-        if chunk and (len(chunk) + 1) * (len(branch.source) + len(branch.target)) > positions:
-            yield chunk
-            chunk = []
-        chunk.append(branch)
-    if chunk:
-        yield chunk
