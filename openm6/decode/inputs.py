@@ -66,6 +66,23 @@ def read_texts(given: str | Sequence[str], what: str) -> list[str]:
     return [_check_text(text, what) for text in texts]
 
 
+def read_questions(
+    images: Picture | Sequence[Picture], questions: str | Sequence[str], size: int
+) -> list[tuple[np.ndarray, str]]:
+    """Every question with its picture; one question may go to many pictures, or many to one.
+
+    Raises ValueError for lists of different lengths.
+    """
+    pictures, asked = read_pictures(images, size), read_texts(questions, "a question")
+    if not is_list(questions):
+        asked *= len(pictures)
+    elif not is_list(images):
+        pictures *= len(asked)
+    if len(asked) != len(pictures):
+        raise ValueError(f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each")
+    return list(zip(pictures, asked, strict=True))
+
+
 def _check_text(text: object, what: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be text that says something, not {text!r}")

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import SCORES, Decoder, prompt_stream
+from openm6.decode.folder import find_checkpoint
 from openm6.decode.generate import Sampling, beam_search
-from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
+from openm6.decode.inputs import Picture, Texts, like, read_pictures, read_questions, read_texts
 from openm6.decode.live import (
     DRAWING,
     WRITING,
@@ -55,11 +56,6 @@ MAX_TEXT = 40  # tokens of a caption or an answer
 MAX_PROMPT = 2048  # tokens that a user may give, or ask for
 
 
-def shipped_checkpoint() -> Path:
-    """The folder of the checkpoint that comes with the package."""
-    return Path(__file__).parent.parent / "checkpoints" / "m6-small"
-
-
 class Pipeline:
     """A model ready to use. Every method takes one input or a list, and gives one output or a list.
 
@@ -71,15 +67,7 @@ class Pipeline:
 
     def __init__(self, folder: str | Path | None = None):
         """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
-        path = shipped_checkpoint() if folder is None else Path(folder)
-        if not path.is_dir():
-            raise ValueError(f"there is no checkpoint folder {path}")
-        if not (path / "config.json").is_file():
-            if (path / "model").is_dir():
-                path = path / "model"
-            elif (path / "config.yaml").is_file():
-                raise ValueError(f"the run in {path} has no model yet: its training has to end first")
-        self.folder = path
+        self.folder = path = find_checkpoint(folder)
         self.model = load_model(path)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
         has_codes = (path / "image_tokenizer.json").is_file()
@@ -129,18 +117,9 @@ class Pipeline:
         self, images: Picture | Sequence[Picture], questions: str | Sequence[str], *, beams: int = 1
     ) -> str | list[str]:
         """The answer to each question about its picture; one question may go to many pictures, or back."""
-        pictures, asked = self._pictures(images), read_texts(questions, "a question")
-        if not is_list(questions):
-            asked *= len(pictures)
-        elif not is_list(images):
-            pictures *= len(asked)
-        if len(asked) != len(pictures):
-            raise ValueError(
-                f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each"
-            )
         prompts = [
             self._prompt("ask", image=picture, question=question)
-            for picture, question in zip(pictures, asked, strict=True)
+            for picture, question in read_questions(images, questions, self.model.config.image_size)
         ]
         return like(self._beam(prompts, beams), images, questions)
 

@@ -162,17 +162,6 @@ def test_author_form_style_and_language_reach_the_model(pipeline: Pipeline, monk
     assert (mark("<style>"), *encode("flat"), mark("<draw>")) in sources[-2:]  # for guidance
 
 
-def test_a_run_folder_opens_as_its_model(checkpoint: Path, tmp_path: Path, pipeline: Pipeline):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("name: x\n")
-    with pytest.raises(ValueError, match="training has to end first"):
-        openm6.load(run)
-    shutil.copytree(checkpoint, run / "model")
-    assert openm6.load(run).caption(PICTURES[0]) == pipeline.caption(PICTURES[0])
-    assert openm6.load(str(run / "model")).folder == run / "model"
-
-
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, missing: str):
     broken = tmp_path / "broken"
@@ -180,11 +169,6 @@ def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, missing: str)
     (broken / missing).unlink()
     with pytest.raises(ValueError, match=missing.replace(".", r"\.")):
         openm6.load(broken)
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"there is no checkpoint folder .*nowhere"):
-        openm6.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
