@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openm6.cli.output import Json, Model, show, with_name
+from openm6.cli.output import Json, MaxTokens, Model, show, with_name
 
 
 def caption(
@@ -15,6 +15,7 @@ def caption(
     teller: Annotated[
         str | None, typer.Option(help="Let this model tell, trained on texts alone (MAGIC): a run folder.")
     ] = None,
+    max_tokens: MaxTokens = 40,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -31,9 +32,9 @@ def caption(
     m6 = openm6.load(model)
     if teller is None:
         lang = lang or "en"
-        captions = m6.caption(images, lang=lang)
+        captions = m6.caption(images, lang=lang, max_tokens=max_tokens)
     else:
-        captions = m6.tell(images, openm6.load(teller))
+        captions = m6.tell(images, openm6.load(teller), max_tokens=max_tokens)
     for image, text in zip(images, captions, strict=True):
         result = {"input": image, "output": text, "lang": lang}
         show(result, as_json=as_json, line=with_name(image, text, len(images) > 1))

@@ -11,6 +11,8 @@ from PIL import Image
 
 from openm6.data.images import read_image, to_array
 
+MAX_PROMPT = 2048  # tokens that a user may give, or ask for
+
 Picture = str | Path | Image.Image | np.ndarray
 Texts = list[str] | tuple[str, ...]  # not Sequence[str], which a str is too
 
@@ -81,6 +83,12 @@ def read_questions(
     if len(asked) != len(pictures):
         raise ValueError(f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each")
     return list(zip(pictures, asked, strict=True))
+
+
+def check_tokens(max_tokens: int) -> None:
+    """Raises ValueError for a length of an output that is none."""
+    if not 1 <= max_tokens <= MAX_PROMPT:
+        raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
 
 
 def _check_text(text: object, what: str) -> str:

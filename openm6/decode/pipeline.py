@@ -29,7 +29,16 @@ from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import SCORES, Decoder, prompt_stream
 from openm6.decode.folder import find_checkpoint
 from openm6.decode.generate import Sampling, beam_search
-from openm6.decode.inputs import Picture, Texts, like, read_pictures, read_questions, read_texts
+from openm6.decode.inputs import (
+    MAX_PROMPT,
+    Picture,
+    Texts,
+    check_tokens,
+    like,
+    read_pictures,
+    read_questions,
+    read_texts,
+)
 from openm6.decode.live import (
     DRAWING,
     WRITING,
@@ -52,8 +61,7 @@ from openm6.tasks import TASKS
 from openm6.tasks.layout import Branch
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
-MAX_TEXT = 40  # tokens of a caption or an answer
-MAX_PROMPT = 2048  # tokens that a user may give, or ask for
+MAX_TEXT = 40  # tokens of a caption or an answer, unless told otherwise
 
 
 class Pipeline:
@@ -76,52 +84,81 @@ class Pipeline:
     # -- one method a task ---------------------------------------------------------------------------------
 
     @overload
-    def caption(self, images: Picture, *, lang: str = "en", beams: int = 4) -> str: ...
-    @overload
-    def caption(self, images: Sequence[Picture], *, lang: str = "en", beams: int = 4) -> list[str]: ...
     def caption(
-        self, images: Picture | Sequence[Picture], *, lang: str = "en", beams: int = 4
+        self, images: Picture, *, lang: str = ..., beams: int = ..., max_tokens: int = ...
+    ) -> str: ...
+    @overload
+    def caption(
+        self, images: Sequence[Picture], *, lang: str = ..., beams: int = ..., max_tokens: int = ...
+    ) -> list[str]: ...
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        lang: str = "en",
+        beams: int = 4,
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """What each picture shows, in English (`en`) or Chinese (`zh`)."""
+        """What each picture shows, in English (`en`) or Chinese (`zh`), in at most `max_tokens`."""
         if lang not in ("en", "zh"):
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
         prompts = [self._prompt("caption", image=picture, lang=lang) for picture in self._pictures(images)]
-        return like(self._beam(prompts, beams), images)
+        return like(self._beam(prompts, beams, max_tokens), images)
 
     @overload
-    def tell(self, images: Picture, teller: Pipeline, *, magic: Magic = ...) -> str: ...
+    def tell(
+        self, images: Picture, teller: Pipeline, *, magic: Magic = ..., max_tokens: int = ...
+    ) -> str: ...
     @overload
-    def tell(self, images: Sequence[Picture], teller: Pipeline, *, magic: Magic = ...) -> list[str]: ...
+    def tell(
+        self, images: Sequence[Picture], teller: Pipeline, *, magic: Magic = ..., max_tokens: int = ...
+    ) -> list[str]: ...
     def tell(
         self,
         images: Picture | Sequence[Picture],
         teller: Pipeline,
         *,
         magic: Magic = Magic(),  # noqa: B008 (immutable)
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
         """What each picture shows, told by a model trained on texts alone (task `lm`), as `match` guides it.
 
         MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
         Raises ValueError when this model does not match.
         """
-        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=MAX_TEXT)
+        check_tokens(max_tokens)
+        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=max_tokens)
         return like(told, images)
 
     @overload
-    def ask(self, images: Picture, questions: str, *, beams: int = 1) -> str: ...
+    def ask(self, images: Picture, questions: str, *, beams: int = ..., max_tokens: int = ...) -> str: ...
     @overload
-    def ask(self, images: Sequence[Picture], questions: str, *, beams: int = 1) -> list[str]: ...
-    @overload
-    def ask(self, images: Picture | Sequence[Picture], questions: Texts, *, beams: int = 1) -> list[str]: ...
     def ask(
-        self, images: Picture | Sequence[Picture], questions: str | Sequence[str], *, beams: int = 1
+        self, images: Sequence[Picture], questions: str, *, beams: int = ..., max_tokens: int = ...
+    ) -> list[str]: ...
+    @overload
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: Texts,
+        *,
+        beams: int = ...,
+        max_tokens: int = ...,
+    ) -> list[str]: ...
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        beams: int = 1,
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
         """The answer to each question about its picture; one question may go to many pictures, or back."""
         prompts = [
             self._prompt("ask", image=picture, question=question)
             for picture, question in read_questions(images, questions, self.model.config.image_size)
         ]
-        return like(self._beam(prompts, beams), images, questions)
+        return like(self._beam(prompts, beams, max_tokens), images, questions)
 
     @overload
     def draw(
@@ -229,8 +266,7 @@ class Pipeline:
         sampling: Sampling = WRITING,
     ) -> str | list[str]:
         """Each beginning, continued freely by at most `max_tokens` (the beginning is part of the output)."""
-        if not 1 <= max_tokens <= MAX_PROMPT:
-            raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
+        check_tokens(max_tokens)
         begin = [Beginning(text, seed + i) for i, text in enumerate(read_texts(beginnings, "a beginning"))]
         return like(continue_texts(self, begin, max_tokens=max_tokens, sampling=sampling), beginnings)
 
@@ -320,14 +356,15 @@ class Pipeline:
         return (slice(start, start + size) for start in range(0, len(prompts), size))
 
     @torch.no_grad()
-    def _beam(self, prompts: list[Branch], beams: int) -> list[str]:
+    def _beam(self, prompts: list[Branch], beams: int, max_tokens: int) -> list[str]:
+        check_tokens(max_tokens)
         if not 1 <= beams <= BATCH:
             raise ValueError(f"beams must lie between 1 and {BATCH}, not {beams}")
         outputs: list[list[int]] = []
-        for part in self._slices(prompts, MAX_TEXT, rows=BATCH // beams):
+        for part in self._slices(prompts, max_tokens, rows=BATCH // beams):
             chunk = prompts[part]
-            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=MAX_TEXT)
-            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=MAX_TEXT)
+            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=max_tokens)
+            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=max_tokens)
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
     def _image_prompts(self, images: Picture | Sequence[Picture]) -> list[Branch]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 import openm6
 from openm6.cli.draw import name_files
+from openm6.decode.pipeline import MAX_TEXT, Pipeline
 from openm6.model.checkpoint import save_model
 from tests import tiny
 
@@ -34,6 +35,24 @@ def test_a_teller_captions_in_its_own_words(cli: Any, model: Path, pictures: lis
     assert {each["lang"] for each in found} == {None}
     mistake = cli.mistake("caption", *pictures, "--teller", model, "--lang", "zh", "-m", model)
     assert "leave out --lang" in mistake
+
+
+@pytest.mark.parametrize("command", [["caption"], ["caption", "--teller", "MODEL"], ["ask", "what is it?"]])
+def test_texts_are_as_long_as_one_says(
+    command: list[str], cli: Any, model: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = list[int]()
+
+    def answer(_: Pipeline, images: list[str], *__: object, max_tokens: int, **more: object) -> list[str]:
+        longest.append(max_tokens)
+        return ["red"] * len(images)
+
+    for verb in ("caption", "tell", "ask"):
+        monkeypatch.setattr(Pipeline, verb, answer)
+    said = [each.replace("MODEL", str(model)) for each in command]
+    cli.objects(*said, pictures[0], "--max-tokens", 7, "-m", model)
+    cli.objects(*said, pictures[0], "-m", model)
+    assert longest == [7, MAX_TEXT]
 
 
 def test_one_caption_is_the_text_alone_and_several_name_their_pictures(
@@ -156,6 +175,7 @@ def test_without_a_model_the_shipped_one_answers(cli: Any, shipped: Path, pictur
         (["caption", "PICTURE", "--lang", "fr"], "must be en or zh, not 'fr'"),
         (["caption", "PICTURE", "-m", "/no/model"], "no checkpoint folder /no/model"),
         (["caption", "PICTURE", "-m", "FOLDER"], "is not a checkpoint folder: it has no config.json"),
+        (["caption", "PICTURE", "--max-tokens", "0"], "max_tokens must lie between 1 and 2048, not 0"),
         (["ask", "PICTURE"], "needs a question"),
         (["ask", "what is it?"], "there is no picture file among 'what is it?'"),
         (["ask", "PICTURE", ""], "a question must be text that says something"),

@@ -42,7 +42,7 @@ def test_match_logits_embed_equal_texts_once():
 def test_a_pipeline_tells_what_the_formula_says(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, magic: Magic, search: Callable[..., list[list[int]]]
 ):
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", NEW)
+    tiny.short_texts(monkeypatch, NEW)
     pictures = [tiny.picture(i) for i in range(3)]
     told = pipeline.tell(pictures, pipeline, magic=magic)
     assert len(told) == 3 and pipeline.tell(pictures[0], pipeline, magic=magic) == told[0]
