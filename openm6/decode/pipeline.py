@@ -124,8 +124,10 @@ class Pipeline:
         """What each picture shows, told by a model trained on texts alone (task `lm`), as `match` guides it.
 
         MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
-        Raises ValueError when this model does not match.
+        Raises ValueError when this model does not match, or the teller is none that was opened.
         """
+        if not isinstance(teller, Pipeline):
+            raise ValueError(f"the teller must be a model that openm6.load has opened, not {teller!r}")
         check_tokens(max_tokens)
         told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=max_tokens)
         return like(told, images)

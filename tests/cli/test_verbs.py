@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 import openm6
+from openm6.cli.caption import magic_of
 from openm6.cli.draw import name_files
+from openm6.decode.magic import Magic
 from openm6.decode.pipeline import MAX_TEXT, Pipeline
 from openm6.model.checkpoint import save_model
 from tests import tiny
@@ -33,6 +35,9 @@ def test_a_teller_captions_in_its_own_words(cli: Any, model: Path, pictures: lis
     found = cli.objects("caption", *pictures, "--teller", model, "-m", model)
     assert [each["output"] for each in found] == m6.tell(pictures, m6)
     assert {each["lang"] for each in found} == {None}
+    settings = ["--magic", "k=7", "--magic", "alpha=0", "--magic", "beta=9.5"]
+    found = cli.objects("caption", *pictures, "--teller", model, *settings, "-m", model)
+    assert [each["output"] for each in found] == m6.tell(pictures, m6, magic=Magic(k=7, alpha=0, beta=9.5))
     mistake = cli.mistake("caption", *pictures, "--teller", model, "--lang", "zh", "-m", model)
     assert "leave out --lang" in mistake
 
@@ -71,6 +76,12 @@ def test_every_question_is_asked_of_every_picture(cli: Any, model: Path, picture
     assert [(each["input"], each["question"]) for each in found] == asked
     answers = openm6.load(model).ask([picture for picture, _ in asked], [question for _, question in asked])
     assert [each["output"] for each in found] == answers
+
+
+def test_every_setting_of_magic_has_its_type() -> None:
+    every = ["k=7", "alpha=0.5", "beta=3", "plausible=0.1", "beams=2", "fluency=1"]
+    assert magic_of(every) == Magic(k=7, alpha=0.5, beta=3.0, plausible=0.1, beams=2, fluency=1.0)
+    assert magic_of([]) == Magic()
 
 
 def test_match_ranks_the_texts_of_each_picture(cli: Any, model: Path, pictures: list[str]) -> None:
@@ -176,6 +187,12 @@ def test_without_a_model_the_shipped_one_answers(cli: Any, shipped: Path, pictur
         (["caption", "PICTURE", "-m", "/no/model"], "no checkpoint folder /no/model"),
         (["caption", "PICTURE", "-m", "FOLDER"], "is not a checkpoint folder: it has no config.json"),
         (["caption", "PICTURE", "--max-tokens", "0"], "max_tokens must lie between 1 and 2048, not 0"),
+        (["caption", "PICTURE", "--magic", "k=9"], "leave it out, or name the teller's folder"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "k"], "must be NAME=VALUE, such as k=200"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "K=9"], "no setting 'K': choose one of k,"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "k=9.5"], "k must be a whole number"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "beta=x"], "beta must be a number, not 'x'"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "alpha=2"], "alpha from 0 to 1"),
         (["ask", "PICTURE"], "needs a question"),
         (["ask", "what is it?"], "there is no picture file among 'what is it?'"),
         (["ask", "PICTURE", ""], "a question must be text that says something"),

@@ -84,6 +84,12 @@ def test_the_cache_has_room_for_those_who_look_ahead(
     assert rooms == [1 if magic.beams > 1 else pipeline.model.config.vocab_text]
 
 
+def test_a_folder_is_no_teller(pipeline: Pipeline):
+    folder: Any = "runs/tell"
+    with pytest.raises(ValueError, match=r"a model that openm6.load has opened, not 'runs/tell'"):
+        pipeline.tell(tiny.picture(0), folder)
+
+
 def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline.model, "match_scale", None)
     with pytest.raises(ValueError, match="does not match, so it cannot guide"):
