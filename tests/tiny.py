@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from openm6.data.config import DataConfig
+from openm6.decode.pipeline import Pipeline
 from openm6.modalities.codes import ImageTokenizer, ImageTokenizerConfig
 from openm6.modalities.resnet import ResNetConfig
 from openm6.modalities.text import TextTokenizer, train_tokenizer
@@ -63,6 +65,13 @@ def m6(*, seed: int = 0, **changes: Any) -> M6:
             if not name.startswith("image.backbone") and parameter.ndim >= 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def short_texts(patch: pytest.MonkeyPatch, tokens: int) -> None:
+    """An untrained model hardly ever stops by itself: let it say no more than `tokens` unless told otherwise."""
+    for verb in (Pipeline.caption, Pipeline.ask, Pipeline.tell):
+        assert verb.__kwdefaults__ is not None
+        patch.setitem(verb.__kwdefaults__, "max_tokens", tokens)
 
 
 @lru_cache(maxsize=1)

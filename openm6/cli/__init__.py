@@ -21,7 +21,7 @@ from openm6.cli import (
     train,
     write,
 )
-from openm6.cli.errors import cleanly
+from openm6.cli.errors import LAST_CHECKPOINT, cleanly
 
 app = typer.Typer(
     name="openm6",
@@ -32,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (quickstart, caption, ask, draw, write, match, serve, train, plan, data, export):
-    app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1])))
+    goes_on_from = LAST_CHECKPOINT if verb in (quickstart, train) else None
+    app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1]), goes_on_from=goes_on_from))
 
 
 app.add_typer(search.app, name="search")

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from openm6.cli.arguments import split_pictures
-from openm6.cli.output import Json, Model, show
+from openm6.cli.output import Json, MaxTokens, Model, show
 
 
 def ask(
     arguments: Annotated[
         list[str], typer.Argument(help="Picture files, and questions in English or Chinese.")
     ],
+    max_tokens: MaxTokens = 40,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +28,9 @@ def ask(
     import openm6
 
     pairs = [(image, question) for image in images for question in questions]
-    answers = openm6.load(model).ask([image for image, _ in pairs], [question for _, question in pairs])
+    answers = openm6.load(model).ask(
+        [image for image, _ in pairs], [question for _, question in pairs], max_tokens=max_tokens
+    )
     for (image, question), answer in zip(pairs, answers, strict=True):
         told = [image] if len(images) > 1 else []
         told += [question] if len(questions) > 1 else []

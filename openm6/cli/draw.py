@@ -15,7 +15,12 @@ from openm6.cli.output import Json, Model, Seed, show
 def draw(
     texts: Annotated[list[str], typer.Argument(help="What to draw, in English or Chinese.")],
     out: Annotated[
-        str, typer.Option("--out", "-o", help="PNG file; for several texts, a folder or a name to number.")
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG file (ball is ball.png), or a folder/; for several texts, a folder or a name to number.",
+        ),
     ] = "drawing.png",
     candidates: Annotated[int, typer.Option(help="Drawings to choose the best of.")] = 16,
     style: Annotated[
@@ -53,10 +58,15 @@ def draw(
 
 
 def name_files(out: str, count: int) -> list[Path]:
-    """Where each drawing goes: `out` itself, or numbered beside it or in it. ValueError if it is no PNG."""
+    """Where each drawing goes: `out` itself, or numbered beside it or in it. ValueError if it is no PNG.
+
+    A name without a suffix that is no folder yet is a file for one text, a folder for several.
+    """
     path = Path(out)
-    if out.endswith(("/", os.sep)) or path.is_dir() or path.suffix == "":
+    if out.endswith(("/", os.sep)) or path.is_dir() or (path.suffix == "" and count > 1):
         return [path / f"{i:03d}.png" for i in range(count)]
+    if path.suffix == "":
+        return [path.with_name(f"{path.name}.png")]
     if path.suffix.lower() != ".png":
         raise ValueError(f"drawings are saved as PNG; name the output *.png, or a folder, not {path.name}")
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i:03d}") for i in range(count)]

@@ -13,12 +13,14 @@ from typing import ParamSpec
 import typer
 
 P = ParamSpec("P")
+LAST_CHECKPOINT = "its last checkpoint, if it has written one"
 USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 
-def cleanly(verb: Callable[P, None]) -> Callable[P, None]:
+def cleanly(verb: Callable[P, None], *, goes_on_from: str | None = None) -> Callable[P, None]:
     """`verb`, with a user's mistake (`ValueError`, or a file that cannot be used) told in one sentence.
 
+    `goes_on_from`: where the same command takes up what Ctrl+C has stopped; None = it starts anew.
     Errors that no user can cause still show their traceback: they are ours to mend.
     """
 
@@ -41,10 +43,7 @@ def cleanly(verb: Callable[P, None]) -> Callable[P, None]:
             _say(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
-            _say(
-                "stopped; the same command goes on: a training run from its last checkpoint, an index "
-                "from its last items"
-            )
+            _say("stopped" + (f"; the same command goes on from {goes_on_from}" if goes_on_from else ""))
             raise typer.Exit(INTERRUPTED) from None
 
     return run

@@ -12,6 +12,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Checkpoint or run folder; default: the shipped model.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens that a text may have; an English word takes about two.")]
 Seed = Annotated[int, typer.Option(help="Chance; the same seed gives the same output.")]
 
 

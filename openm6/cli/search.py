@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from openm6.cli.arguments import catalogue_columns, pair
-from openm6.cli.errors import cleanly
+from openm6.cli.errors import LAST_CHECKPOINT, cleanly
 from openm6.cli.output import Json, show
 from openm6.cli.search_train import simulate, train
 
@@ -38,7 +39,7 @@ COUNTS = ("added", "changed", "deleted", "unchanged", "bad")
 
 
 @app.command()
-@cleanly
+@partial(cleanly, goes_on_from="its last items")
 def index(
     catalogue: Annotated[
         str,
@@ -130,7 +131,7 @@ def query(
     )
 
 
-app.command()(cleanly(train))
+app.command()(cleanly(train, goes_on_from=LAST_CHECKPOINT))
 app.command()(cleanly(simulate))
 
 

@@ -147,14 +147,11 @@ class _Finished:
 
 
 @torch.no_grad()
-def beam_search(
-    decoder: Decoder, *, beams: int, eos: int, max_new: int, length_penalty: float = 0.0
-) -> list[list[int]]:
+def beam_search(decoder: Decoder, *, beams: int, eos: int, max_new: int) -> list[list[int]]:
     """The most probable text of every row among `beams` kept ones; one beam is greedy search.
 
-    Score = log p / length ** `length_penalty`; 0 is the plain probability of the whole text. A row ends when
-    none of its open beams can still beat its best finished one. A text that is open after `max_new` tokens
-    is returned only where none has ended.
+    A row ends when none of its open beams can still beat its best finished one. A text that is open after
+    `max_new` tokens is returned only where none has ended.
     """
     rows = len(decoder.hidden_BD)
     decoder.select(torch.arange(rows).repeat_interleave(beams))
@@ -183,7 +180,7 @@ def beam_search(
                 history = tokens[row][parent]
                 if token == eos:
                     if rank < beams:  # an end counts only where it would have been a beam
-                        done = _Finished(value / place**length_penalty, history)
+                        done = _Finished(value, history)
                         best[row] = max(filter(None, (best[row], done)))
                 elif len(open_beams) < beams:
                     beam = len(open_beams)
@@ -193,7 +190,7 @@ def beam_search(
             new_tokens.append(open_beams + [[] for _ in range(beams - len(open_beams))])
         tokens, scores_RW = new_tokens, new_scores
         if all(
-            end is not None and top / max_new**length_penalty <= end.score
+            end is not None and top <= end.score
             for end, top in zip(best, scores_RW[:, 0].tolist(), strict=True)
         ):
             break

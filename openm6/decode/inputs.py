@@ -11,6 +11,8 @@ from PIL import Image
 
 from openm6.data.images import read_image, to_array
 
+MAX_PROMPT = 2048  # tokens that a user may give, or ask for
+
 Picture = str | Path | Image.Image | np.ndarray
 Texts = list[str] | tuple[str, ...]  # not Sequence[str], which a str is too
 
@@ -64,6 +66,29 @@ def read_texts(given: str | Sequence[str], what: str) -> list[str]:
     if not texts:
         raise ValueError(f"the list that should hold {what} for each output is empty")
     return [_check_text(text, what) for text in texts]
+
+
+def read_questions(
+    images: Picture | Sequence[Picture], questions: str | Sequence[str], size: int
+) -> list[tuple[np.ndarray, str]]:
+    """Every question with its picture; one question may go to many pictures, or many to one.
+
+    Raises ValueError for lists of different lengths.
+    """
+    pictures, asked = read_pictures(images, size), read_texts(questions, "a question")
+    if not is_list(questions):
+        asked *= len(pictures)
+    elif not is_list(images):
+        pictures *= len(asked)
+    if len(asked) != len(pictures):
+        raise ValueError(f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each")
+    return list(zip(pictures, asked, strict=True))
+
+
+def check_tokens(max_tokens: int) -> None:
+    """Raises ValueError for a length of an output that is none."""
+    if not 1 <= max_tokens <= MAX_PROMPT:
+        raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
 
 
 def _check_text(text: object, what: str) -> str:

@@ -22,14 +22,23 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.decoder import SCORES, Decoder, prompt_stream
+from openm6.decode.folder import find_checkpoint
 from openm6.decode.generate import Sampling, beam_search
-from openm6.decode.inputs import Picture, Texts, is_list, like, read_pictures, read_texts
+from openm6.decode.inputs import (
+    MAX_PROMPT,
+    Picture,
+    Texts,
+    check_tokens,
+    like,
+    read_pictures,
+    read_questions,
+    read_texts,
+)
 from openm6.decode.live import (
     DRAWING,
     WRITING,
@@ -42,24 +51,17 @@ from openm6.decode.live import (
     write_poems,
 )
 from openm6.decode.magic import Magic
+from openm6.decode.perplexity import poem_nll
 from openm6.decode.rank import By, Run, rank
 from openm6.decode.tell import tell
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model.checkpoint import load_model
 from openm6.tasks import TASKS
-from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
-from openm6.tasks.write import ANY_FORM
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
-MAX_TEXT = 40  # tokens of a caption or an answer
-MAX_PROMPT = 2048  # tokens that a user may give, or ask for
-
-
-def shipped_checkpoint() -> Path:
-    """The folder of the checkpoint that comes with the package."""
-    return Path(__file__).parent.parent / "checkpoints" / "m6-small"
+MAX_TEXT = 40  # tokens of a caption or an answer, unless told otherwise
 
 
 class Pipeline:
@@ -73,15 +75,7 @@ class Pipeline:
 
     def __init__(self, folder: str | Path | None = None):
         """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
-        path = shipped_checkpoint() if folder is None else Path(folder)
-        if not path.is_dir():
-            raise ValueError(f"there is no checkpoint folder {path}")
-        if not (path / "config.json").is_file():
-            if (path / "model").is_dir():
-                path = path / "model"
-            elif (path / "config.yaml").is_file():
-                raise ValueError(f"the run in {path} has no model yet: its training has to end first")
-        self.folder = path
+        self.folder = path = find_checkpoint(folder)
         self.model = load_model(path)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
         has_codes = (path / "image_tokenizer.json").is_file()
@@ -90,61 +84,83 @@ class Pipeline:
     # -- one method a task ---------------------------------------------------------------------------------
 
     @overload
-    def caption(self, images: Picture, *, lang: str = "en", beams: int = 4) -> str: ...
-    @overload
-    def caption(self, images: Sequence[Picture], *, lang: str = "en", beams: int = 4) -> list[str]: ...
     def caption(
-        self, images: Picture | Sequence[Picture], *, lang: str = "en", beams: int = 4
+        self, images: Picture, *, lang: str = ..., beams: int = ..., max_tokens: int = ...
+    ) -> str: ...
+    @overload
+    def caption(
+        self, images: Sequence[Picture], *, lang: str = ..., beams: int = ..., max_tokens: int = ...
+    ) -> list[str]: ...
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        lang: str = "en",
+        beams: int = 4,
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """What each picture shows, in English (`en`) or Chinese (`zh`)."""
+        """What each picture shows, in English (`en`) or Chinese (`zh`), in at most `max_tokens`."""
         if lang not in ("en", "zh"):
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
         prompts = [self._prompt("caption", image=picture, lang=lang) for picture in self._pictures(images)]
-        return like(self._beam(prompts, beams), images)
+        return like(self._beam(prompts, beams, max_tokens), images)
 
     @overload
-    def tell(self, images: Picture, teller: Pipeline, *, magic: Magic = ...) -> str: ...
+    def tell(
+        self, images: Picture, teller: Pipeline, *, magic: Magic = ..., max_tokens: int = ...
+    ) -> str: ...
     @overload
-    def tell(self, images: Sequence[Picture], teller: Pipeline, *, magic: Magic = ...) -> list[str]: ...
+    def tell(
+        self, images: Sequence[Picture], teller: Pipeline, *, magic: Magic = ..., max_tokens: int = ...
+    ) -> list[str]: ...
     def tell(
         self,
         images: Picture | Sequence[Picture],
         teller: Pipeline,
         *,
         magic: Magic = Magic(),  # noqa: B008 (immutable)
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
         """What each picture shows, told by a model trained on texts alone (task `lm`), as `match` guides it.
 
         MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
-        Raises ValueError when this model does not match.
+        Raises ValueError when this model does not match, or the teller is none that was opened.
         """
-        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=MAX_TEXT)
+        if not isinstance(teller, Pipeline):
+            raise ValueError(f"the teller must be a model that openm6.load has opened, not {teller!r}")
+        check_tokens(max_tokens)
+        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=max_tokens)
         return like(told, images)
 
     @overload
-    def ask(self, images: Picture, questions: str, *, beams: int = 1) -> str: ...
+    def ask(self, images: Picture, questions: str, *, beams: int = ..., max_tokens: int = ...) -> str: ...
     @overload
-    def ask(self, images: Sequence[Picture], questions: str, *, beams: int = 1) -> list[str]: ...
-    @overload
-    def ask(self, images: Picture | Sequence[Picture], questions: Texts, *, beams: int = 1) -> list[str]: ...
     def ask(
-        self, images: Picture | Sequence[Picture], questions: str | Sequence[str], *, beams: int = 1
+        self, images: Sequence[Picture], questions: str, *, beams: int = ..., max_tokens: int = ...
+    ) -> list[str]: ...
+    @overload
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: Texts,
+        *,
+        beams: int = ...,
+        max_tokens: int = ...,
+    ) -> list[str]: ...
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        beams: int = 1,
+        max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
         """The answer to each question about its picture; one question may go to many pictures, or back."""
-        pictures, asked = self._pictures(images), read_texts(questions, "a question")
-        if not is_list(questions):
-            asked *= len(pictures)
-        elif not is_list(images):
-            pictures *= len(asked)
-        if len(asked) != len(pictures):
-            raise ValueError(
-                f"ask got {len(pictures)} pictures and {len(asked)} questions; give one for each"
-            )
         prompts = [
             self._prompt("ask", image=picture, question=question)
-            for picture, question in zip(pictures, asked, strict=True)
+            for picture, question in read_questions(images, questions, self.model.config.image_size)
         ]
-        return like(self._beam(prompts, beams), images, questions)
+        return like(self._beam(prompts, beams, max_tokens), images, questions)
 
     @overload
     def draw(
@@ -252,8 +268,7 @@ class Pipeline:
         sampling: Sampling = WRITING,
     ) -> str | list[str]:
         """Each beginning, continued freely by at most `max_tokens` (the beginning is part of the output)."""
-        if not 1 <= max_tokens <= MAX_PROMPT:
-            raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
+        check_tokens(max_tokens)
         begin = [Beginning(text, seed + i) for i, text in enumerate(read_texts(beginnings, "a beginning"))]
         return like(continue_texts(self, begin, max_tokens=max_tokens, sampling=sampling), beginnings)
 
@@ -315,24 +330,9 @@ class Pipeline:
             back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
         return like(back, images)
 
-    @torch.no_grad()
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
         """(total nats, characters) of the records' texts given their titles, the end of the text included."""
-        branches = [
-            self._prompt("write", title=record["title"], form=ANY_FORM, text=record["text"])
-            for record in records
-        ]
-        config, nats = self.model.config, 0.0
-        for chunk in _of_like_length(branches, 4096):
-            batch, _ = collate(
-                [[branch] for branch in chunk],
-                row=max(len(branch.source) + len(branch.target) for branch in chunk),
-                image_tokens=config.image_tokens,
-                pad=self.tokenizer.pad,
-            )
-            logits = self.model.text_logits(self.model(batch.stream).flatten(0, 1)[batch.text_at])
-            nats += F.cross_entropy(logits.float(), batch.text_target, reduction="sum").item()
-        return nats, sum(len(str(record["text"])) for record in records)
+        return poem_nll(self, records)
 
     def _pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
         return read_pictures(images, self.model.config.image_size)
@@ -358,14 +358,15 @@ class Pipeline:
         return (slice(start, start + size) for start in range(0, len(prompts), size))
 
     @torch.no_grad()
-    def _beam(self, prompts: list[Branch], beams: int) -> list[str]:
+    def _beam(self, prompts: list[Branch], beams: int, max_tokens: int) -> list[str]:
+        check_tokens(max_tokens)
         if not 1 <= beams <= BATCH:
             raise ValueError(f"beams must lie between 1 and {BATCH}, not {beams}")
         outputs: list[list[int]] = []
-        for part in self._slices(prompts, MAX_TEXT, rows=BATCH // beams):
+        for part in self._slices(prompts, max_tokens, rows=BATCH // beams):
             chunk = prompts[part]
-            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=MAX_TEXT)
-            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=MAX_TEXT)
+            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=max_tokens)
+            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=max_tokens)
         return [self.tokenizer.decode(tokens) for tokens in outputs]
 
     def _image_prompts(self, images: Picture | Sequence[Picture]) -> list[Branch]:
@@ -388,15 +389,3 @@ class Pipeline:
         return torch.cat(
             [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
         ).numpy()
-
-
-def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list[Branch]]:
-    """All branches, those of like length together, in chunks of at most `positions`, padding included."""
-    chunk: list[Branch] = []
-    for branch in sorted(branches, key=lambda b: len(b.source) + len(b.target)):
-        if chunk and (len(chunk) + 1) * (len(branch.source) + len(branch.target)) > positions:
-            yield chunk
-            chunk = []
-        chunk.append(branch)
-    if chunk:
-        yield chunk

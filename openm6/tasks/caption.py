@@ -16,10 +16,3 @@ def _fields(record: Record, rng: Random, tokenizer: TextTokenizer) -> Fields | N
 
 
 CAPTION = Task("caption", ("[IMAGE:image] <caption> <{lang}> -> [TEXT:caption]",), _fields)
-
-
-def exact_match(outputs: list[str], references: list[str]) -> float:
-    """Share of outputs that equal their reference, case and outer blanks aside."""
-    assert len(outputs) == len(references) > 0
-    same = (a.strip().casefold() == b.strip().casefold() for a, b in zip(outputs, references, strict=True))
-    return sum(same) / len(outputs)

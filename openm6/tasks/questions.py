@@ -31,11 +31,11 @@ class Question:
     answer: str
 
 
-def questions(record: Record, rng: Random, *, other_name: str | None = None) -> list[Question]:
+def questions(record: Record, rng: Random) -> list[Question]:
     """Every question the record can answer, one of each kind and language, wordings at random.
 
-    `other_name`: the name of something else, which `is_it_a` asks about half of the time (answer: no);
-    without it, is_it_a is left out. It is read from `record["other_<language>"]` when not given.
+    `record["other_<language>"]` is the name of something else, which `is_it_a` asks about half of the time
+    (answer: no); without it, is_it_a is left out.
     """
     asked = []
     for kind in KINDS:
@@ -47,7 +47,7 @@ def questions(record: Record, rng: Random, *, other_name: str | None = None) -> 
             wording = rng.choice(WORDINGS[kind, language])
             answer = str(truth)
             if kind == "is_it_a":
-                other = other_name or record.get(f"other_{language}")
+                other = record.get(f"other_{language}")
                 if not other or other == truth:
                     continue
                 wording = wording.format(name=other if negative else truth)

@@ -67,7 +67,7 @@ def test_without_encoding_a_text_twice_magic_says_what_tell_says(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(magic, "MAX_TEXT", 4)
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 4)
+    tiny.short_texts(monkeypatch, 4)
     setting = Magic(k=6, alpha=0.2, beta=4.0)
     here = told(pipeline)
     expected = pipeline.tell([picture(i, "val").image for i in range(5)], pipeline, magic=setting)
@@ -137,7 +137,7 @@ def test_the_line_has_every_figure(pipeline: Pipeline, tmp_path: Path, monkeypat
     monkeypatch.setattr(magic, "GradientGuidance", lambda: GradientGuidance(2, candidates=8, iterations=1))
     monkeypatch.setattr(magic, "MAX_NEW", 3)
     monkeypatch.setattr(magic, "MAX_TEXT", 3)
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 3)
+    tiny.short_texts(monkeypatch, 3)
     out = tmp_path / "magic.json"
     line = magic.main(["--work", str(tmp_path), "--gradient-captions", "1", "--out", str(out)])
     assert json.loads(out.read_text(encoding="utf-8")) == json.loads(json.dumps(line))

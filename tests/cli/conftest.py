@@ -145,5 +145,5 @@ def model(trained: tuple[Path, Result]) -> Path:
 @pytest.fixture
 def shipped(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model in the place of the shipped one."""
-    monkeypatch.setattr("openm6.decode.pipeline.shipped_checkpoint", lambda: model / "model")
+    monkeypatch.setattr("openm6.decode.folder.shipped_checkpoint", lambda: model / "model")
     return model

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from openm6.cli import app
 from openm6.cli.arguments import check_writable, split_pictures
 from openm6.cli.errors import cleanly
 from openm6.cli.output import to_json
@@ -32,15 +33,42 @@ def verb_that_raises(error: BaseException) -> Callable[[], None]:
         ),
         (OSError(28, "No space left on device"), 2, "openm6: No space left on device\n"),
         (BrokenPipeError(32, "Broken pipe"), 141, ""),
-        (KeyboardInterrupt(), 130, "openm6: stopped"),
+        (KeyboardInterrupt(), 130, "openm6: stopped\n"),
     ],
 )
 def test_what_a_user_causes_is_told_in_a_sentence(error: BaseException, code: int, sentence: str) -> None:
-    app = typer.Typer()
-    app.command()(verb_that_raises(error))
-    result = CliRunner().invoke(app, [])
+    alone = typer.Typer()
+    alone.command()(verb_that_raises(error))
+    result = CliRunner().invoke(alone, [])
     assert result.exit_code == code
     assert result.stderr.startswith(sentence) and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "from_"),
+    [
+        (["draw", "cat", "-o", "OUT/cat.png"], "openm6.load", None),
+        (["caption", "cat.png"], "openm6.load", None),
+        (["search", "query", "cat", "-i", "OUT"], "openm6.search.Index.open", None),
+        (["search", "index", "shop.csv", "--to", "OUT"], "openm6.search.Index.open", "items"),
+        (["search", "train", "shop.csv", "-o", "OUT"], "openm6.search.items.Items.read", "checkpoint"),
+        (["train", "quickstart"], "openm6.cli.train.find_recipe", "checkpoint"),
+        (["quickstart"], "openm6.cli.quickstart.find_recipe", "checkpoint"),
+    ],
+)
+def test_only_what_goes_on_says_so_when_it_is_stopped(
+    command: list[str], where: str, from_: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, stop)
+    result = CliRunner().invoke(app, [each.replace("OUT", str(tmp_path)) for each in command])
+    assert result.exit_code == 130
+    if from_ is None:
+        assert result.stderr == "openm6: stopped\n"
+    else:
+        assert result.stderr.startswith(f"openm6: stopped; the same command goes on from its last {from_}")
 
 
 def test_what_no_user_can_cause_is_not_hidden() -> None:

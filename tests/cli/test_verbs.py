@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 import openm6
+from openm6.cli.caption import magic_of
+from openm6.cli.draw import name_files
+from openm6.decode.magic import Magic
+from openm6.decode.pipeline import MAX_TEXT, Pipeline
 from openm6.model.checkpoint import save_model
 from tests import tiny
 
@@ -31,8 +35,29 @@ def test_a_teller_captions_in_its_own_words(cli: Any, model: Path, pictures: lis
     found = cli.objects("caption", *pictures, "--teller", model, "-m", model)
     assert [each["output"] for each in found] == m6.tell(pictures, m6)
     assert {each["lang"] for each in found} == {None}
+    settings = ["--magic", "k=7", "--magic", "alpha=0", "--magic", "beta=9.5"]
+    found = cli.objects("caption", *pictures, "--teller", model, *settings, "-m", model)
+    assert [each["output"] for each in found] == m6.tell(pictures, m6, magic=Magic(k=7, alpha=0, beta=9.5))
     mistake = cli.mistake("caption", *pictures, "--teller", model, "--lang", "zh", "-m", model)
     assert "leave out --lang" in mistake
+
+
+@pytest.mark.parametrize("command", [["caption"], ["caption", "--teller", "MODEL"], ["ask", "what is it?"]])
+def test_texts_are_as_long_as_one_says(
+    command: list[str], cli: Any, model: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = list[int]()
+
+    def answer(_: Pipeline, images: list[str], *__: object, max_tokens: int, **more: object) -> list[str]:
+        longest.append(max_tokens)
+        return ["red"] * len(images)
+
+    for verb in ("caption", "tell", "ask"):
+        monkeypatch.setattr(Pipeline, verb, answer)
+    said = [each.replace("MODEL", str(model)) for each in command]
+    cli.objects(*said, pictures[0], "--max-tokens", 7, "-m", model)
+    cli.objects(*said, pictures[0], "-m", model)
+    assert longest == [7, MAX_TEXT]
 
 
 def test_one_caption_is_the_text_alone_and_several_name_their_pictures(
@@ -51,6 +76,12 @@ def test_every_question_is_asked_of_every_picture(cli: Any, model: Path, picture
     assert [(each["input"], each["question"]) for each in found] == asked
     answers = openm6.load(model).ask([picture for picture, _ in asked], [question for _, question in asked])
     assert [each["output"] for each in found] == answers
+
+
+def test_every_setting_of_magic_has_its_type() -> None:
+    every = ["k=7", "alpha=0.5", "beta=3", "plausible=0.1", "beams=2", "fluency=1"]
+    assert magic_of(every) == Magic(k=7, alpha=0.5, beta=3.0, plausible=0.1, beams=2, fluency=1.0)
+    assert magic_of([]) == Magic()
 
 
 def test_match_ranks_the_texts_of_each_picture(cli: Any, model: Path, pictures: list[str]) -> None:
@@ -106,6 +137,22 @@ def test_several_drawings_are_numbered(
     assert [Image.open(each["output"]).size for each in found] == [(256, 256)] * 2
 
 
+@pytest.mark.parametrize(
+    ("out", "count", "files"),
+    [
+        ("ball", 1, ["ball.png"]),
+        ("ball/", 1, ["ball/000.png"]),
+        ("there", 1, ["there/000.png"]),
+        ("ball", 2, ["ball/000.png", "ball/001.png"]),
+    ],
+)
+def test_a_name_without_a_suffix_is_a_file_for_one_text(
+    out: str, count: int, files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    assert name_files(f"{tmp_path}/{out}", count) == [tmp_path / file for file in files]
+
+
 def test_the_seed_decides_what_is_drawn_and_written(cli: Any, model: Path, tmp_path: Path) -> None:
     def drawn(seed: int) -> bytes:
         out = tmp_path / "out.png"
@@ -144,6 +191,13 @@ def test_without_a_model_the_shipped_one_answers(cli: Any, shipped: Path, pictur
         (["caption", "PICTURE", "--lang", "fr"], "must be en or zh, not 'fr'"),
         (["caption", "PICTURE", "-m", "/no/model"], "no checkpoint folder /no/model"),
         (["caption", "PICTURE", "-m", "FOLDER"], "is not a checkpoint folder: it has no config.json"),
+        (["caption", "PICTURE", "--max-tokens", "0"], "max_tokens must lie between 1 and 2048, not 0"),
+        (["caption", "PICTURE", "--magic", "k=9"], "leave it out, or name the teller's folder"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "k"], "must be NAME=VALUE, such as k=200"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "K=9"], "no setting 'K': choose one of k,"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "k=9.5"], "k must be a whole number"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "beta=x"], "beta must be a number, not 'x'"),
+        (["caption", "PICTURE", "--teller", "FOLDER", "--magic", "alpha=2"], "alpha from 0 to 1"),
         (["ask", "PICTURE"], "needs a question"),
         (["ask", "what is it?"], "there is no picture file among 'what is it?'"),
         (["ask", "PICTURE", ""], "a question must be text that says something"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import openm6
 from openm6.decode import live
 from openm6.decode import pipeline as module
 from openm6.decode.generate import Sampling
+from openm6.decode.magic import Magic
 from openm6.decode.pipeline import Pipeline
 from openm6.model.checkpoint import save_model
 from tests import tiny
@@ -25,9 +27,8 @@ PICTURES = [tiny.picture(i) for i in range(7)]
 
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The untrained model hardly ever stops by itself."""
     monkeypatch.setattr(live, "MAX_POEM", 12)
-    monkeypatch.setattr(module, "MAX_TEXT", 6)
+    tiny.short_texts(monkeypatch, 6)
 
 
 def array(image: Image.Image) -> np.ndarray:
@@ -87,6 +88,21 @@ def test_long_prompts_are_run_in_fewer_rows(pipeline: Pipeline, monkeypatch: pyt
     monkeypatch.setattr(module, "SCORES", 2**14)
     pipeline.embed_texts(["frog " * 20] * 40)
     assert len(most) > 3 and max(most) <= 2**14
+
+
+def test_texts_are_as_long_as_one_says(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    said = pipeline.model.text_logits
+    never = torch.tensor([pipeline.tokenizer.eos])
+    monkeypatch.setattr(
+        pipeline.model, "text_logits", lambda hidden: said(hidden).index_fill(-1, never, -math.inf)
+    )
+    monkeypatch.setattr(pipeline.tokenizer, "decode", lambda tokens: "x" * len(tokens))
+    for call in (
+        partial(pipeline.caption, PICTURES[0], beams=2),
+        partial(pipeline.ask, PICTURES[0], "what?"),
+        partial(pipeline.tell, PICTURES[0], pipeline, magic=Magic(k=2)),
+    ):
+        assert [len(call(max_tokens=n)) for n in (1, 7, 50)] == [1, 7, 50]
 
 
 def test_a_question_to_many_pictures_and_many_questions_to_one(pipeline: Pipeline):
@@ -162,17 +178,6 @@ def test_author_form_style_and_language_reach_the_model(pipeline: Pipeline, monk
     assert (mark("<style>"), *encode("flat"), mark("<draw>")) in sources[-2:]  # for guidance
 
 
-def test_a_run_folder_opens_as_its_model(checkpoint: Path, tmp_path: Path, pipeline: Pipeline):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("name: x\n")
-    with pytest.raises(ValueError, match="training has to end first"):
-        openm6.load(run)
-    shutil.copytree(checkpoint, run / "model")
-    assert openm6.load(run).caption(PICTURES[0]) == pipeline.caption(PICTURES[0])
-    assert openm6.load(str(run / "model")).folder == run / "model"
-
-
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, missing: str):
     broken = tmp_path / "broken"
@@ -182,11 +187,6 @@ def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, missing: str)
         openm6.load(broken)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"there is no checkpoint folder .*nowhere"):
-        openm6.load(tmp_path / "nowhere")
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -194,6 +194,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
         (lambda m6: m6.caption("absent.png"), "absent.png: no such file"),
         (lambda m6: m6.caption(PICTURES[0], lang="fr"), "lang must be 'en' or 'zh', not 'fr'"),
         (lambda m6: m6.caption(PICTURES[0], beams=0), "beams must lie between 1 and 64, not 0"),
+        (lambda m6: m6.caption(PICTURES[0], max_tokens=0), "max_tokens must lie between 1 and 2048, not 0"),
+        (lambda m6: m6.tell(PICTURES[0], m6, max_tokens=0), "max_tokens must lie between 1 and 2048, not 0"),
+        (lambda m6: m6.ask(PICTURES[0], "what?", max_tokens=2049), "max_tokens must lie between 1 and"),
         (lambda m6: m6.ask([], "what?"), "list of pictures is empty"),
         (lambda m6: m6.ask(PICTURES[0], []), "a question"),
         (lambda m6: m6.ask(PICTURES[0], " "), "a question must be text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.magic_beams import magic_beam_search
 from openm6.decode.pipeline import Pipeline
-from openm6.decode.tell import MatchLogits, Remembering
+from openm6.decode.tell import MatchLogits, Remembering, match_logits, told_by
 from openm6.tasks.layout import Branch
 from tests import tiny
 
@@ -43,7 +44,7 @@ def test_match_logits_embed_equal_texts_once():
 def test_a_pipeline_tells_what_the_formula_says(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, magic: Magic, search: Callable[..., list[list[int]]]
 ):
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", NEW)
+    tiny.short_texts(monkeypatch, NEW)
     pictures = [tiny.picture(i) for i in range(3)]
     told = pipeline.tell(pictures, pipeline, magic=magic)
     assert len(told) == 3 and pipeline.tell(pictures[0], pipeline, magic=magic) == told[0]
@@ -87,7 +88,6 @@ def test_remembering_encodes_no_text_twice_and_changes_no_embedding(monkeypatch:
 def test_pictures_together_ask_for_their_first_words_once(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 2)
     asked = list[str]()
 
     def embed(prompts: Sequence[Branch]) -> np.ndarray:
@@ -96,19 +96,33 @@ def test_pictures_together_ask_for_their_first_words_once(
 
     plain = pipeline._embed
     monkeypatch.setattr(pipeline, "_embed", embed)
-    pipeline.tell([tiny.picture(i) for i in range(4)], pipeline, magic=Magic(k=6))
+    pipeline.tell([tiny.picture(i) for i in range(4)], pipeline, magic=Magic(k=6), max_tokens=2)
     assert len(asked) == len(set(asked)) and 6 < len(asked) < 4 * 12
 
 
-def test_many_more_candidates_than_there_are_tokens_cost_nothing(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("magic", [Magic(k=10**6, beta=0.0), Magic(k=6, beams=2)])
+def test_the_cache_has_room_for_those_who_look_ahead(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, magic: Magic
 ):
-    monkeypatch.setattr("openm6.decode.pipeline.MAX_TEXT", 2)
-    told = [pipeline.tell(tiny.picture(0), pipeline, magic=Magic(k=k)) for k in (320, 10**9)]
-    assert told[0] == told[1]
+    """Never for more than there are tokens; beams do not look ahead."""
+    rooms = list[int]()
+
+    def opened(*arguments: Any, candidates: int, **more: Any) -> Decoder:
+        rooms.append(candidates)
+        return Decoder(*arguments, candidates=candidates, **more)
+
+    monkeypatch.setattr("openm6.decode.tell.Decoder", opened)
+    told_by(match_logits(pipeline, pipeline, [tiny.picture(0)]), pipeline, magic=magic, rows=8, max_new=2)
+    assert rooms == [1 if magic.beams > 1 else pipeline.model.config.vocab_text]
+
+
+def test_a_folder_is_no_teller(pipeline: Pipeline):
+    folder: Any = "runs/tell"
+    with pytest.raises(ValueError, match=r"a model that openm6.load has opened, not 'runs/tell'"):
+        pipeline.tell(tiny.picture(0), folder)
 
 
 def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline.model, "match_scale", None)
+    monkeypatch.setitem(pipeline.model._parameters, "match_scale", None)
     with pytest.raises(ValueError, match="does not match, so it cannot guide"):
         pipeline.tell(tiny.picture(0), pipeline)

@@ -17,7 +17,6 @@ from PIL import Image
 
 import openm6
 from openm6.decode import live
-from openm6.decode import pipeline as module
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.app import create_app
 from openm6.serve.engine import Engine
@@ -32,9 +31,8 @@ NewClient = Callable[..., TestClient]
 
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The untrained model hardly ever stops by itself."""
     monkeypatch.setattr(live, "MAX_POEM", 12)
-    monkeypatch.setattr(module, "MAX_TEXT", 6)
+    tiny.short_texts(monkeypatch, 6)
 
 
 def error(response: Any) -> dict[str, Any]:

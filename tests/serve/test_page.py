@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from openm6.decode import live
-from openm6.decode import pipeline as module
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.engine import Engine
 from openm6.serve.settings import Settings
 from openm6.serve.shop import Shop
+from tests import tiny
 from tests.search.conftest import png
 from tests.serve.conftest import EchoWriter
 from tests.serve.test_server import served
@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 def address(m6: Pipeline, shop: Shop) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "MAX_POEM", 24)
-        patch.setattr(module, "MAX_TEXT", 6)
+        tiny.short_texts(patch, 6)
         with served(Engine(m6, Settings(), shop=shop, writer=EchoWriter())) as (address, _, _):
             yield address
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openm6.decode import live
-from openm6.decode import pipeline as module
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.engine import Engine
 from openm6.serve.settings import Settings
 from openm6.serve.shop import Shop
+from tests import tiny
 from tests.serve.conftest import EchoWriter
 from tests.serve.test_server import served
 
@@ -36,7 +36,7 @@ CHECKS = [
 def document(m6: Pipeline, shop: Shop) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "MAX_POEM", 4)
-        patch.setattr(module, "MAX_TEXT", 3)
+        tiny.short_texts(patch, 3)
         engine = Engine(m6, Settings(hosts=frozenset({"*"})), shop=shop, writer=EchoWriter())
         with served(engine) as (address, _, _):
             while not engine.status.ready:
