@@ -157,7 +157,7 @@ class Course(ABC, Generic[Work]):
             "stage": self.stage,
             **self.window.means(),
             "lr": learning_rate(self.step - 1, self.config.steps, self.config.optimizer),
-            "tokens_per_s": round(tokens_per_s, 1),
+            "tokens_per_s": float(f"{tokens_per_s:.5g}"),  # never 0: a giant may take a minute a token
             "rss_bytes": resident_bytes(),
             "skipped": self.skipped,
             "bad_records": self.batches.bad_records,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,12 @@ def test_a_finished_run_is_only_exported_again(folder: Path, tmp_path: Path):
     start(content, tmp_path, told.append)
     assert told == []
     assert (outcome(tmp_path), lines(tmp_path)) == (before, metrics)
+
+
+def test_a_speed_below_a_token_in_ten_seconds_is_not_told_as_none(folder: Path, tmp_path: Path):
+    config = RunConfig.model_validate(tiny.recipe(folder, steps=3))
+    with closing(Run(config, tmp_path)) as run:
+        assert run._line(0.00123456)["tokens_per_s"] == 0.0012346
 
 
 def test_a_run_may_be_prolonged(folder: Path, tmp_path: Path):
