@@ -86,7 +86,12 @@ def tell(
     rows: int,
     max_new: int,
 ) -> list[str]:
-    """What each picture shows, in the teller's words, at most `rows` texts at a time."""
+    """What each picture shows, in the teller's words, at most `rows` texts at a time.
+
+    Raises ValueError as `match_logits`, and for more beams than `rows`.
+    """
+    if magic.beams > rows:
+        raise ValueError(f"MAGIC's beams must lie between 1 and {rows}, not {magic.beams}")
     logits = match_logits(guide, teller, pictures)
     logits.embed = Remembering(logits.embed)
     return told_by(logits, teller, magic=magic, rows=rows, max_new=max_new)

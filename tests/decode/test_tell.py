@@ -116,6 +116,11 @@ def test_the_cache_has_room_for_those_who_look_ahead(
     assert rooms == [1 if magic.beams > 1 else pipeline.model.config.vocab_text]
 
 
+def test_more_beams_than_are_decoded_at_a_time_are_refused(pipeline: Pipeline):
+    with pytest.raises(ValueError, match="MAGIC's beams must lie between 1 and 64, not 65"):
+        pipeline.tell(tiny.picture(0), pipeline, magic=Magic(beams=65))
+
+
 def test_a_folder_is_no_teller(pipeline: Pipeline):
     folder: Any = "runs/tell"
     with pytest.raises(ValueError, match=r"a model that openm6.load has opened, not 'runs/tell'"):
