@@ -60,7 +60,8 @@ def magic_search(
 ) -> list[list[int]]:
     """Text tokens of every row up to `eos`, which is left out, at most `max_new`.
 
-    `decoder` was opened for `magic.k` candidates, or as many as there are tokens; `image_logits` is asked only where beta is above 0.
+    `decoder` was opened for `magic.k` candidates, or as many as there are tokens; `image_logits` is asked only
+    where beta is above 0.
     """
     assert image_logits is not None or magic.beta == 0
     outputs: list[list[int]] = [[] for _ in range(len(decoder.hidden_BD))]

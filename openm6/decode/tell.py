@@ -19,6 +19,7 @@ from openm6.decode.magic_beams import magic_beam_search
 if TYPE_CHECKING:
     from openm6.decode.pipeline import Pipeline
 
+MAX_BEAMS = 64  # as many as rows that are decoded at a time
 MOST_KNOWN = 100_000  # texts whose embeddings are remembered: 50 MB at 128 numbers
 
 
@@ -88,10 +89,10 @@ def tell(
 ) -> list[str]:
     """What each picture shows, in the teller's words, at most `rows` texts at a time.
 
-    Raises ValueError as `match_logits`, and for more beams than `rows`.
+    Raises ValueError as `match_logits`, and for more than 64 beams.
     """
-    if magic.beams > rows:
-        raise ValueError(f"MAGIC's beams must lie between 1 and {rows}, not {magic.beams}")
+    if magic.beams > MAX_BEAMS:
+        raise ValueError(f"MAGIC's beams must lie between 1 and {MAX_BEAMS}, not {magic.beams}")
     logits = match_logits(guide, teller, pictures)
     logits.embed = Remembering(logits.embed)
     return told_by(logits, teller, magic=magic, rows=rows, max_new=max_new)
