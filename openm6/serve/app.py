@@ -66,6 +66,7 @@ def create_app(engine: Engine) -> FastAPI:
             shop=engine.has_shop,
             forms=FORMS,
             catalogue_note=engine.shop_note,
+            currency="¥" if engine.yuan else "",
             suggestions=SUGGESTIONS if engine.shop_note else (),
             max_upload=engine.settings.max_upload,
         )

@@ -119,6 +119,11 @@ class Engine:
         return self._shop.note if self._shop is not None else None
 
     @property
+    def yuan(self) -> bool:
+        """Whether the catalogue's prices are known to be in yuan."""
+        return self._shop is not None and self._shop.yuan
+
+    @property
     def writer(self) -> Writer | None:
         return self._writer
 

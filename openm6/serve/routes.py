@@ -191,7 +191,7 @@ async def script(request: Request, engine: Asked, body: answers.ScriptRequest) -
     attributes = await _attributes(engine, body.item)
     facts = engine.shop.facts(body.item, attributes, body.lang)
     category = str(attributes.get("category") or "")
-    job = engine.script(Product(facts, category, body.lang, body.seed))
+    job = engine.script(Product(facts, category, body.lang, body.seed, engine.yuan))
     assert engine.writer is not None
     return await _written(request, engine, job, engine.writer.name)
 

@@ -18,14 +18,16 @@ from PIL import Image
 import openm6
 from openm6.decode import live
 from openm6.decode import pipeline as module
+from openm6.decode.live import OnText
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.app import create_app
 from openm6.serve.engine import Engine
 from openm6.serve.settings import Settings
 from openm6.serve.shop import Shop
+from openm6.serve.writer import Product
 from tests import tiny
 from tests.search.conftest import png
-from tests.serve.conftest import ADDRESS, PICTURE, encoded, picture_file
+from tests.serve.conftest import ADDRESS, PICTURE, EchoWriter, encoded, picture_file
 
 NewClient = Callable[..., TestClient]
 
@@ -165,6 +167,23 @@ def test_a_script_has_the_facts_of_its_item_in_its_language(client: TestClient) 
     assert said == {"text": "name 1号; category dress; price 100; ", "by": "echo"}
     assert "name blue 1;" in client.post("/v1/script", json={"item": "blue/1"}).json()["text"]
     assert client.post("/v1/script", json={"item": "no such"}).status_code == 404
+
+
+def test_the_writer_is_told_whether_prices_are_in_yuan(
+    new_client: NewClient, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keeper(EchoWriter):
+        def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+            told.extend(product.yuan for product in products)
+            return super().write(products, on_text=on_text)
+
+    told: list[bool] = []
+    client = new_client(writer=Keeper())
+    for yuan, sign in ((False, ""), (True, "¥")):
+        monkeypatch.setattr(shop, "yuan", yuan)
+        client.post("/v1/script", json={"item": "blue/1"})
+        assert f'data-currency="{sign}"' in client.get("/").text
+    assert told == [False, True]
 
 
 def test_a_service_says_what_it_does_not_have(m6: Pipeline, shop: Shop) -> None:

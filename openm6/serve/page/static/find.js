@@ -61,7 +61,7 @@ function card(hit) {
   if (hit.picture) showPicture(image, hit.picture).catch(() => {});
   const facts = el("span", { className: "facts" });
   if (attributes.price !== undefined && attributes.price !== null) {
-    facts.append(el("span", {}, `¥${attributes.price}`));
+    facts.append(el("span", {}, `${$("find").dataset.currency}${attributes.price}`));
   }
   facts.append(el("span", { title: "similarity" }, hit.similarity.toFixed(2)));
   const button = el("button", { type: "button", className: "hit" }, hit.picture ? image : "", el("strong", {}, hit.name));
