@@ -21,16 +21,16 @@ from openm6.serve import answers
 from openm6.serve.answers import MAX_TEXT, Lang
 from openm6.serve.batching import Job
 from openm6.serve.engine import Engine
-from openm6.serve.errors import ApiError, possible
+from openm6.serve.errors import ApiError, as_api_error, possible
 from openm6.serve.events import STREAMED, event, event_response, wants_events
 from openm6.serve.uploads import PictureReader
 from openm6.serve.writer import Product
 
 SIDE = 256  # pixels of a drawing as it is handed out; the model draws fewer
 
-router = APIRouter(prefix="/v1", responses=possible(400, 401))
-WITH_PICTURE = possible(408, 413, 415, 422, 503)
-WITH_TEXT = possible(408, 409, 413, 422, 503)
+router = APIRouter(prefix="/v1", responses=possible(400, 401, 500))
+WITH_PICTURE = possible(403, 408, 413, 422, 503)
+WITH_TEXT = possible(403, 408, 409, 413, 422, 503)
 
 
 def _engine(request: Request) -> Engine:
@@ -246,10 +246,8 @@ async def _respond(
                 yield tell(told, before)
                 before = told
             yield event("done", answer(job.result.result()))
-        except ApiError as error:
-            yield event("error", error.content())
-        except ValueError as error:
-            yield event("error", ApiError(422, "invalid", str(error)).content())
+        except Exception as error:
+            yield event("error", as_api_error(error, request).content())
         finally:
             job.result.cancel()
 

@@ -252,6 +252,16 @@ def test_a_mistake_of_ours_is_told_without_its_details(
     assert "secret" not in response.text
 
 
+def test_a_stream_ends_with_what_went_wrong(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("openm6.serve.engine.write_poems", broken)
+    response = client.post("/v1/write", json={"title": "春晓"}, headers=STREAM)
+    name, data = events(response)[-1]
+    assert (name, data["error"]["code"]) == ("error", "internal") and "secret" not in response.text
+
+
 def test_json_that_is_none(client: TestClient) -> None:
     for body in (b"{", b"[]", b'{"title": "\\ud800"}', b'{"title": 3}', b'{"title": "a", "x": 1}', b"\xff"):
         response = client.post("/v1/write", content=body, headers={"Content-Type": "application/json"})
@@ -349,9 +359,11 @@ def test_the_openapi_document_types_every_error(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
             assert errors, path
+            if path.startswith("/v1/"):
+                assert "500" in errors and ("403" in errors) == (method == "post"), path
             for answer in errors.values():
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Error"}
