@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 BEAMS = 4  # of a caption
 WRITTEN = 32  # texts at a time
 LATER = 2  # seconds after which to come again while the service starts
+LAST = 1.0  # seconds for the model's thread to end, when all who asked have been answered or given up
 
 
 @dataclass
@@ -70,13 +71,13 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
-        """Gets the catalogue ready meanwhile; at the end, finishes what was taken on."""
+        """Gets the catalogue ready meanwhile; at the end, takes nothing more, and leaves what still computes."""
         threading.Thread(target=self._prepare, name="catalogue", daemon=True).start()
         try:
             yield self
         finally:
             self.status.stopping = True
-            await run_sync(self.batcher.stop)
+            await run_sync(self.batcher.stop, LAST)
 
     def _prepare(self) -> None:
         def tell(doing: str, done: int, total: int) -> None:
