@@ -3,6 +3,7 @@
 import { $ } from "./dom.js";
 
 const PATIENCE = 3; // times that a busy service is asked again
+const PASSING = ["starting", "queue_full"]; // what is over soon
 
 export class ApiError extends Error {
   constructor(status, error) {
@@ -44,7 +45,7 @@ async function ask(path, options = {}) {
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
     if (response.status === 401 && (await askKey())) continue;
-    if (response.status === 503 && attempt < PATIENCE) {
+    if (PASSING.includes(body.error?.code) && attempt < PATIENCE) {
       const seconds = Number(response.headers.get("Retry-After") ?? 2);
       await new Promise((done) => setTimeout(done, 1000 * Math.min(seconds, 10)));
       continue;
