@@ -67,6 +67,7 @@ class Engine:
         can = m6.model.config
         self.model_name, self.image_size = m6.folder.resolve().name, can.image_size
         self.draws = m6.image_tokenizer is not None and bool(can.cells)
+        self.drawing_size = m6.image_tokenizer.config.image_size if m6.image_tokenizer is not None else 0
         self.candidates = 16 if can.match_dim else 1
 
     @asynccontextmanager
