@@ -269,7 +269,7 @@ def test_a_newer_drawing_takes_the_place_of_the_one_at_work(
     gates = {"frog": threading.Event(), "toad": threading.Event()}
 
     def draw(m6: Pipeline, sketches: Sequence[Sketch], **_: Any) -> list[Image.Image]:
-        assert gates[sketches[0].text].wait(60)
+        assert gates[sketches[0].text].wait(300)
         return [Image.new("RGB", (8, 8))]
 
     monkeypatch.setattr("openm6.serve.engine.draw_sketches", draw)
@@ -296,7 +296,7 @@ def test_a_newer_script_is_awaited_when_the_older_one_is_given_up(
     gate, write = threading.Event(), EchoWriter.write
 
     def slowly(writer: EchoWriter, products: Any, *, on_text: Any) -> list[str]:
-        assert gate.wait(60)
+        assert gate.wait(300)
         return write(writer, products, on_text=on_text)
 
     monkeypatch.setattr(EchoWriter, "write", slowly)
