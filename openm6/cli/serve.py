@@ -36,7 +36,9 @@ def serve(
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option(help="A host name that it is reached by without a key, beside localhost."),
+        typer.Option(
+            help="A host name that it is reached by, beside localhost: without a key, or by a proxy."
+        ),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for the model.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Requests that the model computes together.")] = 16,
@@ -78,7 +80,8 @@ def serve(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {message}") from error
     bound = server.listen(host, port)
     port = bound.getsockname()[1]
     shop = embedded_shop() if index is None else Shop(index, pictures=pictures)

@@ -21,6 +21,7 @@ from openm6.serve.routes import router
 from openm6.serve.uploads import PictureReader
 
 PAGE = Path(__file__).parent / "page"
+PARTS = ("look", "find", "draw", "write")
 SUGGESTIONS = ("strawberry", "吉他", "basketball", "elephant", "高跟鞋", "camera")  # of the emoji
 FORMS = ("五绝", "七绝", "五律", "七律", "词", "古")
 
@@ -57,15 +58,17 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
+        can = {"find": engine.has_shop, "draw": engine.draws}
         html = templates.get_template("index.html").render(
             version=openm6.__version__,
             model=engine.model_name,
             writer=engine.writer.name if engine.writer is not None else None,
-            asks_key=engine.settings.api_key is not None,
-            draws=engine.draws,
-            shop=engine.has_shop,
+            parts=[part for part in PARTS if can.get(part, True)],
+            candidates=engine.candidates,
+            side=engine.drawing_size,
             forms=FORMS,
             catalogue_note=engine.shop_note,
+            currency="¥" if engine.yuan else "",
             suggestions=SUGGESTIONS if engine.shop_note else (),
             max_upload=engine.settings.max_upload,
         )

@@ -112,12 +112,17 @@ class Batcher:
             self._changed.notify()
         return job
 
-    def stop(self) -> None:
-        """Take no more jobs, finish those that wait, end the thread."""
+    @property
+    def running(self) -> bool:
+        """Whether its thread has not ended yet."""
+        return self._thread.is_alive()
+
+    def stop(self, seconds: float | None = None) -> None:
+        """Take no more jobs, finish those that wait, end the thread; wait for it at most so long."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _patience(self) -> int:
         return max(1, round(len(self._jobs) * self._seconds_a_job / 2))

@@ -31,6 +31,7 @@ def embedded_shop() -> Shop:
         catalogue=write_catalogue(folder),
         encoder=encoder,
         note=NOTE,
+        yuan=True,
     )
 
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 BEAMS = 4  # of a caption
 WRITTEN = 32  # texts at a time
 LATER = 2  # seconds after which to come again while the service starts
+LAST = 1.0  # seconds for the model's thread to end, when all who asked have been answered or given up
 
 
 @dataclass
@@ -66,17 +67,18 @@ class Engine:
         can = m6.model.config
         self.model_name, self.image_size = m6.folder.resolve().name, can.image_size
         self.draws = m6.image_tokenizer is not None and bool(can.cells)
+        self.drawing_size = m6.image_tokenizer.config.image_size if m6.image_tokenizer is not None else 0
         self.candidates = 16 if can.match_dim else 1
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
-        """Gets the catalogue ready meanwhile; at the end, finishes what was taken on."""
+        """Gets the catalogue ready meanwhile; at the end, takes nothing more, and leaves what still computes."""
         threading.Thread(target=self._prepare, name="catalogue", daemon=True).start()
         try:
             yield self
         finally:
             self.status.stopping = True
-            await run_sync(self.batcher.stop)
+            await run_sync(self.batcher.stop, LAST)
 
     def _prepare(self) -> None:
         def tell(doing: str, done: int, total: int) -> None:
@@ -117,6 +119,11 @@ class Engine:
     def shop_note(self) -> str | None:
         """What people should know of the catalogue."""
         return self._shop.note if self._shop is not None else None
+
+    @property
+    def yuan(self) -> bool:
+        """Whether the catalogue's prices are known to be in yuan."""
+        return self._shop is not None and self._shop.yuan
 
     @property
     def writer(self) -> Writer | None:

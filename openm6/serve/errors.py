@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ Code = Literal[
     "method_not_allowed",
     "upload_too_slow",
     "upload_too_large",
-    "unsupported_media_type",
     "invalid",
     "bad_picture",
     "internal",
@@ -39,18 +39,18 @@ _BY_STATUS: dict[int, Code] = {
     404: "not_found",
     405: "method_not_allowed",
     413: "upload_too_large",
-    415: "unsupported_media_type",
     503: "unavailable",
 }
 _MEANING = {
     400: "The request cannot be read",
     401: "The API key is missing or wrong",
+    403: "A page of another site asks",
     404: "There is no such item",
     409: "This service has no model, or no catalogue, for that",
     408: "The body was sent too slowly",
     413: "The body is larger than the service takes",
-    415: "The body is not of the kind that the operation takes",
     422: "A value, or the picture, cannot be used; `field` names it where it is known",
+    500: "The service made a mistake; its log has the details",
     503: "Not now: starting, stopping, or too many requests wait; `Retry-After` says when to come again",
 }
 
@@ -99,31 +99,37 @@ def possible(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": _MEANING[status]} for status in statuses}
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Give every error that may arise in `app` the one shape."""
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        if not isinstance(error, ApiError):
-            code = _BY_STATUS.get(error.status_code, "bad_request")
-            error = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
-        return error.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+def as_api_error(error: Exception, request: Request) -> ApiError:
+    """What an error says to whoever asked. A mistake of ours is logged, and told without its details."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        code = _BY_STATUS.get(error.status_code, "bad_request")
+        return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(place) or None
         message = f"{field}: {first['msg']}" if field else str(first["msg"])
-        return ApiError(422, "invalid", message, field=field).response()
+        return ApiError(422, "invalid", message, field=field)
+    if isinstance(error, ValueError) and _is_sentence(error):
+        return ApiError(422, "invalid", str(error))
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return ApiError(500, "internal", "the service made a mistake; its log has the details")
 
-    @app.exception_handler(ValueError)
-    async def _mistake(request: Request, error: ValueError) -> JSONResponse:
-        if isinstance(error, (ValidationError, UnicodeError)):  # ours, not a sentence for the user
-            return await _ours(request, error)
-        return ApiError(422, "invalid", str(error)).response()
 
-    @app.exception_handler(Exception)
-    async def _ours(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return ApiError(500, "internal", "the service made a mistake; its log has the details").response()
+def _is_sentence(error: ValueError) -> bool:
+    """Whether openm6 raised it: then its message is for the user (docs/house.md), else it is a mistake of ours."""
+    kind, frames = type(error), [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = kind is ValueError or kind.__module__.startswith("openm6.")  # no UnicodeError, none of pydantic's
+    return ours and bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("openm6.")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error that may arise in `app` the one shape."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error, request).response()
+
+    for kind in (HTTPException, RequestValidationError, ValueError, Exception):
+        app.add_exception_handler(kind, answer)

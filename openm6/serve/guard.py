@@ -103,7 +103,8 @@ class Guard:
             # A page elsewhere may point its own name at this machine (DNS rebinding); it has no key.
             raise ApiError(400, "bad_request", "the service does not answer to this host name", field="Host")
         origin = headers.get("origin")
-        if origin is not None and _method(scope) not in ("GET", "HEAD") and _host_of(origin) != host:
+        ours = {host, *self.settings.hosts}  # a proxy may ask by another name than the browser
+        if origin is not None and _method(scope) not in ("GET", "HEAD") and _host_of(origin) not in ours:
             raise ApiError(403, "forbidden", "pages of other sites may not use this service", field="Origin")
         if key is None or path in OPEN_PAGES or path.startswith(OPEN):
             return

@@ -21,16 +21,17 @@ from openm6.serve import answers
 from openm6.serve.answers import MAX_TEXT, Lang
 from openm6.serve.batching import Job
 from openm6.serve.engine import Engine
-from openm6.serve.errors import ApiError, possible
+from openm6.serve.errors import ApiError, as_api_error, possible
 from openm6.serve.events import STREAMED, event, event_response, wants_events
+from openm6.serve.presence import while_present
 from openm6.serve.uploads import PictureReader
 from openm6.serve.writer import Product
 
 SIDE = 256  # pixels of a drawing as it is handed out; the model draws fewer
 
-router = APIRouter(prefix="/v1", responses=possible(400, 401))
-WITH_PICTURE = possible(408, 413, 415, 422, 503)
-WITH_TEXT = possible(408, 409, 413, 422, 503)
+router = APIRouter(prefix="/v1", responses=possible(400, 401, 500))
+WITH_PICTURE = possible(403, 408, 413, 422, 503)
+WITH_TEXT = possible(403, 408, 409, 413, 422, 503)
 
 
 def _engine(request: Request) -> Engine:
@@ -76,7 +77,7 @@ async def caption(
     request: Request, engine: Asked, reader: Reader, image: Picture, lang: Annotated[Lang, Form()] = "en"
 ) -> answers.Caption:
     picture = await reader.read(request, image, engine.image_size)
-    return answers.Caption(text=await engine.caption(picture, lang), lang=lang)
+    return answers.Caption(text=await while_present(request, engine.caption(picture, lang)), lang=lang)
 
 
 @router.post("/ask", summary="The answer to a question about a picture", responses=WITH_PICTURE)
@@ -88,7 +89,7 @@ async def ask(
     question: Annotated[str, Form(min_length=1, max_length=MAX_TEXT)],
 ) -> answers.Answer:
     picture = await reader.read(request, image, engine.image_size)
-    return answers.Answer(text=await engine.ask(picture, question))
+    return answers.Answer(text=await while_present(request, engine.ask(picture, question)))
 
 
 @router.post(
@@ -115,7 +116,7 @@ async def search(
     text, where = (text or "").strip() or None, (where or "").strip() or None
     if picture is None and text is None:
         raise ApiError(422, "invalid", "a search needs a picture, a text, or both", field="text")
-    hits = await engine.search(picture, text, where, n, text_weight)
+    hits = await while_present(request, engine.search(picture, text, where, n, text_weight))
     return answers.Found(
         hits=[
             answers.Hit(**_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity)
@@ -191,7 +192,7 @@ async def script(request: Request, engine: Asked, body: answers.ScriptRequest) -
     attributes = await _attributes(engine, body.item)
     facts = engine.shop.facts(body.item, attributes, body.lang)
     category = str(attributes.get("category") or "")
-    job = engine.script(Product(facts, category, body.lang, body.seed))
+    job = engine.script(Product(facts, category, body.lang, body.seed, engine.yuan))
     assert engine.writer is not None
     return await _written(request, engine, job, engine.writer.name)
 
@@ -236,7 +237,7 @@ async def _respond(
     `tell` gets what the job told, and what it told before that ("" at first).
     """
     if not wants_events(request):
-        return answer(await engine.outcome(job))
+        return answer(await while_present(request, engine.outcome(job)))
 
     async def events() -> AsyncIterator[str]:
         before: Any = ""
@@ -246,10 +247,8 @@ async def _respond(
                 yield tell(told, before)
                 before = told
             yield event("done", answer(job.result.result()))
-        except ApiError as error:
-            yield event("error", error.content())
-        except ValueError as error:
-            yield event("error", ApiError(422, "invalid", str(error)).content())
+        except Exception as error:
+            yield event("error", as_api_error(error, request).content())
         finally:
             job.result.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -12,6 +13,8 @@ import uvicorn
 
 from openm6.serve.app import create_app
 from openm6.serve.engine import Engine
+
+INTERRUPTED = 130  # the status of a process that Ctrl+C ended
 
 
 class Server(uvicorn.Server):
@@ -40,6 +43,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.engine.status.stopping = True
         super().handle_exit(sig, frame)
+        if self.force_exit:
+            os._exit(INTERRUPTED)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,6 +62,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(engine: Engine, bound: socket.socket, *, on_ready: Callable[[], object] = lambda: None) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop; raises KeyboardInterrupt where Ctrl+C did it."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
-    Server(engine, on_ready).run(sockets=[bound])
+    try:
+        Server(engine, on_ready).run(sockets=[bound])
+    finally:
+        if engine.batcher.running:  # the interpreter would abort at its end if a thread was computing
+            os._exit(INTERRUPTED)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # what a header carries as it is
 
 
 class Settings(BaseModel):
@@ -13,7 +17,8 @@ class Settings(BaseModel):
     api_key: str | None = Field(
         default=None, min_length=8
     )  # asked of every request but those of the page and health
-    hosts: frozenset[str] = frozenset()  # names beside localhost, without a key; "*" = any
+    # Names beside localhost: whose pages may ask, and without a key the only ones answered to; "*" = any.
+    hosts: frozenset[str] = frozenset()
 
     max_upload: int = Field(default=8 * 2**20, ge=1024)  # bytes of a request's body
     max_pixels: int = Field(default=2**25, ge=1)  # of a picture, before it is decoded
@@ -27,3 +32,15 @@ class Settings(BaseModel):
     answer_seconds: float = Field(default=120.0, gt=0)  # from the queue to the answer's end
 
     stop_seconds: float = Field(default=30.0, ge=0)  # for requests at work, once told to stop
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: str | None) -> str | None:
+        if key is not None and not KEY.fullmatch(key):
+            raise ValueError("a key has letters, digits and signs of ASCII, and no space at its ends")
+        return key
+
+    @field_validator("hosts")
+    @classmethod
+    def _as_browsers_write_them(cls, hosts: frozenset[str]) -> frozenset[str]:
+        return frozenset(host.lower() for host in hosts)

@@ -16,14 +16,15 @@ from openm6.data import BadRecord
 from openm6.data.images import read_image
 from openm6.decode.pipeline import Pipeline
 from openm6.search import Index
-from openm6.search.catalogue import Attributes
+from openm6.search.catalogue import Attributes, of_kind
 from openm6.search.encoders import Encoder, M6Encoder
+from openm6.search.where import Value
 
 THUMBNAIL = 192  # pixels a side
 KEPT = 1024  # thumbnails in memory, of about 10 KB each
 FACETED = 20_000  # items: of larger catalogues it would take too long to look at every value
 CHOICES = 40  # a column with more values than this is not offered as a choice
-NAMES = ("name", "title", "caption", "name_en", "caption_en", "id")
+NAMES = ("name", "title", "caption", "name_en", "caption_en", "name_zh", "id")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Shop:
     """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
 
     `catalogue` is a file that the index is brought up to date with by `prepare`, or None; `note` is what people
-    should know of it. Raises ValueError if the
-    index cannot be opened or, without a catalogue, has nothing in it.
+    should know of it; `yuan` says that its prices are in yuan, of others the currency is not known. Raises
+    ValueError if the index cannot be opened or, without a catalogue, has nothing in it.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Shop:
         catalogue: Path | None = None,
         encoder: Encoder | str | None = None,
         note: str | None = None,
+        yuan: bool = False,
     ) -> None:
         self.index = Index.open(address, encoder=encoder)
         self.pictures = pictures.resolve() if pictures is not None else None
-        self.catalogue, self.note = catalogue, note
+        self.catalogue, self.note, self.yuan = catalogue, note, yuan
         if catalogue is None and self.index.about is None:
             raise ValueError(
                 f"there is no index at {address}: make one with openm6 search index, or leave --index out"
@@ -86,21 +88,24 @@ class Shop:
         """The attributes of an item, None if there is none of that id."""
         return self.index.store.rows([name]).get(name)
 
-    def label(self, name: str, attributes: Attributes) -> str:
-        """What people call an item."""
-        return next((str(attributes[each]) for each in NAMES if attributes.get(each)), name)
+    def label(self, name: str, attributes: Attributes, lang: str = "en") -> str:
+        """What people call an item, in Chinese where `lang` is zh and the catalogue has it."""
+        columns = ("name_zh", *NAMES) if lang == "zh" else NAMES
+        values = (attributes.get(column) for column in columns)
+        return next((_text(value) for value in values if value not in (None, "")), name)
 
     def facts(self, name: str, attributes: Attributes, lang: str) -> tuple[tuple[str, str], ...]:
-        """What a script may say of an item: (column, value), each in its language where the catalogue has both.
+        """What a script may say of an item: (what, value), each in its language where the catalogue has both.
 
-        A column `name_zh` beside `name` holds the same in Chinese.
+        A column `colour_zh` holds in Chinese what `colour`, or `colour_en`, holds in English.
         """
-        facts = {"name": self.label(name, attributes)}
+        facts = {"name": self.label(name, attributes, lang)}
         for column, value in attributes.items():
             if value is None or column in ("image", "id") or column.endswith("_zh"):
                 continue
-            translated = attributes.get(f"{column}_zh") if lang == "zh" else None
-            facts[column] = f"{value:g}" if isinstance(value, float) else str(translated or value)
+            what = column.removesuffix("_en")
+            translated = attributes.get(f"{what}_zh") if lang == "zh" else None
+            facts.setdefault(what, _text(translated or value))
         return tuple(facts.items())
 
     def _thumbnail(self, name: str) -> bytes | None:
@@ -131,6 +136,10 @@ class Shop:
             _facet(name, kind, [row[name] for row in rows if row.get(name) is not None])
             for name, kind in self.index.columns.items()
         )
+
+
+def _text(value: Value | None) -> str:
+    return str(of_kind(value, "text"))
 
 
 def _facet(column: str, kind: str, values: list[Any]) -> Facet:

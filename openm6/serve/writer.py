@@ -38,13 +38,14 @@ ASK = {
 @dataclass(frozen=True)
 class Product:
     """An item to praise: its facts as (what, value), in the language `lang` (en, zh) of the script; `category` as
-    the catalogue has it, in whatever language.
+    the catalogue has it, in whatever language; `yuan`: its price is in yuan.
     """
 
     facts: tuple[tuple[str, str], ...]
     category: str = ""
     lang: str = "en"
     seed: int = 0
+    yuan: bool = False
 
 
 class Writer(Protocol):
@@ -110,7 +111,10 @@ class SlotWriter:
         self.name = f"{folder.resolve().name}, a small M6 trained on scripts made from attributes"
 
     def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
-        values = [dict(each.facts) for each in products]
+        # Its sentences say yuan: a price in another currency would be a wrong one.
+        values = [
+            {what: value for what, value in each.facts if what != "price" or each.yuan} for each in products
+        ]
         titles = [
             source(each.lang, each.category, tuple(slot for slot in SLOTS if slot in facts))
             for each, facts in zip(products, values, strict=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from tests import tiny
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
 ADDRESS = "http://localhost"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class AnyWordEncoder(ColourEncoder):
@@ -121,3 +125,17 @@ def client(new_client: Callable[..., TestClient]) -> TestClient:
 
 def picture_file(data: bytes = PICTURE) -> dict[str, tuple[str, bytes, str]]:
     return {"image": ("a.png", data, "image/png")}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Of a module: as long as it runs, no other test could run an event loop."""
+    found = os.environ.get("OPENM6_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+    playwright.expect.set_options(timeout=120_000)  # a busy machine is no error
+    with playwright.sync_playwright() as driver:
+        if found is None and not Path(driver.chromium.executable_path).is_file():
+            pytest.skip("there is no Chromium: install one, or name it in OPENM6_CHROMIUM")
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -17,14 +17,16 @@ from PIL import Image
 
 import openm6
 from openm6.decode import live
+from openm6.decode.live import OnText
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.app import create_app
 from openm6.serve.engine import Engine
 from openm6.serve.settings import Settings
 from openm6.serve.shop import Shop
+from openm6.serve.writer import Product
 from tests import tiny
 from tests.search.conftest import png
-from tests.serve.conftest import ADDRESS, PICTURE, encoded, picture_file
+from tests.serve.conftest import ADDRESS, PICTURE, EchoWriter, encoded, picture_file
 
 NewClient = Callable[..., TestClient]
 
@@ -165,6 +167,23 @@ def test_a_script_has_the_facts_of_its_item_in_its_language(client: TestClient) 
     assert client.post("/v1/script", json={"item": "no such"}).status_code == 404
 
 
+def test_the_writer_is_told_whether_prices_are_in_yuan(
+    new_client: NewClient, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keeper(EchoWriter):
+        def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
+            told.extend(product.yuan for product in products)
+            return super().write(products, on_text=on_text)
+
+    told: list[bool] = []
+    client = new_client(writer=Keeper())
+    for yuan, sign in ((False, ""), (True, "¥")):
+        monkeypatch.setattr(shop, "yuan", yuan)
+        client.post("/v1/script", json={"item": "blue/1"})
+        assert f'data-currency="{sign}"' in client.get("/").text
+    assert told == [False, True]
+
+
 def test_a_service_says_what_it_does_not_have(m6: Pipeline, shop: Shop) -> None:
     with TestClient(create_app(Engine(m6, Settings())), base_url=ADDRESS) as client:
         assert error(client.post("/v1/search", data={"text": "red"}))["code"] == "unavailable"
@@ -229,6 +248,16 @@ def test_a_mistake_of_ours_is_told_without_its_details(
     response = client.post("/v1/caption", files=picture_file())
     assert response.status_code == 500 and error(response)["code"] == "internal"
     assert "secret" not in response.text
+
+
+def test_a_stream_ends_with_what_went_wrong(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("openm6.serve.engine.write_poems", broken)
+    response = client.post("/v1/write", json={"title": "春晓"}, headers=STREAM)
+    name, data = events(response)[-1]
+    assert (name, data["error"]["code"]) == ("error", "internal") and "secret" not in response.text
 
 
 def test_json_that_is_none(client: TestClient) -> None:
@@ -328,9 +357,11 @@ def test_the_openapi_document_types_every_error(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
             assert errors, path
+            if path.startswith("/v1/"):
+                assert "500" in errors and ("403" in errors) == (method == "post"), path
             for answer in errors.values():
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Error"}

@@ -137,6 +137,20 @@ def test_stopping_finishes_what_waits_and_takes_no_more() -> None:
     run(scenario())
 
 
+def test_stopping_waits_no_longer_than_it_is_told() -> None:
+    async def scenario() -> None:
+        model, batcher = Model(), Batcher(max_batch=1, max_queue=100)
+        job = await blocked(batcher, model)
+        batcher.stop(0.01)  # for ever, without the limit
+        assert batcher.running
+        model.gate.set()
+        assert await job.result == 0
+        batcher.stop()
+        assert not batcher.running
+
+    run(scenario())
+
+
 def test_a_job_is_told_of_on_the_way_and_batches_are_reported() -> None:
     async def scenario() -> None:
         reports: list[tuple[Any, int]] = []

@@ -42,6 +42,31 @@ def test_pages_of_other_sites_may_not_post(client: TestClient) -> None:
     assert own.status_code == 200
 
 
+def test_pages_behind_a_proxy_may_post_by_its_name(new_client: NewClient) -> None:
+    client, body = new_client(hosts=["Shop.Example"]), {"text": "frog", "max_tokens": 1}
+    for host in ("127.0.0.1:8000", "shop.example"):
+        headers = {"Host": host, "Origin": "https://shop.example"}
+        assert client.post("/v1/continue", json=body, headers=headers).status_code == 200, host
+    foreign = {"Host": "shop.example", "Origin": "https://evil.example"}
+    assert code(client.post("/v1/continue", json=body, headers=foreign)) == (403, "forbidden")
+    anywhere = new_client(hosts=["*"])  # whatever name it has, pages of other sites are foreign
+    assert code(anywhere.post("/v1/continue", json=body, headers=foreign)) == (403, "forbidden")
+
+
+def test_a_key_that_no_header_carries_is_refused() -> None:
+    for key in (
+        "schlüssel",
+        "密码密码密码密码",
+        " open sesame",
+        "open sesame ",
+        "open\tsesame",
+        "open sesame\n",
+    ):
+        with pytest.raises(ValueError, match="signs of ASCII, and no space at its ends"):
+            Settings(api_key=key)
+    assert Settings(api_key='~!open sesame"#').api_key
+
+
 def test_a_key_is_asked_of_all_but_the_page_and_health(new_client: NewClient) -> None:
     client = new_client(api_key="open sesame")
     assert client.get("/", headers={"Host": "shop.example"}).status_code == 200

@@ -6,45 +6,27 @@ Needs a Chromium: `OPENM6_CHROMIUM`, one in the path, or Playwright's own (`play
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from openm6.decode import live
+from openm6.decode.live import Sketch
 from openm6.decode.pipeline import Pipeline
 from openm6.serve.engine import Engine
 from openm6.serve.settings import Settings
 from openm6.serve.shop import Shop
 from tests import tiny
-from tests.search.conftest import png
 from tests.serve.conftest import EchoWriter
 from tests.serve.test_server import served
+from tests.serve.visit import RED, SEEN, Visit, first_hit, photo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-RED = png((220, 30, 40), seed=3)  # the item red/3 itself
-# `image.decode()` would read the address once more, which the page lets go of when the picture is there.
-SEEN = """image => image.naturalWidth || new Promise(
-    (done, fail) => { image.onload = () => done(image.naturalWidth); image.onerror = fail })"""
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("OPENM6_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    playwright.expect.set_options(timeout=120_000)  # a busy machine is no error
-    with playwright.sync_playwright() as driver:
-        if found is None and not Path(driver.chromium.executable_path).is_file():
-            pytest.skip("there is no Chromium: install one, or name it in OPENM6_CHROMIUM")
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,40 +36,6 @@ def address(m6: Pipeline, shop: Shop) -> Iterator[str]:
         tiny.short_texts(patch, 6)
         with served(Engine(m6, Settings(), shop=shop, writer=EchoWriter())) as (address, _, _):
             yield address
-
-
-class Visit:
-    """A page that is open; requests to anywhere else fail, errors of its scripts are kept."""
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.context.route(lambda url: not url.startswith((address, "data:", "blob:")), self._refuse)
-        self.page.goto(address)
-        self.page.locator("#status[data-state=ready]").wait_for()
-
-    def _refuse(self, route: Any) -> None:
-        self.errors.append(f"asked for {route.request.url}")
-        route.abort()
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.context.close()
-        assert kind is not None or self.errors == []
-
-
-def photo(data: bytes = RED) -> dict[str, Any]:
-    return {"name": "red.png", "mimeType": "image/png", "buffer": data}
-
-
-def first_hit(page: Any) -> str:
-    page.locator("#results .hit").first.wait_for()
-    return page.locator("#results .hit strong").first.inner_text()
 
 
 def test_a_photo_is_captioned_asked_about_and_searched_with(browser: Any, address: str) -> None:
@@ -292,3 +240,89 @@ def test_a_key_is_asked_for_once(browser: Any, m6: Pipeline, shop: Shop) -> None
         assert page.locator("#results .hit img").first.evaluate(SEEN) > 0
         assert "need a language model" not in page.content() and "A script needs" in page.content()
         context.close()
+
+
+def test_history_brings_the_filters_back(browser: Any, address: str) -> None:
+    with Visit(browser, address) as page:
+        page.click("#tab-find")
+        page.fill("#words", "red")
+        page.select_option("#filter-category", "dress")
+        page.fill("#filter-price", "150")
+        page.click("#find-form [type=submit]")
+        playwright.expect(page.locator("#results .hit")).to_have_count(4)
+        page.click(".more summary")
+        page.fill("#where", "name like 'grey%'")
+        page.click("#find-form [type=submit]")
+        playwright.expect(page.locator("#found")).to_have_text("1 item, the most similar first")
+        page.reload()
+        page.locator("#status[data-state=ready]").wait_for()
+        page.keyboard.press("h")
+        page.locator("#history-list button").nth(1).click()
+        playwright.expect(page.locator("#results .hit")).to_have_count(4)
+        controls = ("#words", "#filter-category", "#filter-price", "#where")
+        assert [page.input_value(each) for each in controls] == ["red", "dress", "150", ""]
+
+
+def test_a_newer_drawing_takes_the_place_of_the_one_at_work(
+    browser: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = {"frog": threading.Event(), "toad": threading.Event()}
+
+    def draw(m6: Pipeline, sketches: Sequence[Sketch], **_: Any) -> list[Image.Image]:
+        assert gates[sketches[0].text].wait(300)
+        return [Image.new("RGB", (8, 8))]
+
+    monkeypatch.setattr("openm6.serve.engine.draw_sketches", draw)
+    with Visit(browser, address) as page:
+        page.click("#tab-draw")
+        for text in gates:
+            page.fill("#sentence", text)
+            with page.expect_request("**/v1/draw"):
+                page.keyboard.press("Enter")
+        gates["frog"].set()
+        playwright.expect(page.locator("#draw-form [type=submit]")).to_be_disabled()
+        playwright.expect(page.locator("#draw-progress")).to_be_visible()
+        gates["toad"].set()
+        playwright.expect(page.locator("#drawing")).to_have_attribute("alt", "A drawing: toad")
+        playwright.expect(page.locator("#draw-form [type=submit]")).to_be_enabled()
+        page.keyboard.press("Escape")
+        page.click("#open-history")
+        assert page.locator("#history-list li").count() == 1
+
+
+def test_a_newer_script_is_awaited_when_the_older_one_is_given_up(
+    browser: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, write = threading.Event(), EchoWriter.write
+
+    def slowly(writer: EchoWriter, products: Any, *, on_text: Any) -> list[str]:
+        assert gate.wait(300)
+        return write(writer, products, on_text=on_text)
+
+    monkeypatch.setattr(EchoWriter, "write", slowly)
+    with Visit(browser, address) as page:
+        page.click("#tab-find")
+        page.fill("#words", "blue")
+        page.keyboard.press("Enter")
+        page.click("#results .hit >> nth=0")
+        page.click("#item [data-lang=en]")
+        playwright.expect(page.locator("#item [data-lang=en]")).to_be_disabled()
+        page.click("#item [data-lang=zh]")
+        playwright.expect(page.locator("#item [data-lang=en]")).to_be_enabled()
+        assert page.locator("#script").get_attribute("aria-busy") == "true"
+        gate.set()
+        playwright.expect(page.locator("#script")).to_contain_text("号")
+        playwright.expect(page.locator("#script")).to_have_attribute("aria-busy", "false")
+
+
+def test_the_keyboard_skips_to_the_content_and_sees_where_it_is(browser: Any, address: str) -> None:
+    with Visit(browser, address) as page:
+        page.keyboard.press("2")
+        page.focus(".skip")
+        page.keyboard.press("Enter")
+        assert page.locator("#find").is_visible() and page.url.endswith("#/find")
+        assert page.locator("main").evaluate("main => main === document.activeElement")
+        page.focus("#words")
+        page.keyboard.press("Tab")  # to the file input, which is not seen itself
+        outline = page.locator(".attach").evaluate("label => getComputedStyle(label).outlineStyle")
+        assert outline == "solid"

@@ -56,6 +56,25 @@ def test_facts_are_in_the_language_of_the_script(shop: Shop) -> None:
     assert dict(shop.facts("blue/2", attributes, "zh"))["name"] == "2号"
 
 
+def test_numbers_are_told_whole(shop: Shop) -> None:
+    attributes = {"name": 501.0, "price": 12345.67, "stock": 1234567.0, "new": True}
+    assert shop.label("a", attributes) == "501"
+    assert shop.facts("a", attributes, "en") == (
+        ("name", "501"),
+        ("price", "12345.67"),
+        ("stock", "1234567"),
+        ("new", "true"),
+    )
+
+
+def test_names_are_looked_for_in_the_language_of_the_script(shop: Shop) -> None:
+    both = {"name_en": "red apple", "name_zh": "红苹果", "colour_en": "red", "colour_zh": "红"}
+    assert shop.facts("a", both, "en") == (("name", "red apple"), ("colour", "red"))
+    assert shop.facts("a", both, "zh") == (("name", "红苹果"), ("colour", "红"))
+    assert shop.label("a", {"name_zh": "红苹果"}) == "红苹果"  # rather than the id
+    assert shop.label("a", {"name": "", "title": None}) == "a"
+
+
 def test_an_index_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no index at .*nothing"):
         Shop(str(tmp_path / "nothing"))

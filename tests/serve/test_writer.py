@@ -121,7 +121,7 @@ def test_the_shipped_writer_says_the_facts_in_both_languages() -> None:
     assert writer is not None
     told: list[str] = []
     products = [
-        Product((("name", "zeppelin"), ("colour", "teal"), ("price", "7")), "objects", lang, seed)
+        Product((("name", "zeppelin"), ("colour", "teal"), ("price", "7")), "objects", lang, seed, yuan=True)
         for lang in ("en", "zh")
         for seed in range(3)
     ]
@@ -131,3 +131,15 @@ def test_the_shipped_writer_says_the_facts_in_both_languages() -> None:
         assert "zeppelin" in text and "[" not in text, text
         assert bool(re.search("[\u4e00-\u9fff]", text)) == (product.lang == "zh")
     assert sum("7" in text for text in texts) >= 5 and sum("teal" in text for text in texts) >= 5
+
+
+def test_the_shipped_writer_says_no_price_of_an_unknown_currency() -> None:
+    writer = shipped_writer()
+    assert writer is not None
+    products = [
+        Product((("name", "zeppelin"), ("price", "7")), "objects", lang, seed)
+        for lang in ("en", "zh")
+        for seed in range(2)
+    ]
+    for text in writer.write(products, on_text=lambda i, text: None):
+        assert "zeppelin" in text and not re.search("7|yuan|元", text), text

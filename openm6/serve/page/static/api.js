@@ -3,6 +3,7 @@
 import { $ } from "./dom.js";
 
 const PATIENCE = 3; // times that a busy service is asked again
+const PASSING = ["starting", "queue_full"]; // what is over soon
 
 export class ApiError extends Error {
   constructor(status, error) {
@@ -14,17 +15,24 @@ export class ApiError extends Error {
 
 const key = () => sessionStorage.getItem("api-key");
 
-let asking;
-/** Ask for the key, once however many requests need it. */
-function askKey() {
+let asking; // the dialog's answer, while it is open
+let dismissed = false; // then it does not come back by itself
+
+/** Ask for the key, once however many requests need it; false where the user would rather not. */
+export function askKey(refused = false) {
   asking ??= new Promise((done) => {
     const dialog = $("key");
+    dialog.returnValue = ""; // of an earlier time
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("api-key", $("key-input").value);
       asking = undefined;
-      done(dialog.returnValue === "use");
+      dismissed = dialog.returnValue !== "use";
+      if (!dismissed) sessionStorage.setItem("api-key", $("key-input").value.trim());
+      $("key-input").value = "";
+      $("open-key").hidden = !dismissed;
+      done(!dismissed);
     }, { once: true });
     dialog.showModal();
+    $("key-problem").textContent = refused ? "The service refused this key." : "";
   });
   return asking;
 }
@@ -33,7 +41,8 @@ function askKey() {
 async function ask(path, options = {}) {
   for (let attempt = 0; ; attempt++) {
     const headers = new Headers(options.headers);
-    if (key()) headers.set("X-API-Key", key());
+    const sent = key();
+    if (sent) headers.set("X-API-Key", sent);
     let response;
     try {
       response = await fetch(path, { ...options, headers });
@@ -43,8 +52,9 @@ async function ask(path, options = {}) {
     }
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
-    if (response.status === 401 && (await askKey())) continue;
-    if (response.status === 503 && attempt < PATIENCE) {
+    // Another request may have asked for the key meanwhile.
+    if (response.status === 401 && (sent !== key() || (!dismissed && (await askKey(Boolean(sent)))))) continue;
+    if (PASSING.includes(body.error?.code) && attempt < PATIENCE) {
       const seconds = Number(response.headers.get("Retry-After") ?? 2);
       await new Promise((done) => setTimeout(done, 1000 * Math.min(seconds, 10)));
       continue;

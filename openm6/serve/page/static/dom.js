@@ -22,27 +22,49 @@ let fading;
 /** Tell of a problem, for some seconds. */
 export function toast(message) {
   const place = $("toast");
+  // What lies beside an open dialog is under its backdrop.
+  ([...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body).append(place);
   place.textContent = message;
   place.hidden = false;
   clearTimeout(fading);
   fading = setTimeout(() => (place.hidden = true), 7000);
 }
 
+const started = new WeakMap(); // how much of what a button started is not done
+function count(button, step) {
+  started.set(button, (started.get(button) ?? 0) + step);
+  button.disabled = started.get(button) > 0;
+}
+
 /** Run something that a button started: the button waits, problems are told. */
 export async function busy(button, run) {
-  if (button) button.disabled = true;
+  if (button) count(button, 1);
   try {
     return await run();
   } catch (problem) {
     if (problem.name !== "AbortError") toast(problem.message);
   } finally {
-    if (button) button.disabled = false;
+    if (button) count(button, -1);
   }
 }
 
-/** A picture small enough to keep, as a data: address. */
+export const items = (count) => `${count} ${count === 1 ? "item" : "items"}`;
+
+const size = (bytes) => (bytes < 2 ** 20 ? `${Math.round(bytes / 2 ** 10)} KiB` : `${+(bytes / 2 ** 20).toFixed(1)} MiB`);
+
+/** Whether a file may be sent as a picture; if not, it is told why. */
+export function usable(blob) {
+  const most = Number(document.body.dataset.maxUpload);
+  const picture = blob.type.startsWith("image/");
+  if (!picture) toast(`${blob.name ?? "this"} is not a picture`);
+  else if (blob.size > most) toast(`the picture is larger than ${size(most)}`);
+  return picture && blob.size <= most;
+}
+
+/** A picture small enough to keep, as a data: address; undefined where the browser cannot read it. */
 export async function small(blob, side = 128) {
-  const bitmap = await createImageBitmap(blob);
+  const bitmap = await createImageBitmap(blob).catch(() => undefined);
+  if (!bitmap) return undefined;
   const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
   const canvas = el("canvas", {
     width: Math.max(1, Math.round(bitmap.width * scale)),

@@ -8,8 +8,11 @@ import { look } from "./look.js";
 import { show as showTab } from "./tabs.js";
 
 let drawn; // {text, seed, picture}
+let making; // the one at work, which a newer one stops
 
 async function draw(text, seed) {
+  making?.abort();
+  const mine = (making = new AbortController());
   const bar = $("draw-progress");
   bar.value = 0;
   bar.hidden = false;
@@ -18,14 +21,15 @@ async function draw(text, seed) {
   $("drawing-actions").hidden = true;
   await busy($("draw-form").querySelector("[type=submit]"), async () => {
     try {
-      const drawing = await follow("/v1/draw", { text, seed }, { progress: (share) => (bar.value = share) });
-      show(drawing);
-      remember("draw", text, drawing, drawing.picture);
+      const progress = (share) => (bar.value = share);
+      const made = await follow("/v1/draw", { text, seed }, { progress }, mine.signal);
+      show(made);
+      remember("draw", text, made, made.picture);
     } catch (problem) {
-      $("draw-empty").hidden = false;
+      if (mine === making) $("draw-empty").hidden = false;
       throw problem;
     } finally {
-      bar.hidden = true;
+      if (mine === making) bar.hidden = true;
     }
   });
 }

@@ -1,7 +1,7 @@
 // Searching the catalogue: by words, a picture, or both, with filters.
 
 import { send, show as showPicture } from "./api.js";
-import { $, blobOf, busy, el, small, toast } from "./dom.js";
+import { $, blobOf, busy, el, items, small, toast, usable } from "./dom.js";
 import { opens, remember } from "./history.js";
 import { openItem } from "./item.js";
 import { show as showTab } from "./tabs.js";
@@ -11,6 +11,7 @@ let search; // the one at work, which a newer one stops
 
 /** Search with a picture (or none), and with the words and filters that stand in the form. */
 export async function find(blob = picture, { keep = true } = {}) {
+  if (blob && !usable(blob)) return;
   setPicture(blob);
   showTab("find");
   const words = $("words").value.trim();
@@ -22,15 +23,16 @@ export async function find(blob = picture, { keep = true } = {}) {
   $("suggestions").hidden = true;
   await busy($("find-form").querySelector("[type=submit]"), async () => {
     try {
-      const where = filter();
-      const { hits } = await send("/v1/search", { image: picture, text: words, where }, signal);
+      const asked = { words, where: $("where").value, filters: chosen() };
+      const { hits } = await send("/v1/search", { image: blob, text: words, where: filter() }, signal);
       $("found").textContent = hits.length
-        ? `${hits.length} items, the most similar first`
+        ? `${items(hits.length)}, the most similar first`
         : "Nothing passes these filters.";
       $("results").replaceChildren(...hits.map(card));
       if (keep) {
-        const image = picture ? await small(picture) : undefined;
-        remember("find", words || "with a picture", { words, where: $("where").value }, image);
+        const image = blob ? await small(blob) : undefined;
+        // What cannot be shown cannot be kept.
+        if (image || !blob) remember("find", words || "with a picture", asked, image);
       }
     } catch (problem) {
       if (!signal.aborted) $("found").textContent = "";
@@ -46,7 +48,6 @@ export function findSimilar(blob) {
 }
 
 function setPicture(blob) {
-  if (blob && !blob.type.startsWith("image/")) return toast("this is not a picture");
   picture = blob;
   const place = $("query-picture");
   place.hidden = !blob;
@@ -61,7 +62,7 @@ function card(hit) {
   if (hit.picture) showPicture(image, hit.picture).catch(() => {});
   const facts = el("span", { className: "facts" });
   if (attributes.price !== undefined && attributes.price !== null) {
-    facts.append(el("span", {}, `¥${attributes.price}`));
+    facts.append(el("span", {}, `${$("find").dataset.currency}${attributes.price}`));
   }
   facts.append(el("span", { title: "similarity" }, hit.similarity.toFixed(2)));
   const button = el("button", { type: "button", className: "hit" }, hit.picture ? image : "", el("strong", {}, hit.name));
@@ -71,10 +72,14 @@ function card(hit) {
   return el("li", {}, button);
 }
 
+const controls = () => [...$("filters").querySelectorAll("[data-column]")];
+/** What the controls say, by column. */
+const chosen = () => Object.fromEntries(controls().filter(({ value }) => value).map(({ dataset, value }) => [dataset.column, value]));
+
 /** The filters of the form as one expression. */
 function filter() {
   const parts = [];
-  for (const field of $("filters").querySelectorAll("[data-column]")) {
+  for (const field of controls()) {
     if (!field.value) continue;
     const column = `"${field.dataset.column}"`;
     parts.push(field.type === "number" ? `${column} <= ${Number(field.value)}` : `${column} = '${field.value.replaceAll("'", "''")}'`);
@@ -96,8 +101,10 @@ export function offerFilters({ facets }) {
       if (facet.choices.length) {
         control = el("select", { id }, el("option", { value: "" }, "any"));
         control.append(...facet.choices.map((choice) => el("option", { value: choice }, choice)));
-      } else if (facet.kind === "number" && facet.least !== null) {
-        control = el("input", { id, type: "number", min: facet.least, step: "any", placeholder: `up to ${facet.most}` });
+      } else if (facet.kind === "number") {
+        control = el("input", { id, type: "number", step: "any" });
+        // Of a large catalogue the range is not known.
+        if (facet.least !== null) Object.assign(control, { min: facet.least, placeholder: `up to ${facet.most}` });
       } else {
         return null;
       }
@@ -127,8 +134,9 @@ for (const chip of $("suggestions").children) {
     find(null);
   });
 }
-opens("find", ({ words, where }, { picture: image }) => {
+opens("find", ({ words, where, filters = {} }, { picture: image }) => {
   $("words").value = words;
   $("where").value = where;
+  for (const field of controls()) field.value = filters[field.dataset.column] ?? "";
   find(image ? blobOf(image) : null, { keep: false });
 });

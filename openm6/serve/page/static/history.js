@@ -1,6 +1,7 @@
 // What was done, kept in this browser: a list of {kind, title, picture, data}; each part of the page opens its own kind.
 
 import { $, el, icon } from "./dom.js";
+import { PARTS } from "./tabs.js";
 
 const KEPT = 40;
 const openers = {};
@@ -10,6 +11,9 @@ try {
 } catch {
   // what another version kept
 }
+
+/** Where an entry of a kind belongs: another service of this address may not have it. */
+const part = (kind) => (kind === "item" ? "find" : kind);
 
 /** Say how an entry of a kind is opened again. */
 export function opens(kind, open) {
@@ -37,10 +41,10 @@ function save() {
 function render() {
   $("history-note").textContent = entries.length ? "Kept in this browser alone." : "Nothing yet.";
   $("history-list").replaceChildren(
-    ...entries.map((entry) => {
+    ...entries.filter(({ kind }) => PARTS.includes(part(kind))).map((entry) => {
       const time = new Date(entry.at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
       const words = el("span", {}, el("span", {}, entry.title), el("span", { className: "quiet" }, time));
-      const mark = entry.picture ? el("img", { src: entry.picture, alt: "" }) : icon(entry.kind === "item" ? "find" : entry.kind);
+      const mark = entry.picture ? el("img", { src: entry.picture, alt: "" }) : icon(part(entry.kind));
       const button = el("button", { type: "button" }, mark, words);
       button.addEventListener("click", () => {
         $("history").close();

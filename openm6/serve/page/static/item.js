@@ -36,7 +36,7 @@ function facts({ name, attributes }) {
 async function writeScript(lang, button) {
   const place = $("script");
   writing?.abort();
-  writing = new AbortController();
+  const mine = (writing = new AbortController());
   place.textContent = "";
   place.lang = lang;
   place.setAttribute("aria-busy", "true");
@@ -44,12 +44,12 @@ async function writeScript(lang, button) {
     try {
       const request = { item: chosen.id, lang, seed: Math.floor(Math.random() * 2 ** 31) };
       const text = (added, anew) => (place.textContent = anew ? added : place.textContent + added);
-      const script = await follow("/v1/script", request, { text }, writing.signal);
+      const script = await follow("/v1/script", request, { text }, mine.signal);
       place.textContent = script.text;
       $("script-by").textContent = `Written by ${script.by}.`;
       remember("item", `${chosen.name}: ${script.text}`, { id: chosen.id, script });
     } finally {
-      place.setAttribute("aria-busy", "false");
+      if (mine === writing) place.setAttribute("aria-busy", "false");
     }
   });
 }

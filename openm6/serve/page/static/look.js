@@ -1,7 +1,7 @@
 // A picture: what it shows, in both languages, and questions about it.
 
 import { send } from "./api.js";
-import { $, blobOf, busy, el, small, toast } from "./dom.js";
+import { $, blobOf, busy, el, small, toast, usable } from "./dom.js";
 import { opens, remember } from "./history.js";
 import { show as showTab } from "./tabs.js";
 
@@ -10,10 +10,7 @@ let turn = 0; // of the picture: answers to an earlier one are not shown
 
 /** Take a picture, and say what it shows. */
 export async function look(blob, { keep = true } = {}) {
-  if (!blob.type.startsWith("image/")) return toast(`${blob.name ?? "this"} is not a picture`);
-  if (blob.size > Number(document.body.dataset.maxUpload)) {
-    return toast(`the picture is larger than ${(document.body.dataset.maxUpload / 2 ** 20).toFixed(0)} MiB`);
-  }
+  if (!usable(blob)) return;
   photo = blob;
   const mine = ++turn;
   const preview = $("photo-preview");
@@ -28,7 +25,7 @@ export async function look(blob, { keep = true } = {}) {
     const captions = await Promise.all(["en", "zh"].map((lang) => caption(lang, mine)));
     if (!keep || mine !== turn) return;
     const picture = await small(blob);
-    remember("look", captions.join(" · "), { picture }, picture);
+    if (picture) remember("look", captions.join(" · "), { picture }, picture);
   });
 }
 

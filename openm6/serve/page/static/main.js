@@ -1,7 +1,7 @@
 // The page: its parts, its state of readiness, its keys.
 
-import { get } from "./api.js";
-import { $ } from "./dom.js";
+import { askKey, get } from "./api.js";
+import { $, items } from "./dom.js";
 import { findSimilar, offerFilters } from "./find.js";
 import { openHistory } from "./history.js";
 import { currentPhoto } from "./look.js";
@@ -18,7 +18,7 @@ async function watch() {
       const about = await get("/v1/about");
       if (about.ready) {
         place.dataset.state = "ready";
-        words.textContent = about.catalogue ? `${about.catalogue.items} items` : "ready";
+        words.textContent = about.catalogue ? items(about.catalogue.items) : "ready";
         if (about.catalogue) offerFilters(about.catalogue);
         return;
       }
@@ -27,7 +27,7 @@ async function watch() {
       if (about.problem) return;
     } catch (problem) {
       place.dataset.state = "problem";
-      words.textContent = problem.message;
+      words.textContent = problem.status === 401 ? "needs its key" : problem.message;
     }
     await new Promise((done) => setTimeout(done, 1000));
   }
@@ -45,7 +45,7 @@ addEventListener("keydown", (event) => {
   if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const part = PARTS[Number(event.key) - 1];
   if (part) show(part);
-  else if (event.key === "/") {
+  else if (event.key === "/" && PARTS.includes("find")) {
     event.preventDefault();
     show("find");
     $("words").focus();
@@ -58,6 +58,7 @@ for (const dialog of document.querySelectorAll("dialog:not(#key)")) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
 $("toggle-theme").addEventListener("click", toggleTheme);
+$("open-key").addEventListener("click", () => askKey());
 $("open-keys").addEventListener("click", () => $("keys").showModal());
 $("find-photo").addEventListener("click", () => currentPhoto() && findSimilar(currentPhoto()));
 watch();

@@ -1,8 +1,8 @@
-// The four parts of the page, in the address too, so that back and reload work.
+// The parts of the page that the service has, in the address too, so that back and reload work.
 
 import { $ } from "./dom.js";
 
-export const PARTS = ["look", "find", "draw", "write"];
+export const PARTS = [...document.querySelectorAll(".tabs button")].map((tab) => tab.getAttribute("aria-controls"));
 
 export function show(name) {
   for (const part of PARTS) {
@@ -24,6 +24,11 @@ document.querySelector(".tabs").addEventListener("keydown", (event) => {
   const next = PARTS[(at + step + PARTS.length) % PARTS.length];
   show(next);
   $(`tab-${next}`).focus();
+});
+// The address says which part is open: an anchor would change it.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("main").focus();
 });
 const fromAddress = () => show(PARTS.find((part) => `#/${part}` === location.hash) ?? PARTS[0]);
 addEventListener("popstate", fromAddress);
