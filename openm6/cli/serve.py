@@ -24,6 +24,9 @@ def serve(
     pictures: Annotated[
         Path | None, typer.Option(help="With --index: the folder where its column `image` starts.")
     ] = None,
+    yuan: Annotated[
+        bool, typer.Option("--yuan", help="With --index: its prices are in yuan; cards and scripts say so.")
+    ] = False,
     writer: Annotated[
         Path | None,
         typer.Option(
@@ -52,8 +55,9 @@ def serve(
     """
     if host not in LOOPBACK and api_key is None:
         raise ValueError(f"--host {host} opens the service to the network: give it an --api-key")
-    if pictures is not None and index is None:
-        raise ValueError("--pictures goes with --index; the embedded catalogue has its own")
+    if index is None and (pictures is not None or yuan):
+        option = "--pictures" if pictures is not None else "--yuan"
+        raise ValueError(f"{option} goes with --index; the embedded catalogue has its own")
     try:
         from openm6.serve import server
     except ImportError as error:
@@ -84,7 +88,7 @@ def serve(
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {message}") from error
     bound = server.listen(host, port)
     port = bound.getsockname()[1]
-    shop = embedded_shop() if index is None else Shop(index, pictures=pictures)
+    shop = embedded_shop() if index is None else Shop(index, pictures=pictures, yuan=yuan)
     engine = Engine(
         shop.pipeline if shop.pipeline is not None and model is None else openm6.load(model),
         settings,

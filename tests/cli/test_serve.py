@@ -15,6 +15,7 @@ def test_mistakes_are_told_before_anything_is_loaded(cli: Cli, tmp_path: Path) -
     )
     assert "api_key: a key has letters" in cli.mistake("serve", "--api-key", "schlüssel", "--port", "0")
     assert "--pictures goes with --index" in cli.mistake("serve", "--pictures", tmp_path)
+    assert "--yuan goes with --index" in cli.mistake("serve", "--yuan")
     assert "there is no index at" in cli.mistake("serve", "--port", "0", "--index", tmp_path / "none")
     assert "is not a size" in cli.mistake("serve", "--upload", "much")
     with socket.socket() as other:
