@@ -292,7 +292,7 @@ def main() -> None:
         figures |= gain(Path(folder), arguments.gain_seconds)
     figures = {
         "benchmark": "serve_load",
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/serve_load.py --seconds {arguments.seconds:g}",
         "machine": machine(),
         **figures,
     }
