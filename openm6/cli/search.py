@@ -136,9 +136,12 @@ app.command()(cleanly(simulate))
 
 
 def _told(attributes: object) -> str:
+    from openm6.search.catalogue import of_kind
+
     assert isinstance(attributes, dict)
     values = {
-        name: f"{value:.15g}" if isinstance(value, float) else value for name, value in attributes.items()
+        name: of_kind(value, "text") if isinstance(value, float) else value
+        for name, value in attributes.items()
     }
     return "  ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 

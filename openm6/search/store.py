@@ -116,18 +116,7 @@ class DatabaseStore(Store):
     complaints: tuple[type[Exception], ...]
 
     def __init_subclass__(cls) -> None:
-        for name in (
-            "create",
-            "hashes",
-            "write",
-            "delete",
-            "settle",
-            "count",
-            "nearest",
-            "coarse",
-            "rows",
-            "vectors",
-        ):
+        for name in Store.__abstractmethods__ - {"about", "updating"}:
             setattr(cls, name, _plainly(getattr(cls, name)))
 
 

@@ -144,20 +144,20 @@ class R2D2(Objective):
     def _contrast(self, model: M6, mine: Side, others: Side, queue: Queue) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-ranking in one direction: its loss, all scores (M, V) and what belongs together (M, V)."""
         with torch.autocast(mine.unit_MD.device.type, enabled=False):  # as `match_logits`, and for its reason
-            scale = model.inverse_temperature()
-            scores_MV, same_MV = scale * mine.unit_MD @ others.unit_MD.T, mine.key_M[:, None] == others.key_M
+            scores_MV = model.match_logits(mine.unit_MD, others.unit_MD)
+            same_MV = mine.key_M[:, None] == others.key_M
             if mine.taught_MD is None or others.taught_MD is None:
                 return pre_ranking_loss(scores_MV, same_MV), scores_MV, same_MV
             queued = queue.content()
-            scores_MV = torch.cat((scores_MV, scale * mine.unit_MD @ queued.vector_VD.T), dim=1)
+            scores_MV = torch.cat((scores_MV, model.match_logits(mine.unit_MD, queued.vector_VD)), dim=1)
             same_MV = torch.cat((same_MV, mine.key_M[:, None] == queued.key_V), dim=1)
             loss = pre_ranking_loss(
                 scores_MV,
                 same_MV,
                 weight_V=torch.cat((torch.ones_like(others.unit_MD[:, 0]), queued.weight_V)),
-                likeness_MV=scale.detach()
-                * mine.taught_MD
-                @ torch.cat((others.taught_MD, queued.vector_VD)).T,
+                likeness_MV=model.match_logits(
+                    mine.taught_MD, torch.cat((others.taught_MD, queued.vector_VD))
+                ).detach(),
                 share=self.config.target_guided,
             )
             return loss, scores_MV, same_MV
