@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
-from openm6.giant.budget import parse_bytes, peak_resident_bytes
+from openm6.giant.measure.budget import parse_bytes, peak_resident_bytes
 
 DEPTHS = (1, 2, 4)  # times as many layers
 

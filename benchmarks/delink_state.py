@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import Stopwatch, emit, machine, rounded
 from openm6.giant import average_shared_gradients, delink, share
-from openm6.giant.sharing import StateRule
+from openm6.giant.sharing.pseudo_to_real import StateRule
 
 LAYERS, SIZE, STEPS = 12, 16, 500
 AT = [1, 2, 5, 10, 20, 50, 100, 200, 500]

@@ -3,7 +3,7 @@
     python benchmarks/experts.py --out benchmarks/results/experts.json
     python benchmarks/experts.py --steps 100 --seeds 0
 
-Trains `configs/experts-small.yaml` (text and images of the embedded corpus) with every seed in every arm.
+Trains `openm6/configs/experts-small.yaml` (text and images of the embedded corpus) with every seed in every arm.
 Compute is equal: a token goes through as many FFN columns in every arm (dense 512; k experts of 512 / k), and
 experts take no more than their even share of a step's tokens in training (capacity 1x), so k times more
 active experts never means more arithmetic. All mixtures hold as many expert parameters: 8 k experts of
@@ -44,6 +44,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import Stopwatch, emit, machine, rounded
 from benchmarks.pseudo_to_real_small import losses_of, total
+from openm6.configs import RECIPES
 from openm6.model import M6
 from openm6.model.experts import run_expert, run_experts
 from openm6.train.config import RunConfig
@@ -53,7 +54,7 @@ from openm6.train.metrics import read_metrics
 from openm6.train.recipe import load_recipe
 from openm6.train.tokenizers import open_tokenizers
 
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "experts-small.yaml"
+RECIPE = RECIPES / "experts-small.yaml"
 EXPERTS = 8  # for each that is active
 CAPACITY = 1.0
 ARMS: dict[str, dict[str, int]] = {

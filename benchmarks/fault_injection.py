@@ -19,8 +19,8 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.fault_run import DELINK, STEPS, Digests, advance, batches, digest_of, drain, open_run, start
-from openm6.giant.commit import RECORD, part_file, read_record
-from openm6.giant.store import TierError
+from openm6.giant.tiers.commit import RECORD, part_file, read_record
+from openm6.giant.tiers.store import TierError
 
 # -------------------- damaged files
 

@@ -21,8 +21,8 @@ import xxhash
 
 from benchmarks.stream import Texts, loss, texts
 from openm6.giant import Giant, share, stream
-from openm6.giant.commit import read_record
-from openm6.giant.store import Access, TieredStore
+from openm6.giant.tiers.commit import read_record
+from openm6.giant.tiers.store import Access, TieredStore
 from openm6.model import M6, ModelConfig
 from openm6.model.config import ExpertsConfig
 

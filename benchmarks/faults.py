@@ -34,7 +34,7 @@ import torch
 from benchmarks.common import emit, machine, rounded
 from benchmarks.fault_injection import damage_runs, failure_runs, limited_runs
 from benchmarks.fault_run import DELINK, OPTIMIZERS, STEPS, Digests, digest_of, drain, run, start, unbroken
-from openm6.giant.commit import RECORD
+from openm6.giant.tiers.commit import RECORD
 
 
 def state_of(folder: Path, scratch: Path) -> tuple[int, str]:

@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
+from openm6.configs import RECIPES
 from openm6.model.size import count
 from openm6.train.config import RunConfig
 from openm6.train.metrics import METRICS_FILE, read_metrics
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--disk", type=Path, required=True, help="folder for what does not fit in memory")
     parser.add_argument("--run", type=Path, default=Path("runs/m6-10t-shard"), help="folder of the run")
     parser.add_argument("--budget", default="12GiB")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "configs" / "m6-10t-shard.yaml")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "m6-10t-shard.yaml")
     parser.add_argument("--log", type=Path, help="also copy the run's metrics here")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args(argv)

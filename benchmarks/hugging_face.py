@@ -41,10 +41,10 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import Stopwatch, emit, machine, rounded
 from openm6.giant import stream
-from openm6.giant.budget import parse_bytes, peak_resident_bytes
-from openm6.giant.hugging_face import put_parameter, skeleton, tied_parameters
-from openm6.giant.parts import TensorSpec
-from openm6.giant.shards import ShardWriter
+from openm6.giant.measure.budget import parse_bytes, peak_resident_bytes
+from openm6.giant.models.hugging_face import put_parameter, skeleton, tied_parameters
+from openm6.giant.models.shards import ShardWriter
+from openm6.giant.tiers.parts import TensorSpec
 
 LR = 1e-4
 # Of Qwen/Qwen3-4B and Qwen/Qwen3-8B, from their config.json.

@@ -6,8 +6,8 @@
 Captions are descriptions such as "flat fluent drawing in brown, mammals: horse" (benchmarks/descriptions.py). Every
 part of a `val` picture's description is known from `train`, but no text of `train` has them together, as no caption
 of COCO's test pictures is one of its training captions. Two models, trained here and kept in `--work`: the teller
-(`configs/tell.yaml`) has read the descriptions of the training pictures and seen no picture; the guide is the
-shipped model trained on (`configs/match-begun.yaml`) to match those pictures with their descriptions, whole, begun,
+(recipe `tell`) has read the descriptions of the training pictures and seen no picture; the guide is the
+shipped model trained on (recipe `match-begun`) to match those pictures with their descriptions, whole, begun,
 and gone astray. All methods use the same guide and the same texts. MAGIC's settings are those of `TRIED` that do
 best on pictures taken out of `train`, which neither of the two has been trained on (the shipped model had been).
 
@@ -50,6 +50,7 @@ from benchmarks.common import Stopwatch, emit, hash_order, machine, rounded
 from benchmarks.descriptions import PARTS, describe, parts, to_tune_on, write_pictures
 from benchmarks.gradient_guided import GradientGuidance, gradient_guided
 from benchmarks.measures import bootstrap_interval, normalise, same
+from openm6.configs import RECIPES
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.pipeline import BATCH, MAX_TEXT, Pipeline
@@ -59,7 +60,6 @@ from openm6.train.config import RunConfig
 from openm6.train.loop import train
 from openm6.train.recipe import load_recipe
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PAPER = [Magic(k=45, alpha=alpha, beta=beta) for alpha in (0.0, 0.1) for beta in (1.0, 2.0, 4.0)]
 TRIED = [
     *PAPER,
@@ -78,7 +78,7 @@ def trained(recipe: str, folder: Path, overrides: Sequence[str] = ()) -> Pipelin
     Raises ValueError where the folder holds a run of another recipe.
     """
     print(f"training {folder.name} ...", file=sys.stderr, flush=True)
-    train(load_recipe(CONFIGS / f"{recipe}.yaml", list(overrides), RunConfig), folder)
+    train(load_recipe(RECIPES / f"{recipe}.yaml", list(overrides), RunConfig), folder)
     return openm6.load(folder)
 
 

@@ -42,7 +42,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 
 from benchmarks.common import emit, machine, rounded
-from openm6.giant.ranks import joined
+from openm6.giant.ranks.processes import joined
 from openm6.model import ModelConfig
 from openm6.train.config import RunConfig
 from openm6.train.loop import train

@@ -37,8 +37,8 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
+from openm6.plan.rehearsal import step_seconds
 from openm6.train.metrics import read_metrics
-from openm6.train.rehearsal import step_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 16, 2  # of a run; of a stage's steps, those that do not count

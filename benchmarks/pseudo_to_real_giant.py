@@ -3,7 +3,7 @@
     python benchmarks/pseudo_to_real_giant.py --disk /mnt/nvme --minutes 15 --tune 3 \
         --out benchmarks/results/pseudo_to_real_giant.json --plot docs/images/pseudo-to-real-giant.svg
 
-Trains `configs/pseudo-to-real-giant.yaml` (2.4 billion parameters in experts, text and pictures of the
+Trains `openm6/configs/pseudo-to-real-giant.yaml` (2.4 billion parameters in experts, text and pictures of the
 embedded corpus, AdamW, fp32) for `--minutes` in two arms, both within `memory.host` of the recipe:
 
     real    a Real Giant from the first step, streamed
@@ -44,12 +44,13 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
+from openm6.configs import RECIPES
 from openm6.model.size import count
 from openm6.train.config import RunConfig
 from openm6.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "configs" / "pseudo-to-real-giant.yaml"
+RECIPE = RECIPES / "pseudo-to-real-giant.yaml"
 ARMS = ("real", "p2r")
 LABELS = {"real": "Real Giant from the start", "p2r": "Pseudo-to-Real"}
 COLOURS = {"real": "#1f2733", "p2r": "#d9480f"}

@@ -4,7 +4,7 @@
     python benchmarks/pseudo_to_real_small.py --plot docs/images/pseudo-to-real-small.svg \
         --page docs/pseudo-to-real.md --out benchmarks/results/pseudo_to_real_small.json
 
-Trains `configs/pseudo-to-real-small.yaml` with every seed in three arms: layers never share; all layers share
+Trains recipe `pseudo-to-real-small` with every seed in three arms: layers never share; all layers share
 one slot and are delinked after 10 % of the steps; after 30 %. The arms of a seed see the same batches, start
 from the same first layer and have the same schedule. With `--tune`, short runs on one further seed first
 choose each arm's learning rate. Every run is a process of its own, so that its peak memory is its own.
@@ -37,10 +37,11 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine
+from openm6.configs import RECIPES
 from openm6.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "configs" / "pseudo-to-real-small.yaml"
+RECIPE = RECIPES / "pseudo-to-real-small.yaml"
 ARMS = {"never": 0.0, "delink_10": 0.1, "delink_30": 0.3}  # share of the steps before the delink
 LABELS = {"never": "never share", "delink_10": "delink at 10 %", "delink_30": "delink at 30 %"}
 COLOURS = {"never": "#1f2733", "delink_10": "#2f6fdb", "delink_30": "#d9480f"}

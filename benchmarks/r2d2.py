@@ -3,7 +3,7 @@
     python benchmarks/r2d2.py --out benchmarks/results/r2d2.json
     python benchmarks/r2d2.py --seeds 1 --ablation-seeds       # one run of the recipe, no ablation
 
-Trains `configs/r2d2-emoji.yaml`, then, shorter, the recipe and the recipe without one part each, and measures
+Trains recipe `r2d2-emoji`, then, shorter, the recipe and the recipe without one part each, and measures
 them on `val`: unseen renditions of concepts that training has. Pictures look for their name among the names of
 all concepts of the corpus, and names for their pictures among val's, in English and in Chinese (what has the same
 name belongs to it). Ranking judges each query's 32 best. Mean recall is the mean of R@1, R@5 and R@10 in both
@@ -47,6 +47,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 import openm6
 from benchmarks.common import emit, machine, rounded
 from benchmarks.measures import normalise
+from openm6.configs import RECIPES
 from openm6.data.corpus import decode_image, load_emoji
 from openm6.decode.pipeline import Pipeline
 from openm6.decode.rank import By
@@ -56,7 +57,7 @@ from openm6.train.config import RunConfig
 from openm6.train.loop import train
 from openm6.train.recipe import load_recipe
 
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "r2d2-emoji.yaml"
+RECIPE = RECIPES / "r2d2-emoji.yaml"
 LANGUAGES = ("en", "zh")
 CANDIDATES = 32
 ARMS: dict[str, list[str]] = {

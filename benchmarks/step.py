@@ -1,6 +1,6 @@
 """How fast is a training step? Against this machine's own matrix products, and against `transformers`.
 
-    python benchmarks/step.py                                   # configs/m6-small.yaml, some minutes
+    python benchmarks/step.py                                   # openm6/configs/m6-small.yaml, some minutes
     python benchmarks/step.py --rounds 20 --out benchmarks/results/step.json
 
 One process, rounds in which everything has its turn, medians over the rounds.
@@ -38,6 +38,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import emit, machine, rounded
+from openm6.configs import RECIPES
 from openm6.model import M6, ModelConfig
 from openm6.model.hf import load_hf
 from openm6.model.stream import causal_stream
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", type=Path, default=ROOT / "configs" / "m6-small.yaml")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "m6-small.yaml")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument(
         "--clock",

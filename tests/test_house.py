@@ -11,7 +11,20 @@ import openm6
 
 ROOT = Path(__file__).resolve().parent.parent
 # The order of the house, top to bottom (docs/house.md), and the one folder that holds no code.
-HOUSE = ["cli", "serve", "search", "decode", "train", "giant", "tasks", "model", "modalities", "data"]
+HOUSE = [
+    "cli",
+    "serve",
+    "search",
+    "plan",
+    "decode",
+    "train",
+    "giant",
+    "tasks",
+    "model",
+    "modalities",
+    "data",
+    "configs",
+]
 DATA_ONLY = {"checkpoints"}
 MAX_LINES = 450
 

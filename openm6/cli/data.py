@@ -11,7 +11,7 @@ import typer
 
 from openm6.cli.arguments import pair
 from openm6.cli.output import Json, show
-from openm6.cli.train import RECIPES, find_recipe
+from openm6.configs import RECIPES, find_recipe
 
 if TYPE_CHECKING:
     from openm6.data import DataConfig, Record

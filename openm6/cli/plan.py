@@ -14,7 +14,7 @@ THIS = "cpu-2core"
 
 
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or the name of one in configs/.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or the name of a shipped one.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Dotted settings: memory.host=8GiB model.layers=24")
     ] = None,
@@ -84,17 +84,18 @@ def _plan(
     as_json: bool,
 ) -> None:
     from openm6.cli.arguments import check_writable
-    from openm6.cli.train import find_recipe, makes_image_tokenizer
-    from openm6.giant.plan.advice import advise, propose_micro_batches
-    from openm6.giant.plan.page import page
-    from openm6.giant.plan.plan import make_plan
-    from openm6.giant.plan.simulate import scale as at_sizes
-    from openm6.giant.plan.text import as_dict, text
-    from openm6.giant.plan.workload import Pieces
+    from openm6.cli.train import makes_image_tokenizer
+    from openm6.configs import find_recipe
+    from openm6.plan.advice import advise, propose_micro_batches
+    from openm6.plan.page import page
+    from openm6.plan.plan import make_plan
+    from openm6.plan.recipes import draw, job_of, open_hardware, resized, work_of
+    from openm6.plan.rehearsal import rehearsed
+    from openm6.plan.simulate import scale as at_sizes
+    from openm6.plan.text import as_dict, text
+    from openm6.plan.workload import Pieces
     from openm6.train.config import RunConfig
-    from openm6.train.planning import draw, job_of, open_hardware, resized, work_of
     from openm6.train.recipe import load_recipe
-    from openm6.train.rehearsal import rehearsed
 
     hardware = open_hardware(on)
     path = find_recipe(recipe)
@@ -141,7 +142,7 @@ def _probe(disk: Path, out: Path, *, as_json: bool) -> None:
     from openm6.train.memory import keep_large_blocks
 
     keep_large_blocks()  # as training does; before the first large tensor
-    from openm6.giant.plan.probe import probe
+    from openm6.plan.probe import probe
     from openm6.train.recipe import dump_recipe
 
     if not disk.is_dir():

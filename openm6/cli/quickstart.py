@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from openm6.cli.output import Json, to_json
-from openm6.cli.train import Overrides, find_recipe, summary, train_and_report
+from openm6.cli.train import Overrides, summary, train_and_report
 from openm6.cli.write import couplets
+from openm6.configs import find_recipe
 
 PICTURES, DRAWINGS = 3, 3  # shown in the terminal; the report has more
 COLUMNS = 24  # of a drawing in the terminal

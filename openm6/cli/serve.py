@@ -67,7 +67,7 @@ def serve(
     from pydantic import ValidationError
 
     import openm6
-    from openm6.giant.budget import parse_bytes
+    from openm6.giant.measure.budget import parse_bytes
     from openm6.serve.catalogue import embedded_shop
     from openm6.serve.engine import Engine
     from openm6.serve.settings import Settings

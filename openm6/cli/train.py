@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,17 +10,17 @@ import yaml
 from rich.console import Console
 
 from openm6.cli.output import Json, show
+from openm6.configs import find_recipe
 
 if TYPE_CHECKING:
     from openm6.train.config import RunConfig
     from openm6.train.image_tokenizer import ImageTokenizerRunConfig
 
-RECIPES = Path(__file__).parent.parent.parent / "configs"
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted settings: optimizer.lr=1e-3 steps=500")]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of one in configs/.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/NAME.")] = None,
     as_json: Json = False,
@@ -30,7 +29,7 @@ def train(
 
     openm6 train m6-small optimizer.lr=5e-4 steps=500
     """
-    from openm6.giant.ranks import first, launched
+    from openm6.giant.ranks.processes import first, launched
 
     path = find_recipe(recipe)
     if makes_image_tokenizer(path):
@@ -61,19 +60,6 @@ def train(
         return
     report, _ = train_and_report(config, folder, quiet=as_json)
     show(summary(recipe, config, folder, report), as_json=as_json, line=f"report: {report}")
-
-
-def find_recipe(name: str) -> Path:
-    """The YAML file of that path, or of that name in configs/. Raises ValueError when there is none."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {each.stem: each for each in sorted(RECIPES.glob("*.yaml"))}
-    if name.removesuffix(".yaml") in shipped:
-        return shipped[name.removesuffix(".yaml")]
-    near = get_close_matches(path.stem, shipped, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"configs/ has {', '.join(shipped) or 'none'}"
-    raise ValueError(f"there is no recipe '{name}', neither as a file nor in configs/; {hint}")
 
 
 def makes_image_tokenizer(path: Path) -> bool:

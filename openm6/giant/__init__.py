@@ -6,34 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openm6.giant.engine import Giant, StepReport, stream
-    from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
-    from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
-    from openm6.giant.trigger import (
+    from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+    from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
+    from openm6.giant.sharing.trigger import (
         CorrelationTrigger,
         FractionTrigger,
         StepTrigger,
         Trigger,
         adjacent_correlations,
     )
+    from openm6.giant.streaming.engine import Giant, StepReport, stream
 
 # Which file a name comes from; it is imported when the name is first asked for.
 _HOME = {
-    "Adafactor": "optimizers",
-    "AdamW": "optimizers",
-    "CorrelationTrigger": "trigger",
-    "FractionTrigger": "trigger",
-    "Giant": "engine",
-    "PartOptimizer": "optimizers",
-    "StepReport": "engine",
-    "StepTrigger": "trigger",
-    "Trigger": "trigger",
-    "adjacent_correlations": "trigger",
-    "average_shared_gradients": "sharing",
-    "delink": "sharing",
-    "share": "sharing",
-    "slot_uses": "sharing",
-    "stream": "engine",
+    "Adafactor": "optimizers.named",
+    "AdamW": "optimizers.named",
+    "CorrelationTrigger": "sharing.trigger",
+    "FractionTrigger": "sharing.trigger",
+    "Giant": "streaming.engine",
+    "PartOptimizer": "optimizers.named",
+    "StepReport": "streaming.engine",
+    "StepTrigger": "sharing.trigger",
+    "Trigger": "sharing.trigger",
+    "adjacent_correlations": "sharing.trigger",
+    "average_shared_gradients": "sharing.pseudo_to_real",
+    "delink": "sharing.pseudo_to_real",
+    "share": "sharing.pseudo_to_real",
+    "slot_uses": "sharing.pseudo_to_real",
+    "stream": "streaming.engine",
 }
 
 __all__ = [

@@ -48,7 +48,7 @@ class M6(nn.Module):
     """One transformer for every task.
 
     `slots` holds the parameters of the distinct layers and `sharing[i]` names the slot that layer i runs:
-    `[0] * layers` is a Pseudo Giant, `range(layers)` the Real Giant (see `openm6.giant.sharing`).
+    `[0] * layers` is a Pseudo Giant, `range(layers)` the Real Giant (see `openm6.giant.sharing.pseudo_to_real`).
     """
 
     def __init__(self, config: ModelConfig):

@@ -104,7 +104,7 @@ class QwenWriter:
 
 
 class SlotWriter:
-    """A checkpoint or run folder of `configs/script.yaml`. Raises ValueError if it is neither."""
+    """A checkpoint or run folder of `openm6/configs/script.yaml`. Raises ValueError if it is neither."""
 
     def __init__(self, folder: Path) -> None:
         self.m6 = Pipeline(folder)
@@ -139,7 +139,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def open_writer(folder: Path) -> Writer:
-    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `configs/script.yaml`.
+    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `openm6/configs/script.yaml`.
 
     Raises ValueError for any other.
     """

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openm6.giant.commit import check_json
+from openm6.giant.tiers.commit import check_json
 
 CHECKPOINTS = "checkpoints"
 MODEL_FILE = "model.safetensors"

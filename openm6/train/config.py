@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from openm6.data.augment import AugmentConfig
 from openm6.data.config import DataConfig
-from openm6.giant.budget import parse_bytes
+from openm6.giant.measure.budget import parse_bytes
 from openm6.model import ModelConfig
 from openm6.tasks import TASKS
 
@@ -128,7 +128,7 @@ class R2D2Config(_Strict):
 
 
 class RunConfig(_Strict):
-    """One training run, as `configs/*.yaml` say it."""
+    """One training run, as `openm6/configs/*.yaml` say it."""
 
     name: str
     seed: int = 0

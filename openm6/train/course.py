@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from openm6.giant.trigger import FractionTrigger
+from openm6.giant.sharing.trigger import FractionTrigger
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.config import MixConfig, RunConfig

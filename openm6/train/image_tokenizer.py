@@ -44,7 +44,7 @@ class AugmentImagesConfig(BaseModel):
 
 
 class ImageTokenizerRunConfig(BaseModel):
-    """One training run of an image tokenizer, as `configs/image-tokenizer.yaml` says it."""
+    """One training run of an image tokenizer, as `openm6/configs/image-tokenizer.yaml` says it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,6 +1,6 @@
 """The training loop: Pseudo Giant, delink, Real Giant, resumable at any moment.
 
-    train(load_recipe(Path("configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
+    train(load_recipe(Path("openm6/configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
 
 Everything that a step computes follows from the checkpoint before it, so a run that was killed and started
 again ends bit for bit like one that was not.
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from openm6.giant.ranks import Ranks, joined, launched
-from openm6.giant.sharing import average_shared_gradients, delink, share, slot_uses
-from openm6.giant.trigger import CorrelationTrigger, adjacent_correlations
+from openm6.giant.ranks.processes import Ranks, joined, launched
+from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
+from openm6.giant.sharing.trigger import CorrelationTrigger, adjacent_correlations
 from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model

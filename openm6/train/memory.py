@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openm6.giant.budget import peak_resident_bytes, resident_bytes
+from openm6.giant.measure.budget import peak_resident_bytes, resident_bytes
 
 __all__ = [
     "cpuinfo_has_bf16",

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from openm6.giant.batch_norm import synchronise
-from openm6.giant.collectives import Group
-from openm6.giant.commit import RECORD
-from openm6.giant.expert_parallel import spread_tokens
-from openm6.giant.parallel import Parallel
-from openm6.giant.ranks import Ranks
-from openm6.giant.trigger import adjacent_correlations
+from openm6.giant.ranks.batch_norm import synchronise
+from openm6.giant.ranks.collectives import Group
+from openm6.giant.ranks.expert_parallel import spread_tokens
+from openm6.giant.ranks.parallel import Parallel
+from openm6.giant.ranks.processes import Ranks
+from openm6.giant.sharing.trigger import adjacent_correlations
+from openm6.giant.tiers.commit import RECORD
 from openm6.model import M6
 from openm6.model.checkpoint import narrowed, save_weights
 from openm6.model.experts import Routing, balance_loss
@@ -125,7 +125,7 @@ class ParallelRun(Run):
 
 class ParallelStreamedRun(StreamedRun):
     """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its piece
-    of every slot (`openm6.giant.ranked_store`)."""
+    of every slot (`openm6.giant.ranks.ranked_store`)."""
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
         assert dist.group.WORLD is not None

@@ -3,7 +3,7 @@
     base: m6-small.yaml          # optional: read first, relative to this file; mappings merge, all else replaces
     optimizer: {lr: 3e-4}
 
-    load_recipe(Path("configs/quickstart.yaml"), ["optimizer.lr=1e-3", "data.0.weight=2"], TrainConfig)
+    load_recipe(Path("openm6/configs/quickstart.yaml"), ["optimizer.lr=1e-3", "data.0.weight=2"], TrainConfig)
 
 YAML is read by the rules that people expect (those of YAML 1.2): only true and false are booleans (`no` is a
 word), 3e-4 is a number, a date is text; and a key that stands twice is an error. Types are strict: "3" is no

@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from openm6.giant.commit import check_json
-from openm6.giant.ranks import Ranks
+from openm6.giant.ranks.processes import Ranks
+from openm6.giant.tiers.commit import check_json
 from openm6.train import checkpoint
 
 _MODEL, _OPTIMIZER, _OBJECTIVE = "model/", "optimizer/", "objective/"

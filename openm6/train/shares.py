@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openm6.giant.collectives import Group, bounds, gathered
+from openm6.giant.ranks.collectives import Group, bounds, gathered
 from openm6.model import M6
 from openm6.model.stream import Stream
 from openm6.tasks.collate import Batch

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openm6.giant.sharing import share
+from openm6.giant.sharing.pseudo_to_real import share
 from openm6.model import M6, ModelConfig
 
 _STD = 0.02  # as M6 initialises itself

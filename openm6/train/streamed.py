@@ -17,14 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from openm6.giant.budget import format_bytes, parse_bytes
-from openm6.giant.build import layouts
-from openm6.giant.collectives import Group
-from openm6.giant.commit import RECORD
-from openm6.giant.engine import Giant, stream
-from openm6.giant.optimizers import Adafactor, AdamW, PartOptimizer
-from openm6.giant.placement import solve
-from openm6.giant.report import StepReport
+from openm6.giant.measure.budget import format_bytes, parse_bytes
+from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.ranks.collectives import Group
+from openm6.giant.streaming.build import layouts
+from openm6.giant.streaming.engine import Giant, stream
+from openm6.giant.streaming.placement import solve
+from openm6.giant.streaming.report import StepReport
+from openm6.giant.tiers.commit import RECORD
 from openm6.model import M6
 from openm6.model.size import count
 from openm6.tasks.collate import Batch

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import budget
-from openm6.giant.budget import resident_bytes
+from openm6.giant.measure.budget import resident_bytes
 
 TINY = """
     --layers 3 --width 64 --ffn 96 --vocab 64 --steps 2 --row 8 --micro-batches 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import delink
-from openm6.giant import sharing
+from openm6.giant.sharing import pseudo_to_real as sharing
 
 
 def test_it_prints_one_line_without_a_difference(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

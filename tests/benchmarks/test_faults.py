@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import fault_injection, faults
 from benchmarks.fault_run import advance, digest_of, open_run
-from openm6.giant.direct_io import Disk
-from openm6.giant.store import Access
+from openm6.giant.tiers.direct_io import Disk
+from openm6.giant.tiers.store import Access
 
 
 @pytest.fixture(autouse=True)

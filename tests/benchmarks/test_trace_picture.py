@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.trace_picture import draw, kind, last_step, read_trace
-from openm6.giant.trace import Trace
+from openm6.giant.measure.trace import Trace
 
 
 def trace_of(path: Path, *, steps: int) -> None:

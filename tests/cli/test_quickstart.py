@@ -10,14 +10,14 @@ from rich.color import Color
 from rich.style import Style
 
 from openm6.cli.quickstart import blocks
-from openm6.cli.train import RECIPES
+from openm6.configs import RECIPES
 from openm6.train.config import RunConfig
 from openm6.train.recipe import load_recipe
 
 
 @pytest.fixture
 def tiny(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openm6.cli.train.RECIPES", recipe.parent)
+    monkeypatch.setattr("openm6.configs.RECIPES", recipe.parent)
 
 
 @pytest.mark.usefixtures("tiny")

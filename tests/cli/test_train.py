@@ -57,7 +57,7 @@ def test_progress_leaves_standard_output_to_json(cli: Any, recipe: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nonsense"], ["no recipe 'nonsense'", "configs/"]),
+        (["nonsense"], ["no recipe 'nonsense'", "the package has"]),
         (["m6-smal"], ["did you mean m6-small"]),
         (["RECIPE", "optimiser.lr=1"], ["'optimiser", "did you mean 'optimizer"]),
         (["RECIPE", "steps=many"], ["steps"]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from openm6.data.augment import normalise, over_white, stack_rgba
 from openm6.decode.cache import KeyValueCache
 from openm6.decode.decoder import Decoder
-from openm6.giant.sharing import share
+from openm6.giant.sharing.pseudo_to_real import share
 from openm6.model import M6
 from openm6.tasks import TASKS
 from openm6.tasks.collate import collate, length_of

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant import Giant, delink
-from openm6.giant.optimizers import PartOptimizer
-from openm6.giant.parts import TensorSpec
-from openm6.giant.store import Access
+from openm6.giant.optimizers.named import PartOptimizer
+from openm6.giant.tiers.parts import TensorSpec
+from openm6.giant.tiers.store import Access
 from tests.giant.subjects import Subject
 
 EXPERTS = ("ffn.up", "ffn.down")  # of three axes, where they are experts

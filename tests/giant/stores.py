@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openm6.giant.parts import PAGE, PartLayout, Section, TensorSpec
-from openm6.giant.store import Access, Tier, TieredStore
+from openm6.giant.tiers.parts import PAGE, PartLayout, Section, TensorSpec
+from openm6.giant.tiers.store import Access, Tier, TieredStore
 
 # One page of weights and two of state and of gradients: their tensors do not fill them.
 SMALL = PartLayout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openm6.giant.sharing import share
+from openm6.giant.sharing.pseudo_to_real import share
 from openm6.model import M6
 from openm6.model.size import count
 from tests import tiny

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from openm6.configs import RECIPES
 from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.model import ModelConfig
 from openm6.model.checkpoint import load_model
@@ -93,7 +94,7 @@ def test_a_recipe_comes_back_from_its_file_as_it_was(tmp_path: Path):
 
 
 def recipe_of_the_house(name: str, *overrides: str) -> RunConfig:
-    return load_recipe(Path(__file__).parents[2] / "configs" / f"{name}.yaml", overrides, RunConfig)
+    return load_recipe(RECIPES / f"{name}.yaml", overrides, RunConfig)
 
 
 @pytest.mark.parametrize("name", ["m6-small", "quickstart", "m6-10t-shard", "m6-10t"])
@@ -121,7 +122,7 @@ def test_m6_10t_has_ten_trillion_parameters_and_a_shard_its_512th():
 
 
 def test_finetune_begins_from_the_shipped_models_shape():
-    recipe = Path(__file__).parents[2] / "configs" / "finetune.yaml"
+    recipe = RECIPES / "finetune.yaml"
     assert load_recipe(recipe, [], RunConfig).model == load_model(model_folder("shipped")).config
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from openm6.decode.pipeline import Pipeline
-from openm6.giant.sharing import delink
+from openm6.giant.sharing.pseudo_to_real import delink
 from openm6.modalities.efficientnet import EfficientNetLite0
 from openm6.model import M6
 from openm6.model.checkpoint import narrowed

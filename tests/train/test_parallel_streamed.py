@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from openm6.giant import build, commit
+from openm6.giant.streaming import build
+from openm6.giant.tiers import commit
 from openm6.train.config import RunConfig
 from openm6.train.loop import check_can_spread, train
 from openm6.train.metrics import read_metrics

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from openm6.decode.pipeline import Pipeline
-from openm6.giant import build
-from openm6.giant.parts import Section
-from openm6.giant.pieces import Tier
-from openm6.giant.placement import Placement
-from openm6.giant.slots import Slot
+from openm6.giant.models.slots import Slot
+from openm6.giant.streaming import build
+from openm6.giant.streaming.placement import Placement
+from openm6.giant.tiers.parts import Section
+from openm6.giant.tiers.pieces import Tier
 from openm6.train import streamed
 from openm6.train.config import RunConfig
 from openm6.train.loop import train

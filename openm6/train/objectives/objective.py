@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from openm6.giant.collectives import Group
+from openm6.giant.ranks.collectives import Group
 from openm6.model import M6
 from openm6.tasks.collate import Batch
 

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from openm6.giant.batch_norm import synchronise
-from openm6.giant.collectives import Group, bounds, gathered
-from openm6.giant.sharing import delink
+from openm6.giant.ranks.batch_norm import synchronise
+from openm6.giant.ranks.collectives import Group, bounds, gathered
+from openm6.giant.sharing.pseudo_to_real import delink
 from openm6.model import M6, Stream
 from openm6.model.ranking import States, Verdict
 from openm6.tasks.collate import Batch

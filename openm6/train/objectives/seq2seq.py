@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openm6.giant.collectives import Group
+from openm6.giant.ranks.collectives import Group
 from openm6.model import M6
 from openm6.tasks.collate import Batch
 from openm6.train.objectives.contrastive import contrastive_loss

@@ -1,0 +1,1 @@
+"""What a run takes: budgets, live bytes, traces."""

@@ -1,0 +1,47 @@
+"""Keeping the process within its budget while a step computes.
+
+The C library keeps freed blocks for reuse, which is what makes allocation cheap: a layer's activations land where
+the last layer's were, on pages that are there already. But sizes differ, holes stay between blocks, and resident
+memory creeps above what is in use. So before each piece of work the keeper looks at the process's resident memory,
+and when what the piece may add would pass the budget, it has the holes handed back to the kernel. Where the budget
+is roomy that never happens; where it is tight, a piece of work begins without reserves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from openm6.giant.measure.budget import resident_bytes, settle
+
+_STATM = Path("/proc/self/statm")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Keeper:
+    """`check` is called before each piece of work.
+
+    Args:
+        budget_bytes: what the process may hold resident.
+        work_bytes: the most that a piece of work adds to it, by its kind.
+        growing: bytes that will become resident all the same: buffers not yet made.
+    """
+
+    def __init__(self, budget_bytes: int, work_bytes: Mapping[str, int], growing: Callable[[], int]) -> None:
+        self.budget_bytes, self.work_bytes, self.growing = budget_bytes, work_bytes, growing
+        self.settled = 0  # times that reserves were handed back
+
+    def check(self, kind: str) -> None:
+        """A piece of work of this kind begins."""
+        if _resident() + self.work_bytes.get(kind, 0) + self.growing() > self.budget_bytes:
+            settle()
+            self.settled += 1
+
+
+def _resident() -> int:
+    """Resident bytes, by the cheapest way that the system has."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE
+    except OSError:
+        return resident_bytes()

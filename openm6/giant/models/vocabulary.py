@@ -1,0 +1,149 @@
+"""Embeddings and heads of large vocabularies, stored in bf16, computed in fp32 (or, under autocast, in bf16).
+
+They are nearly all of a model's frame: Qwen3-8B's two have 1.2 billion weights. Stored as fp32, cast as a
+whole, or with a gradient for each use of a tied pair, they alone would fill a small budget. So
+
+- the head is multiplied by blocks of rows, and only a block at a time exists in fp32;
+- gradients are added to one fp32 buffer, `weight.main_grad`, by the backward pass of each use; autograd,
+  which would make a (V, D) tensor for each, sees none (`weight.grad` stays None).
+
+A frame in fp32 does without them: ordinary modules then compute, bit for bit, what they do in memory.
+
+Shapes: N tokens (any leading axes), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openm6.giant.models.hugging_face import put_parameter, tied_parameters
+
+BLOCK_BYTES = 64 << 20  # of a block of the head's rows, in fp32
+
+
+def store_frame_as(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let every parameter of a frame be fp32; but if `dtype` is bf16, let embeddings, and heads without bias,
+    be bf16 and computed by the modules of this file. In place; parameters may be on meta.
+
+    To be called when the model's layers are out of it: every `nn.Linear` that is left counts as a head.
+    """
+    narrow: set[nn.Parameter] = set()
+    for path, module in list(model.named_modules()) if dtype == torch.bfloat16 else ():
+        new: NarrowEmbedding | NarrowHead | None = None
+        # Exactly these: a subclass does something of its own.
+        if type(module) is nn.Embedding and module.max_norm is None:
+            new = NarrowEmbedding(module.weight)
+        elif type(module) is nn.Linear and module.bias is None:
+            new = NarrowHead(module.weight)
+        if new is not None:
+            narrow.add(new.weight)
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, new.train(module.training))
+    for names in tied_parameters(model).values():
+        parameter = model.get_parameter(names[0])
+        wanted = dtype if parameter in narrow else torch.float32
+        if parameter.dtype != wanted:
+            put_parameter(model, names, parameter.detach().to(wanted))
+
+
+class NarrowEmbedding(nn.Module):
+    """Token ids of any shape give rows of `weight` (V, D), as fp32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        assert isinstance(weight, nn.Parameter)
+        self.weight = weight
+
+    def forward(self, ids_N: Tensor) -> Tensor:
+        return _Lookup.apply(self.weight, ids_N)  # pyright: ignore[reportReturnType]
+
+
+class NarrowHead(nn.Module):
+    """(..., D) gives (..., V), the product with the transpose of `weight` (V, D)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        assert isinstance(weight, nn.Parameter)
+        self.weight = weight
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return _Product.apply(x_ND, self.weight)  # pyright: ignore[reportReturnType]
+
+
+def take_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients gathered so far, by name: in `main_grad`, or else in `grad`. Both are let go."""
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        gradient = getattr(parameter, "main_grad", None)
+        if gradient is None:
+            gradient = parameter.grad
+        else:
+            del parameter.main_grad  # pyright: ignore[reportAttributeAccessIssue]
+        parameter.grad = None
+        if gradient is not None:
+            gradients[name] = gradient
+    return gradients
+
+
+def _sum_of(weight: Tensor) -> Tensor:
+    """The buffer in which the gradients of `weight` are summed."""
+    if not hasattr(weight, "main_grad"):
+        weight.main_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # pyright: ignore[reportAttributeAccessIssue]
+    return weight.main_grad  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, ids_N: Tensor) -> Tensor:
+        ctx.weight = weight_VD
+        ctx.save_for_backward(ids_N)
+        return F.embedding(ids_N, weight_VD).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        (ids_N,) = ctx.saved_tensors
+        _sum_of(ctx.weight).index_add_(0, ids_N.flatten(), gradients[0].flatten(0, -2))
+        return None, None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.weight = weight_VD
+        ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        ctx.save_for_backward(x_ND)
+        x = x_ND.to(ctx.dtype)
+        out = torch.empty(*x.shape[:-1], len(weight_VD), dtype=ctx.dtype, device=x.device)
+        with torch.autocast("cpu", enabled=False):
+            for rows in _blocks(weight_VD):
+                out[..., rows] = x @ weight_VD[rows].to(ctx.dtype).T
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x_ND,) = ctx.saved_tensors
+        flat_ND, out_NV = x_ND.flatten(0, -2).to(ctx.dtype), gradients[0].flatten(0, -2).to(ctx.dtype)
+        dx_ND = torch.zeros(flat_ND.shape, dtype=torch.float32, device=flat_ND.device)
+        total_VD = _sum_of(ctx.weight) if ctx.needs_input_grad[1] else None
+        for rows in _blocks(ctx.weight):
+            dx_ND += out_NV[:, rows] @ ctx.weight[rows].to(ctx.dtype)
+            if total_VD is not None:
+                _add_product(total_VD[rows], out_NV[:, rows].T, flat_ND)
+        return dx_ND.view(x_ND.shape).to(x_ND.dtype), None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _blocks(weight_VD: Tensor) -> list[slice]:
+    rows = max(1, BLOCK_BYTES // (4 * weight_VD.shape[1]))
+    return [slice(first, first + rows) for first in range(0, len(weight_VD), rows)]

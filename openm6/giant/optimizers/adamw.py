@@ -1,0 +1,151 @@
+"""AdamW on a part; with bf16 weights, their lower halves are the optimizer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from openm6.giant.optimizers.part_optimizer import (
+    BLOCK,
+    ElementwiseOptimizer,
+    Tensors,
+    blocks,
+    check_decay,
+    check_dtype,
+)
+from openm6.giant.tiers.parts import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(ElementwiseOptimizer):
+    """AdamW (1711.05101): bit for bit `torch.optim.AdamW(fused=True)`.
+
+    bf16 weights are fp32 master weights rounded to nearest; the state keeps what rounding cut off, `low`, so
+    that both together are the master, to the bit (see `_join`). `clip` bounds the norm of the part's gradient
+    as `torch.nn.utils.clip_grad_norm_` does for a model; None = off. `scale` comes before the clip.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_decay(self.weight_decay)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie between 0 and 1, without 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip ({self.clip}) must be above 0; None switches it off")
+
+    def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        specs = []
+        for weight in weights:
+            check_dtype(weight)
+            kinds = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
+            if weight.dtype != torch.float32:
+                kinds["low"] = torch.int16
+            specs += [TensorSpec(f"{weight.name}.{kind}", weight.shape, kinds[kind]) for kind in kinds]
+        return tuple(specs)
+
+    def initialise(self, weights: Tensors, state: Tensors) -> None:
+        for name, weight in weights.items():
+            state[f"{name}.exp_avg"].zero_()
+            state[f"{name}.exp_avg_sq"].zero_()
+            if weight.dtype != torch.float32:
+                state[f"{name}.low"].zero_()
+
+    @torch.no_grad()
+    def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
+        # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
+        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
+        grads = list(gradients.values())
+        if scale != 1.0:
+            _multiply(grads, scale)
+        if self.clip is None:  # any sum of squares will do: this one is read at the memory's rate
+            return gradients if all(torch.dot(g.view(-1), g.view(-1)).isfinite() for g in grads) else None
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not norm.isfinite():
+            return None
+        factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
+        if factor < 1:
+            _multiply(grads, factor)
+        return gradients
+
+    @torch.no_grad()
+    def change(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        decayed: Collection[str],
+    ) -> None:
+        for name, weight in weights.items():
+            moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
+            weight_decay = self.weight_decay if name in decayed else 0.0
+            if weight.dtype == torch.float32:
+                self._change(weight, gradients[name], *moments, lr, step, weight_decay)
+                continue
+            master = torch.empty(min(BLOCK, weight.numel()), device=weight.device)
+            flat = [each.view(-1) for each in (weight, state[f"{name}.low"], gradients[name], *moments)]
+            for piece in blocks(flat[0]):
+                weight_N, low_N, gradient_N, first_N, second_N = (each[piece] for each in flat)
+                master_N = _join(weight_N, low_N, master[: len(weight_N)])
+                self._change(master_N, gradient_N, first_N, second_N, lr, step, weight_decay)
+                _split(master_N, weight_N, low_N)
+
+    def _change(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        lr: float,
+        step: int,
+        weight_decay: float,
+    ) -> None:
+        adamw(
+            [weight],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [torch.tensor(step - 1.0, device=weight.device)],  # counted up inside, so it is one behind
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+
+def _join(weight_N: Tensor, low_N: Tensor, out_N: Tensor) -> Tensor:
+    """The fp32 master weights, in `out_N`: the bits of the bf16 weight, shifted up, plus `low` (int16)."""
+    bits_N = out_N.view(torch.int32)
+    bits_N.copy_(weight_N.view(torch.int16)).bitwise_left_shift_(16).add_(low_N)
+    return out_N
+
+
+def _split(master_N: Tensor, weight_N: Tensor, low_N: Tensor) -> None:
+    """Undo `_join`; uses up the master weights.
+
+    As `low` has a sign, what is left above it is the nearest bf16 number: of two equally near ones, the one
+    that is larger in magnitude.
+    """
+    bits_N = master_N.view(torch.int32)
+    low_N.copy_(bits_N)  # the lower 16 bits
+    weight_N.view(torch.int16).copy_(bits_N.sub_(low_N).bitwise_right_shift_(16))
+
+
+def _multiply(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
+    for tensor in tensors:
+        tensor.mul_(factor)

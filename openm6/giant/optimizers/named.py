@@ -1,0 +1,28 @@
+"""Optimizers that update one part at a time, as soon as its gradients are complete.
+
+| optimizer | state a weight | bytes a weight, with the weight |
+|---|---|---|
+| AdamW, fp32 weights | two moments | 12 |
+| AdamW, bf16 weights | two moments and the lower half of an fp32 master weight | 12 |
+| Adafactor, fp32 weights | a row and a column for each matrix | 4 |
+| Adafactor, bf16 weights, stochastic rounding | the same | 2 |
+"""
+
+from __future__ import annotations
+
+from openm6.giant.optimizers.adafactor import Adafactor
+from openm6.giant.optimizers.adamw import AdamW
+from openm6.giant.optimizers.part_optimizer import PartOptimizer
+
+__all__ = ["Adafactor", "AdamW", "PartOptimizer", "named_optimizer"]
+
+
+def named_optimizer(optimizer: PartOptimizer | str | None, global_clip: float | None) -> PartOptimizer | None:
+    """AdamW by name clips each part's gradient norm to 1, unless all gradients are clipped together."""
+    if optimizer is None or isinstance(optimizer, PartOptimizer):
+        return optimizer
+    if optimizer == "adamw":
+        return AdamW(clip=1.0 if global_clip is None else None)
+    if optimizer == "adafactor":
+        return Adafactor()
+    raise ValueError(f"optimizer={optimizer!r} is unknown; use 'adamw', 'adafactor' or a PartOptimizer")

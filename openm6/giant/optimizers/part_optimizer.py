@@ -1,0 +1,132 @@
+"""What updates one part at a time, as soon as its gradients are complete.
+
+All state is in tensors that the caller owns (views of a tier's buffers); an update changes them in place.
+Scratch memory is a few MiB whatever the part's size. Weight decay falls on tensors of two axes or more, not on
+norms and biases.
+
+An update with a gradient that is not finite changes nothing and says so. The check costs nothing extra where
+squares are summed anyway: a sum of squares is finite only if every gradient is (and none is so large that its
+square is not, which counts as a failure too). All of a part's sums come before its first change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from openm6.giant.tiers.parts import TensorSpec
+
+Tensors = Mapping[str, Tensor]
+
+BLOCK = 1 << 18  # weights that one pass works on: 1 MiB in fp32, which stays in the second-level cache
+
+
+class PartOptimizer(ABC):
+    """Updates the weights of a part from its gradients and its state, in place."""
+
+    reads_bf16: ClassVar[bool] = False  # whether gradients may be bf16: half of what must be read
+
+    @abstractmethod
+    def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """The tensors of state that these weights need, named `<weight>.<what>`.
+
+        Raises `ValueError` if a weight is neither fp32 nor bf16.
+        """
+
+    @abstractmethod
+    def initialise(self, weights: Tensors, state: Tensors) -> None:
+        """Fill the state before step 1: moments 0, master weights equal to the weights."""
+
+    @abstractmethod
+    def update(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        seed: int,
+        scale: float = 1.0,
+    ) -> bool:
+        """One step on one part, in place; the gradients may be used up.
+
+        Args:
+            weights: fp32 or bf16, by name.
+            gradients: the same names and shapes; fp32, or bf16 if it `reads_bf16`.
+            state: what `state_specs` named.
+            lr: learning rate.
+            step: counts from 1.
+            seed: unique to the run, the part and the step; stochastic rounding depends on nothing else.
+            scale: multiplies all gradients (a global clip's factor).
+
+        Returns:
+            True if the part was updated; False, with weights and state unchanged, if a gradient (or the
+            scale) was not finite.
+        """
+
+
+class ElementwiseOptimizer(PartOptimizer):
+    """An optimizer whose change of a weight needs, beside a factor for all, that weight's state alone."""
+
+    @abstractmethod
+    def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
+        """The gradients that the changes are made of, contiguous: scaled and clipped, in place where that can
+        be; None if one is not finite."""
+
+    @abstractmethod
+    def change(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        decayed: Collection[str],
+    ) -> None:
+        """One step on these weights, or on flat pieces of them, in place; `decayed` names those that decay."""
+
+    def update(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        step: int,
+        seed: int,
+        scale: float = 1.0,
+    ) -> bool:
+        """See `PartOptimizer.update`."""
+        prepared = self.prepare({name: gradients[name] for name in weights}, scale=scale)
+        if prepared is None:
+            return False
+        self.change(weights, prepared, state, lr=lr, step=step, decayed=decayed(weights))
+        return True
+
+
+def decayed(weights: Tensors) -> set[str]:
+    """The names of the tensors that weight decay falls on."""
+    return {name for name, weight in weights.items() if weight.dim() >= 2}
+
+
+def blocks(tensor: Tensor) -> Iterator[slice]:
+    """Pieces of the first axis of about `BLOCK` elements each, at least one row."""
+    n_rows = max(1, BLOCK * len(tensor) // tensor.numel())
+    for start in range(0, len(tensor), n_rows):
+        yield slice(start, start + n_rows)
+
+
+def check_dtype(weight: TensorSpec) -> None:
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"weight {weight.name} is {weight.dtype}: a part's weights are float32 or bfloat16")
+
+
+def check_decay(weight_decay: float) -> None:
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay ({weight_decay}) must not be negative")

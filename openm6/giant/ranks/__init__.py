@@ -1,0 +1,1 @@
+"""The same over several processes: pieces of slots, collectives, data, expert and sharded parallelism."""

@@ -1,0 +1,77 @@
+"""A part cut among ranks: each keeps an even share of every weight, and of what the optimizer keeps beside it.
+
+A weight is laid flat, filled up to a multiple of the number of ranks, and rank r has the r-th piece. So an
+update that works weight by weight (AdamW) works on pieces, each rank on its own; a matrix's piece has two axes
+still, for weight decay asks that. Before a layer is computed the pieces are gathered; behind it the ranks'
+gradients are added up, each rank getting its own piece of the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from openm6.giant.ranks.collectives import Group, all_gather, reduce_scatter
+from openm6.giant.tiers.parts import TensorSpec
+
+
+def pieces(weights: Sequence[TensorSpec], ranks: int) -> tuple[TensorSpec, ...]:
+    """What one rank has of these weights."""
+    return tuple(replace(spec, shape=_piece_shape(spec.shape, ranks)) for spec in weights)
+
+
+def _piece_shape(shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
+    length = -(-torch.Size(shape).numel() // ranks)
+    return (1, length) if len(shape) > 1 else (length,)
+
+
+def piece(whole: Tensor, rank: int, ranks: int) -> Tensor:
+    """The rank's piece of a weight, or of a tensor of state with a weight's shape."""
+    shape = _piece_shape(tuple(whole.shape), ranks)
+    return _padded(whole, shape[-1] * ranks).view(ranks, -1)[rank].clone().view(shape)
+
+
+def _padded(whole: Tensor, length: int) -> Tensor:
+    flat = whole.reshape(-1)
+    return flat if len(flat) == length else torch.nn.functional.pad(flat, (0, length - len(flat)))
+
+
+def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group) -> dict[str, Tensor]:
+    """The whole weights from every rank's pieces; all ranks must call it alike."""
+    weights = {}
+    for spec in whole:
+        mine = own[spec.name].reshape(-1)
+        flat = mine.new_empty(len(mine) * group.size)
+        # As bytes: not every backend moves every dtype.
+        all_gather(flat.view(torch.uint8), mine.view(torch.uint8), group=group.handle)
+        weights[spec.name] = flat[: spec.numel].view(spec.shape)
+    return weights
+
+
+def add_up(
+    gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: Group, *, cut: bool
+) -> dict[str, Tensor]:
+    """The sums over ranks, fp32, of gradients by name: with `cut` this rank's pieces of them, else all of each.
+    `weights` are all of the part; the gradients may be used up.
+
+    A rank may have no gradient where others have one. A weight that no rank has a gradient of has none.
+    """
+    has = torch.tensor([float(name in gradients) for name in weights])
+    dist.all_reduce(has, group=group.handle)
+    sums = {}
+    for name in (name for name, ranks in zip(weights, has.tolist(), strict=True) if ranks):
+        shape = tuple(weights[name].shape)
+        own = gradients[name].float().contiguous() if name in gradients else torch.zeros(shape)
+        if not cut:
+            dist.all_reduce(own, group=group.handle)
+            sums[name] = own
+            continue
+        shape = _piece_shape(shape, group.size)
+        sums[name] = torch.empty(shape)
+        whole = _padded(own, shape[-1] * group.size)
+        reduce_scatter(sums[name].view(-1), whole, group=group.handle)
+    return sums

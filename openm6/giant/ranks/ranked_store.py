@@ -1,0 +1,129 @@
+"""Tiers of several ranks: every rank's store holds its piece of each part, and whoever uses a part sees all of it.
+
+    parts of slots that layers share, and the frame     whole on every rank
+    parts of slots that are one layer's                 cut: this rank streams its piece alone
+
+A use gathers the pieces, an update adds up gradients and changes this rank's piece, and the pieces go to and
+from this rank's disk as any part does. All ranks use the same parts in the same order; a commit is one of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from openm6.giant.measure.trace import Trace
+from openm6.giant.optimizers.named import AdamW, PartOptimizer
+from openm6.giant.ranks.collectives import Group
+from openm6.giant.ranks.cuts import add_up, gather, piece
+from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.commit import RECORD, TEMPORARY, CommitRecord, read_record
+from openm6.giant.tiers.direct_io import TierError, sync_folder
+from openm6.giant.tiers.parts import PartLayout, Section
+from openm6.giant.tiers.store import Access, TieredStore, Views
+
+
+class Gathered(dict[Any, Any]):
+    """Views of a part with whole weights; `own` are those of this rank's store."""
+
+    own: Views
+
+
+class RankedStore(TieredStore):
+    """A `TieredStore` among those of `group`."""
+
+    group: Group
+
+    @contextmanager
+    def use(self, access: Access) -> Iterator[Views]:
+        whole = self.layout(access.part).whole
+        with super().use(access) as own:
+            if not whole:
+                yield own
+                return
+            views = Gathered(own)
+            views.own = own
+            if "weights" in access.sections:
+                views["weights"] = gather(own["weights"], whole, self.group)
+            yield views
+
+    def cut(self, source: str, part: str, layout: PartLayout) -> None:
+        """Make `part`, of this layout, of this rank's pieces of the whole part `source`, which it may replace."""
+        group = self.group
+        own: dict[Section, dict[str, Tensor]] = {}
+        with super().use(Access(source, ("weights", "state"))) as views:
+            for section, tensors in views.items():
+                own[section] = {name: piece(each, group.rank, group.size) for name, each in tensors.items()}
+        if part in self.parts:
+            self.remove(part)
+        with self.create(part, layout) as views:
+            for section, tensors in own.items():
+                for name, each in tensors.items():
+                    views[section][name].copy_(each)
+
+    def commit(self, step: int, extra: dict[str, Any]) -> None:
+        """See `TieredStore.commit`. No rank's new record takes effect before all are safe on their disks."""
+        self._commit(step, extra, ready=self.group.meet)
+
+
+def agreed_record(folder: Path, group: Group) -> CommitRecord | None:
+    """This rank's record of the step that all ranks committed last; None if there is none.
+
+    A rank that was killed between the others' commit and its own has the record under its temporary name, and
+    gives it its own now. Raises TierError (ValueError) if the ranks' folders do not belong together.
+    """
+    record = read_record(folder)
+    if record is not None and record.durability == "none":
+        record = None
+    steps: list[Any] = [None] * group.size
+    dist.all_gather_object(steps, None if record is None else record.step, group=group.handle)
+    newest = max((step for step in steps if step is not None), default=None)
+    if newest is not None and steps[group.rank] != newest and (folder / TEMPORARY).exists():
+        os.rename(folder / TEMPORARY, folder / RECORD)
+        sync_folder(folder)
+        record = read_record(folder)
+    found = None if record is None else record.step
+    dist.all_gather_object(steps, found, group=group.handle)
+    if any(step != newest for step in steps):
+        raise TierError(
+            f"the folders beside {folder} hold the tiers of different steps, by rank {steps}: use the disks that "
+            "the run was started with, and as many processes, or delete the folders to start anew."
+        )
+    return record
+
+
+class RankedUpdates(Updates):
+    """Updates from gradients that are added up over the ranks, each of this rank's piece; the clip is that of
+    the whole part."""
+
+    def __init__(
+        self, optimizer: PartOptimizer, group: Group, *, seed: int, trace: Trace | None = None
+    ) -> None:
+        if not isinstance(optimizer, AdamW):
+            raise ValueError(
+                "optimizer: several processes cut every matrix among themselves, which adafactor's rows and "
+                "columns do not allow yet; use adamw, or one process"
+            )
+        super().__init__(replace(optimizer, clip=None), seed=seed, trace=trace)
+        self.group, self.clip = group, optimizer.clip
+
+    @torch.no_grad()
+    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+        own = views.own if isinstance(views, Gathered) else views
+        sums = add_up(gradients, views["weights"], self.group, cut=own is not views)
+        square = sum((each.square().sum() for each in sums.values()), torch.zeros(()))
+        if own is not views:
+            dist.all_reduce(square, group=self.group.handle)
+        norm = square.sqrt()
+        scale = 1.0 if self.clip is None else min(1.0, self.clip / (norm.item() + 1e-6))
+        # All ranks skip an update, or none: a norm that is not finite makes every rank's scale so.
+        scale = scale if norm.isfinite() else float("nan")
+        self._update(store, part, own["weights"], sums, scale=scale)

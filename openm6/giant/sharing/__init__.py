@@ -1,0 +1,1 @@
+"""Pseudo-to-Real: layer -> slot, and when to delink."""

@@ -1,0 +1,386 @@
+"""From a model to parts in a store: what each part holds, its first values, and where it lives.
+
+frame      gets its values first: the rehearsal of a step needs them
+rehearsal  measures what a step takes beside the parts (`workspace`)
+placement  is solved: what is left of the budget keeps parts resident
+parts      are filled one by one, or found as the last commit left them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from openm6.giant.measure.budget import settle
+from openm6.giant.measure.trace import Trace
+from openm6.giant.models.frame import Frame
+from openm6.giant.models.slots import FRAME, Slot, specs
+from openm6.giant.optimizers.named import PartOptimizer
+from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_name, blocks_of
+from openm6.giant.ranks.collectives import Group
+from openm6.giant.ranks.cuts import piece, pieces
+from openm6.giant.ranks.ranked_store import RankedStore, RankedUpdates, agreed_record
+from openm6.giant.streaming import inference
+from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.placement import Placement, solve
+from openm6.giant.streaming.rehearse import rehearse
+from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.commit import CommitRecord, read_record
+from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
+from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
+
+# Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
+Fill = Callable[[str, Tensor, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The choices behind a Giant; `openm6.giant.stream` documents them."""
+
+    budget: int
+    disk: Path | None
+    optimizer: PartOptimizer | None
+    lr: float
+    weights_dtype: torch.dtype
+    compute_dtype: torch.dtype
+    durability: Literal["step", "none"]
+    activations: Literal["host", "disk"] = "host"
+    global_clip: float | None = None
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    threads: int = 4  # two keep the disk busy while the others hash
+    placement: Mapping[str, Mapping[Section, Tier]] | None = None
+    buffer_bytes: int | None = None
+    group: Group | None = None  # of the ranks that train this model together
+
+
+# -------------------- layouts
+
+
+def layouts(slots: Sequence[Slot], settings: Settings) -> dict[str, PartLayout]:
+    """The layout of every part of the slots."""
+    found: dict[str, PartLayout] = {}
+    in_blocks = state_blocks(slots, settings)
+    for slot in slots:
+        for name, shapes, _ in slot.parts():
+            weights = specs(shapes, settings.weights_dtype)
+            found[name] = _slot_layout(slot, weights, settings)
+            if blocks := in_blocks.get(name):
+                assert settings.optimizer is not None
+                found[name] = replace(found[name], state=())
+                found |= block_layouts(name, weights, blocks, settings.optimizer)
+    return found
+
+
+def state_blocks(slots: Sequence[Slot], settings: Settings) -> dict[str, tuple[Block, ...]]:
+    """The blocks of every part of the slots whose state comes in blocks. Ranks, who cut parts, have none."""
+    found: dict[str, tuple[Block, ...]] = {}
+    for slot in slots if settings.group is None else ():
+        of_kind: dict[bool, tuple[Block, ...]] = {}  # experts are alike
+        for name, shapes, expert in slot.parts():
+            kind = expert is not None
+            if kind not in of_kind:
+                of_kind[kind] = blocks_of(specs(shapes, settings.weights_dtype), settings.optimizer)
+            if of_kind[kind]:
+                found[name] = of_kind[kind]
+    return found
+
+
+def _slot_layout(slot: Slot, weights: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
+    if settings.group is None or len(slot.layers) > 1:
+        return _layout(weights, (), settings)
+    return replace(_layout(pieces(weights, settings.group.size), (), settings), whole=weights)
+
+
+def frame_layout(frame: Frame, settings: Settings) -> PartLayout:
+    """The layout of the frame's part: its saved buffers lie behind its weights."""
+    weights = tuple(TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items())
+    buffers = tuple(TensorSpec(name, tuple(b.shape), b.dtype) for name, b in frame.buffers.items())
+    return _layout(weights, buffers, settings)
+
+
+def _layout(weights: tuple[TensorSpec, ...], fixed: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
+    gradients = tuple(replace(spec, dtype=torch.float32) for spec in weights)
+    return PartLayout(
+        weights=(*weights, *fixed),
+        state=settings.optimizer.state_specs(weights) if settings.optimizer else (),
+        gradients=gradients if settings.global_clip is not None else (),
+    )
+
+
+# -------------------- values
+
+
+def fill_from(frame: Frame) -> Fill:
+    """Values from the model itself."""
+
+    def fill(name: str, out: Tensor, expert: int | None) -> None:
+        value = frame.weights[name] if name in frame.weights else frame.parameters[name]
+        if value.is_meta:
+            raise ValueError(
+                f"{name} is on meta and has no values: build the model in memory, or pass fill=lambda name, "
+                "out, expert: ... that writes them"
+            )
+        out.copy_(value if expert is None else value[expert])
+
+    return fill
+
+
+@torch.no_grad()
+def fill_frame(frame: Frame, fill: Fill) -> list[str]:
+    """Give parameters of the frame that are on meta their memory and values; returns their names."""
+    real: dict[str, Tensor] = {}
+    for name, parameter in frame.parameters.items():
+        if parameter.is_meta:
+            real[name] = torch.empty_like(parameter, device="cpu")
+            fill(name, real[name], None)
+    frame.bind(real)
+    return list(real)
+
+
+def empty_frame(frame: Frame, names: Sequence[str]) -> None:
+    """Put parameters back on meta: they get their values once more where they stay, and are never there twice."""
+    frame.bind({name: torch.empty_like(frame.parameters[name], device="meta") for name in names})
+
+
+@torch.no_grad()
+def fill_part(
+    slot: Slot, part: str, weights: dict[str, Tensor], fill: Fill, group: Group | None = None
+) -> None:
+    """First values of a part's weights, or of this rank's pieces of them."""
+    shapes, expert = next((shapes, expert) for name, shapes, expert in slot.parts() if name == part)
+    for name, shape in shapes.items():
+        path, out = f"{slot.path}.{name}", weights[name]
+        if group is None:
+            fill(path, out, expert)
+            continue
+        whole = torch.empty(shape, dtype=out.dtype)
+        fill(path, whole, expert)
+        out.copy_(piece(whole, group.rank, group.size))
+
+
+# -------------------- memory and placement
+
+
+def memory_of_frame(frame: Frame, settings: Settings) -> int:
+    """Bytes of the process as it is, less the layers' weights that will be let go, with the frame's state."""
+    leaving = sum(p.nbytes for p in set(frame.weights.values()) if not p.is_meta)
+    layout = frame_layout(frame, settings)
+    waiting = layout.section_bytes("state") + layout.section_bytes("gradients")
+    return settle() - leaving + waiting
+
+
+def memory_of_step(
+    machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill
+) -> tuple[int, dict[str, int]]:
+    """Bytes that a step over `batches` takes beside parts and frame, and that one piece of it adds, measured."""
+
+    def weights(slot: Slot, part: str) -> dict[str, Tensor]:
+        return _weights(slot, part, settings, fill)
+
+    return rehearse(machine, batches, weights, training=settings.optimizer is not None)
+
+
+def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
+    """Bytes that the whole weights and gradients of parts that are cut take, in use and on their way."""
+    if settings.group is None:
+        return 0
+    in_use = []
+    for slot in slots:
+        body, *experts = (
+            sum(4 * torch.Size(shape).numel() for shape in shapes.values()) for _, shapes, _ in slot.parts()
+        )
+        in_use.append(body + max(experts, default=0))
+    return 3 * max(in_use)
+
+
+def memory_of_generating(
+    machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
+) -> tuple[int, dict[str, int]]:
+    """Bytes that generating takes beside parts and frame, measured; generating is not watched."""
+    slot = machine.slots[0]
+    weights = _weights(slot, slot.name, settings, fill)
+    takes = inference.memory_of_generating(
+        machine.frame, weights, machine.precision, input_ids, max_new_tokens
+    )
+    return takes, {}
+
+
+def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:
+    """The first values of a part, in memory of their own."""
+    shapes = next(shapes for name, shapes, _ in slot.parts() if name == part)
+    tensors = {name: torch.empty(shape, dtype=settings.weights_dtype) for name, shape in shapes.items()}
+    fill_part(slot, part, tensors, fill)
+    return tensors
+
+
+def solve_placement(
+    slots: Sequence[Slot],
+    settings: Settings,
+    *,
+    fixed_bytes: int,
+    settled: Mapping[str, Mapping[Section, Tier]],
+) -> Placement:
+    """Where parts live. What the settings say goes before the budget, and `settled` parts stay where they are.
+
+    A mixture slot that layers share stays in memory: its experts are in use together, for their gradients wait
+    for the first of those layers.
+    """
+    parts = layouts(slots, settings)
+    together: dict[str, Mapping[Section, Tier]] = {
+        part: dict.fromkeys(SECTIONS, "host")
+        for slot in slots
+        if slot.experts and len(slot.layers) > 1
+        for part, _, _ in slot.parts()
+    }
+    wanted = {
+        pattern: tiers
+        for pattern, tiers in (settings.placement or {}).items()
+        # Of slots that a delink makes later, or has made.
+        if any(fnmatchcase(part, pattern) for part in parts)
+    }
+    return solve(
+        parts,
+        budget_bytes=settings.budget,
+        fixed_bytes=fixed_bytes,
+        buffer_bytes=settings.buffer_bytes,
+        override={**together, **wanted, **settled},
+    )
+
+
+# -------------------- the store
+
+
+def ranks(settings: Settings) -> int:
+    """How many processes train the model."""
+    return 1 if settings.group is None else settings.group.size
+
+
+def updates(settings: Settings, trace: Trace) -> Updates:
+    """The updates of a run that begins."""
+    optimizer, seed = settings.optimizer, settings.seed
+    if settings.group is None or optimizer is None:
+        return Updates(optimizer, seed=seed, global_clip=settings.global_clip, trace=trace)
+    if settings.global_clip is not None:
+        raise ValueError("global_clip is for one process; leave it out: each part is clipped by itself")
+    return RankedUpdates(optimizer, settings.group, seed=seed, trace=trace)
+
+
+def last_commit(settings: Settings) -> CommitRecord | None:
+    """The committed step that a run with these settings goes on from, if there is one.
+
+    Raises ValueError if it is one of another number of processes.
+    """
+    if settings.disk is None or settings.durability == "none":
+        return None
+    group = settings.group
+    record = read_record(settings.disk) if group is None else agreed_record(settings.disk, group)
+    if record is None or record.durability == "none":
+        return None
+    before, now = record.extra["giant"].get("ranks", 1), ranks(settings)
+    if before != now:
+        raise ValueError(
+            f"{settings.disk} holds the tiers of a run on {before} processes, each with its piece of every part: "
+            f"start it with {before}, not {now}, or delete the folder to start anew"
+        )
+    return record
+
+
+def open_store(
+    frame: Frame,
+    slots: Sequence[Slot],
+    settings: Settings,
+    fill: Fill,
+    *,
+    placement: Callable[[str], Mapping[Section, Tier]],
+    buffer_bytes: int,
+    resumes: bool,
+    trace: Trace,
+) -> TieredStore:
+    """The store of the last commit if the run `resumes`, else a new one with first values."""
+    kind = TieredStore if settings.group is None else RankedStore
+    if resumes:
+        assert settings.disk is not None
+        store, _ = kind.open(
+            settings.disk,
+            placement=placement,
+            buffer_bytes=buffer_bytes,
+            threads=settings.threads,
+            trace=trace,
+        )
+    else:
+        store = kind(
+            settings.disk,
+            placement=placement,
+            buffer_bytes=buffer_bytes,
+            durability=settings.durability,
+            threads=settings.threads,
+            trace=trace,
+        )
+    if isinstance(store, RankedStore):
+        assert settings.group is not None
+        store.group = settings.group
+    if not resumes:
+        try:
+            fill_store(store, frame, slots, settings, fill)
+        except BaseException:
+            store.close()
+            raise
+    return store
+
+
+@torch.no_grad()
+def fill_store(
+    store: TieredStore, frame: Frame, slots: Sequence[Slot], settings: Settings, fill: Fill
+) -> None:
+    """Create all parts. The model's own weights are let go as they are stored."""
+    new, in_blocks = layouts(slots, settings), state_blocks(slots, settings)
+    store.require_space(new)
+    if frame.parameters:
+        with store.create(FRAME, frame_layout(frame, settings)) as views:
+            for name, tensor in {**frame.parameters, **frame.buffers}.items():
+                if tensor.is_meta:
+                    fill(name, views["weights"][name], None)
+                else:
+                    views["weights"][name].copy_(tensor)
+            if settings.optimizer:
+                parameters = {name: views["weights"][name] for name in frame.parameters}
+                settings.optimizer.initialise(parameters, views["state"])
+        with store.use(Access(FRAME, ("weights",))) as views:
+            frame.bind(views["weights"])  # the model's own are let go
+    for slot in slots:
+        for part, _, _ in slot.parts():
+            with store.create(part, new[part]) as views:
+                fill_part(slot, part, views["weights"], fill, settings.group if new[part].whole else None)
+                if settings.optimizer:
+                    _initialise(
+                        store, part, views, new, blocks=in_blocks.get(part, ()), optimizer=settings.optimizer
+                    )
+        for name in [name for name in frame.weights if name.startswith(f"{slot.path}.")]:
+            del frame.weights[name]
+    frame.weights.clear()  # of layers that share a slot with another
+
+
+def _initialise(
+    store: TieredStore,
+    part: str,
+    views: Views,
+    layouts: Mapping[str, PartLayout],
+    *,
+    blocks: Sequence[Block],
+    optimizer: PartOptimizer,
+) -> None:
+    """The first state of a part whose weights are there, or of its blocks."""
+    weights = views["weights"]
+    if not blocks:
+        optimizer.initialise(weights, views["state"])
+    for number, block in enumerate(blocks):
+        name = block_name(part, number)
+        with store.create(name, layouts[name]) as more:
+            optimizer.initialise({each.weight: each.of(weights) for each in block}, more["state"])

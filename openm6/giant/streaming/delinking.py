@@ -1,0 +1,47 @@
+"""Delinking a giant: slots that layers shared become slots of their own, by copies of their parts.
+
+Parts keep the names that follow from their slots' numbers, so numbers move up as slots in front of them split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from openm6.giant.models.slots import Slot
+from openm6.giant.optimizers.state_blocks import state_parts
+from openm6.giant.ranks.ranked_store import RankedStore
+from openm6.giant.tiers.parts import PartLayout
+from openm6.giant.tiers.store import TieredStore
+
+
+def copy_parts(
+    store: TieredStore,
+    old: Sequence[Slot],
+    new: Sequence[Slot],
+    layouts: Mapping[str, PartLayout],
+    counts: dict[str, int],
+) -> None:
+    """Make the parts of the slots `new` out of those of `old`; `counts` (updates of a part) go with them."""
+    # Ranks share a slot whole and cut each layer's own: then even the first of the new slots is another part.
+    # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
+    for slot in reversed(new):
+        source = next(each for each in old if slot.layers[0] in each.layers)
+        pairs = [(a[0], b[0]) for a, b in zip(source.parts(), slot.parts(), strict=True)]
+        pairs += [
+            (f"{source_part}{name.removeprefix(part)}", name)
+            for source_part, part in pairs
+            for name in state_parts(part, layouts)
+            if name != part
+        ]
+        for source_part, part in pairs:
+            if layouts[part] != store.layout(source_part):
+                assert isinstance(store, RankedStore)
+                store.cut(source_part, part, layouts[part])
+            elif part != source_part:
+                if part in store.parts:
+                    store.remove(part)
+                store.copy(source_part, part)
+            if part != source_part:
+                counts.pop(part, None)
+                if source_part in counts:
+                    counts[part] = counts[source_part]

@@ -1,0 +1,276 @@
+"""Expert-major order inside a mixture slot: route every micro-batch, then fetch one expert after the other.
+
+Forward, a layer:
+    body       attention, norm and router of every micro-batch
+    experts    for each expert that got tokens: fetch it, run its tokens of every micro-batch, let it go
+
+Backward, a layer:
+    body       once more, for the experts' inputs and the routing
+    experts    for each expert that got tokens: fetch it, run its tokens with a graph; the gradients of its
+               weights, of its inputs and of the gates; fetch its optimizer state, update it, write it behind
+    body       with a graph, and backward through it from the residual, the experts' inputs and the gates
+
+An expert that no token chose is neither fetched nor updated. A slot that several layers share is resident, as
+long as there is room for one, and all of its gradients must wait for its first layer: there the micro-batches
+go one by one, in the order of a loop in memory. In bf16 its weights are cast once for all of its layers, and
+gradients are found for the rows of many layers at once (`Gradients.product`).
+
+Legend: B rows, T positions, N = B x T tokens, D width, M assignments of tokens to experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from openm6.giant.models.slots import Slot
+from openm6.giant.streaming.compute import ENOUGH_ROWS, Gradients
+from openm6.giant.streaming.machine import Machine, MicroBatch
+from openm6.giant.tiers.store import Access, Views
+from openm6.model.experts import Experts, Routing, run_expert
+from openm6.model.layers import Block
+
+Weights = Mapping[str, Tensor]
+
+
+class _Body(nn.Module):
+    """A mixture layer without its experts."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x_BTD: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        x1_BTD = self.block.attend(x_BTD, *args)  # pyright: ignore[reportArgumentType]
+        h_ND = self.block.ffn_norm(x1_BTD).flatten(0, -2)
+        return x1_BTD, h_ND, cast(Experts, self.block.ffn).route(h_ND)
+
+
+@dataclass
+class _Routed:
+    """A micro-batch between body and experts."""
+
+    micro_batch: MicroBatch
+    x1_BTD: Tensor
+    h_ND: Tensor
+    routing: Routing
+    slices: list[slice]
+    d_h_ND: Tensor | None = None
+    d_gate_M: Tensor | None = None
+
+
+def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
+    """All layers of the slot, each for all micro-batches."""
+    shared, cast = len(slot.layers) > 1, dict[int, Weights]()  # experts that the slot's layers share
+    for layer in slot.layers:
+        with (
+            machine.store.use(Access(slot.name, ("weights",))) as views,
+            machine.trace.span("compute", f"{slot.name} body forward"),
+        ):
+            leaves = machine.precision.leaves(views["weights"], "body")
+            routed = [_route(machine, layer, leaves, micro_batch) for micro_batch in micro_batches]
+        _count(machine, routed)
+        machine.chose(slot, _chosen(machine, routed))
+        out = [
+            torch.zeros_like(each.h_ND, dtype=torch.promote_types(each.h_ND.dtype, torch.float32))
+            for each in routed
+        ]
+        for expert in machine.chosen[slot.index]:
+            with (
+                machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
+                machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
+            ):
+                room = slot.expert_name(expert) if shared else "expert"
+                leaves = cast.get(expert) or machine.precision.leaves(views["weights"], room)
+                if shared and machine.precision.casts(views["weights"]):
+                    cast[expert] = leaves
+                for each, out_ND in zip(routed, out, strict=True):
+                    mine = each.slices[expert]
+                    if mine.start < mine.stop:
+                        rows_MD = each.h_ND.index_select(0, each.routing.token_M[mine])
+                        y_MD = _gated(machine, layer, leaves, rows_MD, each.routing.gate_M[mine])
+                        out_ND.index_add_(0, each.routing.token_M[mine], y_MD)
+        for each, out_ND in zip(routed, out, strict=True):
+            index = each.micro_batch.index
+            x_BTD = each.x1_BTD + out_ND.to(each.h_ND.dtype).view(each.x1_BTD.shape)
+            machine.activations.put(layer + 1, index, x_BTD)
+            if not keep:
+                machine.activations.drop(layer, index)
+
+
+def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) -> None:
+    """The gradients of all layers of the slot, and the update of all of its parts that got any."""
+    if len(slot.layers) > 1:
+        _backward_shared(machine, slot, micro_batches)
+        return
+    (layer,) = tuple(slot.layers)
+    once = len(micro_batches) == 1 and machine.updates.reads_bf16
+    with machine.store.use(machine.updates.access(slot.name)) as body:
+        routed = _prepare(machine, slot, layer, body, micro_batches)
+        for expert in _chosen(machine, routed):
+            name = slot.expert_name(expert)
+            with machine.store.use(machine.updates.access(name)) as views:
+                with machine.trace.span("compute", f"{name} backward"):
+                    gradients = _gradients(machine, views, "expert", once=once)
+                    for each in routed:
+                        _expert_backward(machine, layer, expert, gradients, each)
+                machine.updates.apply(machine.store, name, views, gradients.mean(1))
+        with machine.trace.span("compute", f"{slot.name} body backward"):
+            gradients = _gradients(machine, body, "body", once=once)
+            for each in routed:
+                _body_backward(machine, layer, gradients, each, len(micro_batches))
+        machine.updates.apply(machine.store, slot.name, body, gradients.mean(1))
+
+
+def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) -> None:
+    nested = len(micro_batches) > 1
+    with ExitStack() as held:
+        body = held.enter_context(machine.store.use(machine.updates.access(slot.name)))
+        body_gradients = _gradients(machine, body, "body", shared=nested)
+        experts: dict[int, tuple[Views, Gradients]] = {}
+        with machine.trace.span("compute", f"{slot.name} backward"):
+            for micro_batch in micro_batches:
+                for layer in reversed(slot.layers):
+                    [each] = _prepare(machine, slot, layer, body, [micro_batch])
+                    for expert in _chosen(machine, [each]):
+                        name = slot.expert_name(expert)
+                        if expert not in experts:
+                            views = held.enter_context(machine.store.use(machine.updates.access(name)))
+                            experts[expert] = views, _gradients(machine, views, name, shared=nested)
+                        _expert_backward(machine, layer, expert, experts[expert][1], each)
+                    _body_backward(machine, layer, body_gradients, each, len(micro_batches))
+                for gradients in [body_gradients, *(each for _, each in experts.values())]:
+                    gradients.end_micro_batch()
+        for expert in sorted(experts):
+            views, gradients = experts[expert]
+            name, layers = slot.expert_name(expert), len(slot.layers)
+            machine.updates.apply(machine.store, name, views, gradients.mean(layers))
+        machine.updates.apply(machine.store, slot.name, body, body_gradients.mean(len(slot.layers)))
+
+
+def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
+    """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
+    if len(slot.layers) == 1 or slot.expert is None or dtype == torch.float32:
+        return 0
+    per_row = sum(sum(shape) for shape in slot.expert.values()) * dtype.itemsize
+    return slot.experts * ENOUGH_ROWS * per_row
+
+
+# -------------------- pieces of both
+
+
+def _route(machine: Machine, layer: int, leaves: Weights, micro_batch: MicroBatch) -> _Routed:
+    x_BTD = machine.activations.get(layer, micro_batch.index)
+    x1_BTD, h_ND, routing = _run_body(machine, layer, leaves, x_BTD, micro_batch)
+    routing = replace(routing, gate_M=routing.gate_M.detach(), balance=routing.balance.detach())
+    return _Routed(micro_batch, x1_BTD.detach(), h_ND.detach(), routing, routing.slices())
+
+
+def _run_body(
+    machine: Machine, layer: int, leaves: Weights, x_BTD: Tensor, micro_batch: MicroBatch
+) -> tuple[Tensor, Tensor, Routing]:
+    machine.before_work("layer")
+    machine.reseed(layer, micro_batch.index)
+    body = _Body(cast(Block, machine.frame.layers[layer]))
+    call = micro_batch.calls[layer]
+    with machine.precision.autocast():
+        return functional_call(
+            body, {f"block.{name}": leaf for name, leaf in leaves.items()}, (x_BTD, *call.args), call.kwargs
+        )
+
+
+def _gated(
+    machine: Machine,
+    layer: int,
+    leaves: Weights,
+    rows_MD: Tensor,
+    gate_M: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
+    """One expert on its rows, weighted with their gates."""
+    machine.before_work("layer")
+    gated = cast(Experts, cast(Block, machine.frame.layers[layer]).ffn).gated
+    up, down = leaves["ffn.up"], leaves["ffn.down"]
+    with machine.precision.autocast():
+        return gate_M[:, None] * run_expert(rows_MD.to(up.dtype), up, down, gated=gated, product=product)
+
+
+def _chosen(machine: Machine, routed: Sequence[_Routed]) -> list[int]:
+    counts_E = machine.summed(torch.stack([each.routing.counts_E for each in routed]).sum(0))
+    return counts_E.nonzero().flatten().tolist()
+
+
+def _count(machine: Machine, routed: Sequence[_Routed]) -> None:
+    for each in routed:
+        micro_batch, routing = each.micro_batch, each.routing
+        micro_batch.assigned += len(routing.token_M) + routing.dropped
+        micro_batch.dropped += routing.dropped
+        if machine.balance_weight:
+            so_far = micro_batch.balance
+            micro_batch.balance = routing.balance if so_far is None else so_far + routing.balance
+
+
+def _gradients(
+    machine: Machine, views: Views, room: str, *, shared: bool = False, once: bool = False
+) -> Gradients:
+    leaves = machine.precision.leaves(views["weights"], room)
+    return Gradients(leaves, machine.scratch[room], shared=shared, once=once)
+
+
+def _prepare(
+    machine: Machine, slot: Slot, layer: int, body: Views, micro_batches: Sequence[MicroBatch]
+) -> list[_Routed]:
+    """The body once more: what the experts read, how tokens are routed, and room for gradients of both."""
+    routed = []
+    with machine.trace.span("compute", f"{slot.name} body again"):
+        leaves = machine.precision.leaves(body["weights"], "body")
+        for micro_batch in micro_batches:
+            # With a graph, though nobody wants it: the body must route as it will when its gradients are found,
+            # and attention in bf16 takes another path without one.
+            with torch.enable_grad():
+                each = _route(machine, layer, leaves, micro_batch)
+            each.d_h_ND = torch.zeros_like(each.h_ND)
+            each.d_gate_M = torch.zeros_like(each.routing.gate_M)
+            routed.append(each)
+    return routed
+
+
+def _expert_backward(machine: Machine, layer: int, expert: int, gradients: Gradients, each: _Routed) -> None:
+    mine = each.slices[expert]
+    if mine.start == mine.stop:
+        return
+    assert each.d_h_ND is not None and each.d_gate_M is not None and each.micro_batch.gradient is not None
+    token_M = each.routing.token_M[mine]
+    rows_MD = each.h_ND.index_select(0, token_M).requires_grad_()
+    gate_M = each.routing.gate_M[mine].detach().requires_grad_()
+    with torch.enable_grad():
+        y_MD = _gated(machine, layer, gradients.leaves, rows_MD, gate_M, gradients.product)
+    d_y_MD = each.micro_batch.gradient.flatten(0, -2).index_select(0, token_M).to(y_MD.dtype)
+    torch.autograd.backward(y_MD, d_y_MD, inputs=[rows_MD, gate_M, *gradients.leaves.values()])
+    gradients.gather()
+    assert rows_MD.grad is not None and gate_M.grad is not None
+    each.d_h_ND.index_add_(0, token_M, rows_MD.grad)
+    each.d_gate_M[mine] = gate_M.grad
+
+
+def _body_backward(
+    machine: Machine, layer: int, gradients: Gradients, each: _Routed, n_micro_batches: int
+) -> None:
+    micro_batch = each.micro_batch
+    x_BTD = machine.activations.get(layer, micro_batch.index).detach().requires_grad_()
+    with torch.enable_grad():
+        x1_BTD, h_ND, routing = _run_body(machine, layer, gradients.leaves, x_BTD, micro_batch)
+    roots = [x1_BTD, h_ND, routing.gate_M]
+    by_root = [micro_batch.gradient, each.d_h_ND, each.d_gate_M]
+    if machine.balance_weight:
+        roots.append(routing.balance)
+        by_root.append(routing.balance.new_tensor(machine.balance_weight / n_micro_batches))
+    torch.autograd.backward(roots, by_root, inputs=[x_BTD, *gradients.leaves.values()])  # pyright: ignore[reportArgumentType]
+    micro_batch.gradient = x_BTD.grad
+    machine.activations.drop(layer, micro_batch.index)

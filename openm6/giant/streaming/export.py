@@ -1,0 +1,80 @@
+"""Writing a giant's weights as a folder, tensor by tensor: never more than one part is in memory for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openm6.giant.models.frame import Frame, M6Frame
+from openm6.giant.models.hugging_face import save_folder
+from openm6.giant.models.shards import ShardWriter
+from openm6.giant.models.slots import Slot
+from openm6.giant.ranks.ranked_store import RankedStore
+from openm6.giant.tiers.parts import TensorSpec
+from openm6.giant.tiers.store import Access, TieredStore
+
+
+def save(
+    store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
+) -> None:
+    """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
+    ranks, which hold a piece of each part, the first writes.
+
+    Raises ValueError if the disk has not the space, or `folder` is `source`.
+    """
+    if isinstance(store, RankedStore) and store.group.rank:
+        for part in (part for slot in slots for part, _, _ in slot.parts()):
+            with store.use(Access(part, ("weights",))):
+                pass  # its pieces have gone to the rank that writes
+    elif isinstance(frame, M6Frame):
+        _save_m6(store, frame, slots, folder)
+    else:
+        _save_module(store, frame, slots, folder, source)
+
+
+def _save_m6(store: TieredStore, frame: M6Frame, slots: Sequence[Slot], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model": frame.model.config.model_dump(), "sharing": frame.sharing}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    kept = {**frame.parameters, **frame.buffers}
+    specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]
+    for slot in slots:
+        shapes = slot.body | {name: (slot.experts, *shape) for name, shape in (slot.expert or {}).items()}
+        specs += [TensorSpec(f"{slot.path}.{name}", shape, torch.bfloat16) for name, shape in shapes.items()]
+    with ShardWriter(folder, specs, shard_bytes=1 << 62) as writer:  # `load_model` reads one file
+        for name, tensor in kept.items():
+            writer.write(name, tensor)
+        for slot in slots:
+            for part, _, expert in slot.parts():
+                with store.use(Access(part, ("weights",))) as views:
+                    for name, weight in views["weights"].items():
+                        writer.write(f"{slot.path}.{name}", weight, index=expert)
+
+
+def _save_module(
+    store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, source: Path | None
+) -> None:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from frame.parameters.items()
+        for slot in slots:
+            with store.use(Access(slot.name, ("weights",))) as views:
+                for layer in slot.layers:  # a shared slot once for each layer: others know no sharing
+                    for name, weight in views["weights"].items():
+                        yield f"{frame.paths[layer]}.{name}", weight
+
+    specs = [TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items()]
+    for slot in slots:
+        for layer in slot.layers:
+            specs += [
+                TensorSpec(f"{frame.paths[layer]}.{spec.name}", spec.shape, spec.dtype)
+                for spec in store.layout(slot.name).weights
+            ]
+    save_folder(folder, frame.model, specs, tensors(), source=source)
+
+
+def _narrow(dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if dtype.is_floating_point else dtype

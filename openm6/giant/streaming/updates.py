@@ -1,0 +1,174 @@
+"""Updating parts inside the backward pass, with clipping by part; or, for a global clip, in a second pass.
+
+By part (the default): a part is updated as soon as its gradients are complete, so that at most one part's
+gradients exist at a time, and the optimizer clips the part by itself.
+
+Globally: the norm of all gradients is known only when the backward pass ends. Until then they wait in the
+parts' gradient sections (in whatever tier), and `finish` goes over all parts once more.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from openm6.giant.measure.trace import Trace
+from openm6.giant.models.slots import FRAME
+from openm6.giant.optimizers.part_optimizer import ElementwiseOptimizer, PartOptimizer, decayed
+from openm6.giant.optimizers.state_blocks import Block, block_name
+from openm6.giant.tiers.store import Access, TieredStore, Views
+
+
+class Updates:
+    """Updates of a run. `counts` says how often each part was updated: bias corrections go by that."""
+
+    def __init__(
+        self,
+        optimizer: PartOptimizer | None,
+        *,
+        seed: int,
+        global_clip: float | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        if global_clip is not None and not global_clip > 0:
+            raise ValueError(f"global_clip ({global_clip}) must be above 0; None clips every part by itself")
+        self.optimizer, self.seed, self.global_clip = optimizer, seed, global_clip
+        self.trace = trace or Trace()
+        self.blocks: Mapping[str, tuple[Block, ...]] = {}  # of the parts whose state comes in blocks
+        self.counts: dict[str, int] = {}
+        self.lr = 0.0
+        self.skipped: list[str] = []  # parts of this step whose gradients were not finite
+        self._norms: dict[str, list[Tensor]] = {}  # of the gradients that wait, by part
+
+    def begin(self, lr: float) -> None:
+        """A step begins."""
+        self.lr, self.skipped = lr, []
+        self._norms.clear()
+
+    @property
+    def reads_bf16(self) -> bool:
+        """Whether `apply` takes gradients in bf16 as well."""
+        return self.global_clip is None and self.optimizer is not None and self.optimizer.reads_bf16
+
+    def access(self, part: str) -> Access:
+        """What the backward pass needs of a part, until `apply`."""
+        return Access(part, ("weights",), writes=("weights" if self.global_clip is None else "gradients",))
+
+    def state_accesses(self, part: str) -> list[Access]:
+        """What the update of a part needs besides: one after the other, as late and for as short a time as can
+        be, since the state is most of a part."""
+        names = [block_name(part, number) for number in range(len(self.blocks.get(part, ())))] or [part]
+        return [Access(name, ("state",), writes=("state",)) for name in names]
+
+    def accesses(self, part: str, *between: Access) -> Iterator[Access]:
+        """What the backward pass needs of a part, in order; `between` comes before its update."""
+        yield self.access(part)
+        yield from between
+        if self.global_clip is None:
+            yield from self.state_accesses(part)
+
+    def waiting(self) -> list[Access]:
+        """What `finish` will need: the parts whose gradients wait."""
+        return [access for part in self._norms for access in (_waiting(part), *self.state_accesses(part))]
+
+    @torch.no_grad()
+    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+        """The part's gradients are complete: fp32, or bf16 if it `reads_bf16`. `views` are those of `access`; the
+        gradients may be used up."""
+        if self.global_clip is None:
+            self._update(store, part, views["weights"], gradients, scale=1.0)
+            return
+        for name, waiting in views["gradients"].items():
+            if name in gradients:
+                waiting.copy_(gradients[name])
+            else:
+                waiting.zero_()
+        in_order = [gradients[name] for name in views["gradients"] if name in gradients]
+        self._norms[part] = [torch.linalg.vector_norm(gradient) for gradient in in_order]
+
+    @torch.no_grad()
+    def finish(self, store: TieredStore) -> float | None:
+        """The second pass of a global clip; returns the norm of all gradients."""
+        if self.global_clip is None:
+            return None
+        order = sorted(self._norms, key=lambda part: (part == FRAME, part))
+        norm = torch.linalg.vector_norm(torch.stack([each for part in order for each in self._norms[part]]))
+        scale = torch.clamp(self.global_clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
+        for part in self._norms:
+            with store.use(_waiting(part)) as views:
+                self._update(store, part, views["weights"], views["gradients"], scale=scale.item())
+        self._norms.clear()
+        return norm.item()
+
+    def _update(
+        self,
+        store: TieredStore,
+        part: str,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        *,
+        scale: float,
+    ) -> None:
+        assert self.optimizer is not None
+        count = self.counts.get(part, 0) + 1
+        weights = {name: weights[name] for name in weights if name in gradients}
+        if part in self.blocks:
+            done = self._update_blocks(store, part, weights, gradients, step=count, scale=scale)
+        else:
+            [access] = self.state_accesses(part)
+            # A part's first update is its own: no two of a run get the same random bits.
+            seed = zlib.crc32(f"{self.seed} {part} {count}".encode())
+            with store.use(access) as views, self._span(part):
+                done = self.optimizer.update(
+                    weights, gradients, views["state"], lr=self.lr, step=count, seed=seed, scale=scale
+                )
+        if done:
+            self.counts[part] = count
+        else:
+            self.skipped.append(part)
+
+    def _update_blocks(
+        self,
+        store: TieredStore,
+        part: str,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        *,
+        step: int,
+        scale: float,
+    ) -> bool:
+        optimizer = self.optimizer
+        assert isinstance(optimizer, ElementwiseOptimizer)
+        with self._span(part):
+            prepared = optimizer.prepare({name: gradients[name] for name in weights}, scale=scale)
+        if prepared is None:
+            return False
+        with_decay = decayed(weights)
+        for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
+            pieces = [each for each in block if each.weight in weights]  # those that got gradients
+            with store.use(access) as views, self._span(part):
+                optimizer.change(
+                    {each.weight: each.of(weights) for each in pieces},
+                    {each.weight: each.of(prepared) for each in pieces},
+                    views["state"],
+                    lr=self.lr,
+                    step=step,
+                    decayed=with_decay,
+                )
+        return True
+
+    def _span(self, part: str) -> AbstractContextManager[None]:
+        return self.trace.span("compute", f"{part} update")
+
+
+def _waiting(part: str) -> Access:
+    return Access(part, ("weights", "gradients"), writes=("weights",))
+
+
+def seeds(*what: int) -> int:
+    """A seed that depends on all of these numbers."""
+    return zlib.crc32(" ".join(map(str, what)).encode())

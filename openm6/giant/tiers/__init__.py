@@ -1,0 +1,1 @@
+"""Where parts live: host memory and disk; reads ahead, writes behind, commits."""

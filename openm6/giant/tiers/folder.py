@@ -1,0 +1,170 @@
+"""The folder of a store: one process at a time, two files for each part, and nothing else lying about."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from openm6.giant.tiers.commit import (
+    RECORD,
+    SIDES,
+    TEMPORARY,
+    CommitRecord,
+    part_file,
+    read_record,
+    write_record,
+)
+from openm6.giant.tiers.direct_io import TierError, allocate, free_bytes, reported, sync_folder
+from openm6.giant.tiers.pieces import Part, Piece
+
+LOCK = "store.lock"
+
+
+class Folder:
+    """Creates, checks and deletes the files of parts. The folder is locked until `close`.
+
+    Args:
+        path: made if it does not exist.
+        two_sided: whether every part gets a second side, for commits.
+
+    Raises:
+        TierError: another process has the folder, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, two_sided: bool) -> None:
+        self.path = path
+        self.two_sided = two_sided
+        # Strays are deleted only where a store was before: other people's files may end in .a as well.
+        self._known = (path / LOCK).exists()
+        self._new_names = False  # since the folder was synced
+        lock = path / LOCK
+        with reported("lock", lock, "the folder"):
+            path.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                owner = os.read(self._handle, 20).decode(errors="replace").strip()
+                os.close(self._handle)
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise TierError(
+                    f"{path} is in use by another run (process {owner}); wait for it to end, or choose "
+                    "another folder."
+                ) from error
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        os.close(self._handle)
+
+    def begin(self) -> None:
+        """Clear what is left of a run that never committed.
+
+        Raises:
+            TierError: there is a committed run.
+        """
+        record = read_record(self.path)
+        if record is not None and record.durability == "step":
+            raise TierError(
+                f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
+                "folder to start anew."
+            )
+        self.sweep(set())
+        if self.two_sided:
+            (self.path / RECORD).unlink(missing_ok=True)
+        else:
+            write_record(self.path, CommitRecord(0, {}, {}, "none"))
+
+    def last_commit(self) -> CommitRecord:
+        """The record to go on from; `TierError` if there is none."""
+        record = read_record(self.path)
+        if record is None:
+            raise TierError(
+                f"{self.path} holds no committed step; check the path, or start a run there first."
+            )
+        if record.durability == "none":
+            raise TierError(
+                f"{self.path} was written with durability 'none', which keeps no committed step to go on "
+                "from; start anew."
+            )
+        return record
+
+    def file(self, piece: Piece) -> Path:
+        """Where the newest bytes of a piece are, once they are on the disk."""
+        assert piece.side is not None
+        return part_file(self.path, piece.stem, piece.side)
+
+    def require_space(self, parts: Sequence[Part]) -> None:
+        """Raise `TierError` unless the disk can take the files of these parts."""
+        ranges = [each for part in parts for side in part.ranges(self.two_sided).values() for each in side]
+        needed = sum(nbytes for _, nbytes in ranges)
+        free = free_bytes(self.path)
+        if needed > free:
+            twice = ", on two sides so that steps can be committed (durability 'none' halves it)"
+            raise TierError(
+                f"the disk is too full: {self.path} has {free:,} bytes free and {len(parts)} new parts take "
+                f"{needed:,}{twice if self.two_sided else ''}; free some space or choose another folder."
+            )
+
+    def create(self, part: Part) -> None:
+        """The files of a new part, with their space claimed; nothing is left of them if the disk is full."""
+        made: list[Path] = []
+        try:
+            for side, ranges in part.ranges(self.two_sided).items():
+                file = part_file(self.path, part.stem, side)
+                with reported("create", file, f"side {side} of {part.name}"):
+                    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                made.append(file)
+                allocate(file, ranges)
+        except BaseException:
+            for file in made:
+                file.unlink(missing_ok=True)
+            raise
+        self._new_names |= bool(made)
+
+    def adopt(self, part: Part) -> None:
+        """Check the sizes of a committed part's files, and claim the space of the sides that it will write.
+
+        Raises:
+            TierError: a file that the commit needs is missing or too short, or the disk is full.
+        """
+        for piece in part.pieces.values():
+            if piece.committed is None:
+                continue
+            file = self.file(piece)
+            with reported("open", file, str(piece)):
+                size = file.stat().st_size
+            end = piece.offset + piece.nbytes
+            if size < end:
+                raise TierError(
+                    f"{file} is truncated: {piece} end at byte {end:,} and the file at {size:,}; restore it "
+                    "from a copy, or start from an older checkpoint."
+                )
+        for side, ranges in part.ranges(self.two_sided).items():
+            file = part_file(self.path, part.stem, side)
+            self._new_names |= not file.exists()
+            allocate(file, ranges)
+
+    def delete(self, part: Part) -> None:
+        """The files of a part that no commit needs."""
+        for side in part.ranges(self.two_sided):
+            file = part_file(self.path, part.stem, side)
+            with reported("delete", file, part.name):
+                file.unlink(missing_ok=True)
+
+    def sweep(self, stems: set[str]) -> None:
+        """Delete what a killed run left: files that no commit names."""
+        for path in self.path.iterdir() if self._known else ():
+            stem, _, side = path.name.rpartition(".")
+            if path.name == TEMPORARY or (side in SIDES and stem not in stems and path.is_file()):
+                path.unlink()
+
+    def sync_names(self) -> None:
+        """Make the names of new files safe on the disk."""
+        if self._new_names:
+            sync_folder(self.path)
+            self._new_names = False

@@ -1,0 +1,408 @@
+"""Where parts live: in host memory, or on disk and read ahead of use, written behind it.
+
+    with TieredStore(folder, placement=placement, buffer_bytes=1 << 30) as store:
+        with store.create("slot-0000", layout) as views:         # {"weights": {name: tensor}, "state": {...}}
+            ...fill the tensors...
+        store.announce([Access("slot-0000", ("weights",)), ...])  # what comes next, in this order
+        with store.use(Access("slot-0000", ("weights", "state"), writes=("weights", "state"))) as views:
+            ...change the tensors...
+        store.commit(step=1, extra={"seed": 0})
+    store, extra = TieredStore.open(folder, placement=placement, buffer_bytes=1 << 30)
+
+A part behaves as one memory: whoever uses it next sees what was written last, wherever the bytes are by then.
+Sections on the disk pass through page-aligned buffers, `buffer_bytes` of them in all, for reads ahead, for
+what is in use and for writes behind; a buffer keeps its bytes until its memory is needed, so a section that
+comes back soon is not read again. Resident sections are plain memory and cost a use nothing.
+
+Durability: see `openm6.giant.tiers.commit`. Gradients are scratch: they live from a use to the next, are not
+committed, and are gone after `open`. `openm6.giant.tiers.readahead` decides what is in the buffers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from openm6.giant.measure.trace import Trace
+from openm6.giant.tiers.buffers import Buffer
+from openm6.giant.tiers.commit import CommitRecord, Durability, Stored, check_json, write_record
+from openm6.giant.tiers.direct_io import Disk, TierError, Traffic
+from openm6.giant.tiers.folder import Folder
+from openm6.giant.tiers.parts import PartLayout, Section
+from openm6.giant.tiers.pieces import Access, Part, Piece, Tier
+from openm6.giant.tiers.readahead import ReadAhead
+
+__all__ = ["Access", "Tier", "TierError", "TieredStore", "Traffic"]
+
+Placement = Mapping[str, Mapping[Section, Tier]] | Callable[[str], Mapping[Section, Tier]]
+Views = dict[Section, dict[str, Tensor]]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class TieredStore:
+    """Parts by name, each section in the tier that `placement` says.
+
+    Args:
+        folder: where files go; None if nothing lives on the disk. One process at a time may have it.
+        placement: {part: {section: tier}}, or a function from a part's name to {section: tier}. A section it
+            does not mention is on the disk. "device" is kept in host memory here: devices are the caller's.
+        buffer_bytes: memory for sections on the disk; at least what is in use at a time.
+        durability: "step" keeps two sides of every part and can commit; "none" keeps one and cannot.
+        threads: I/O threads.
+        trace: gets the lanes "disk_0", "disk_1", ... and, in the lane "compute", the waits for them.
+
+    Raises:
+        TierError: the folder is in use, or holds a committed run (which `TieredStore.open` goes on with).
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        placement: Placement,
+        buffer_bytes: int,
+        durability: Durability = "step",
+        threads: int = 2,
+        trace: Trace | None = None,
+    ) -> None:
+        self._prepare(folder, placement, buffer_bytes, durability, threads, trace)
+        try:
+            if self._folder is not None:
+                self._folder.begin()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        placement: Placement,
+        buffer_bytes: int,
+        threads: int = 2,
+        trace: Trace | None = None,
+    ) -> tuple[TieredStore, dict[str, Any]]:
+        """The store of `folder` as of its last commit, and that commit's `extra`.
+
+        What was written after it is dropped. The placement may be another one. Sizes are checked now; every
+        read checks its bytes.
+
+        Raises:
+            TierError: nothing was committed, a file is missing or damaged, or the folder is in use.
+        """
+        if not Path(folder).is_dir():
+            raise TierError(f"{folder} is not there; check the path, or start a run in it first.")
+        store = cls.__new__(cls)
+        store._prepare(folder, placement, buffer_bytes, "step", threads, trace)
+        assert store._folder is not None
+        try:
+            return store, store._resume(store._folder)
+        except BaseException:
+            store.close()
+            raise
+
+    def _prepare(
+        self,
+        folder: Path | None,
+        placement: Placement,
+        buffer_bytes: int,
+        durability: Durability,
+        threads: int,
+        trace: Trace | None,
+    ) -> None:
+        trace = trace or Trace()
+        self._placement = placement
+        self._parts: dict[str, Part] = {}
+        self._removed: list[Part] = []  # in the last commit, so their files go with the next one
+        self._step: int | None = None
+        self._folder: Folder | None = None
+        with ExitStack() as undo:
+            if folder is not None:
+                self._folder = Folder(Path(folder), two_sided=durability == "step")
+                undo.callback(self._folder.close)
+            self._disk = Disk(threads, trace)
+            undo.callback(self._disk.close)
+            self._ahead = ReadAhead(self._disk, buffer_bytes, trace, self._folder)
+            undo.callback(self._ahead.close)
+            self._closing = undo.pop_all()
+
+    def _resume(self, folder: Folder) -> dict[str, Any]:
+        """The state of the last commit."""
+        record = folder.last_commit()
+        for name, kept in record.parts.items():
+            part = Part.of(name, kept.layout, kept.stem, self._tiers(name))
+            part.restore(kept)
+            self._parts[name] = part
+        folder.sweep({part.stem for part in self._parts.values()})
+        for part in self._parts.values():
+            folder.adopt(part)
+        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
+        for piece in pieces:
+            if piece.resident:
+                piece.memory = Buffer(piece.nbytes)
+                if piece.filled:
+                    self._ahead.start("read", piece)
+        self._ahead.settle(pieces)
+        for piece in pieces:
+            if piece.error is not None:
+                raise piece.error
+        self._step = record.step
+        return record.extra
+
+    # -------------------- what is there
+
+    @property
+    def parts(self) -> list[str]:
+        """Names, in order of creation."""
+        return list(self._parts)
+
+    @property
+    def step(self) -> int | None:
+        """The last committed step."""
+        return self._step
+
+    @property
+    def stats(self) -> Traffic:
+        """Bytes and seconds so far."""
+        return replace(self._disk.traffic)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of resident sections; buffers come on top."""
+        return sum(
+            piece.nbytes for part in self._parts.values() for piece in part.pieces.values() if piece.resident
+        )
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory that buffers may take."""
+        return self._ahead.buffer_bytes
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Memory that buffers take now."""
+        return self._ahead.buffered_bytes
+
+    def layout(self, part: str) -> PartLayout:
+        return self._part(part).layout
+
+    # -------------------- making and removing parts
+
+    def require_space(self, layouts: Mapping[str, PartLayout]) -> None:
+        """Check that the disk can take these new parts, on as many sides as they need.
+
+        Raises:
+            TierError: it cannot; the message tells both figures.
+        """
+        self._require_space([Part.of(name, each, name, self._tiers(name)) for name, each in layouts.items()])
+
+    @contextmanager
+    def create(self, part: str, layout: PartLayout) -> Iterator[Views]:
+        """Zeroed tensors of a new part to fill, without its gradients; they are stored at exit.
+
+        Raises:
+            TierError: the part exists, the disk is full, or `buffer_bytes` cannot hold the part.
+        """
+        with self._new(part, layout) as new:
+            pieces = [piece for piece in new.pieces.values() if not piece.scratch]
+            with self._ahead.using(pieces, reads=(), writes=pieces, precious=False):
+                for piece in pieces:
+                    assert piece.memory is not None
+                    piece.memory.tensor.zero_()
+                yield {"weights": new.views("weights"), "state": new.views("state")}
+
+    def copy(self, source: str, part: str) -> None:
+        """A new part with the bytes of another: what delinking does. Gradients are not copied.
+
+        Raises:
+            TierError: `source` does not exist or `part` does, or the disk is full.
+        """
+        old = self._part(source)
+        with self._new(part, old.layout) as new:
+            for section, piece in new.pieces.items():
+                if not piece.scratch and old.pieces[section].filled:
+                    self._ahead.copy(old.pieces[section], piece)
+
+    def remove(self, part: str) -> None:
+        """Forget a part. Its files go at once, or with the next commit if the last one needs them."""
+        gone = self._part(part)
+        self._drop(gone)
+        if any(piece.committed for piece in gone.pieces.values()):
+            self._removed.append(gone)
+        else:
+            self._delete(gone)
+
+    # -------------------- using parts
+
+    def announce(self, accesses: Iterable[Access]) -> None:
+        """What will be used next, in this order, in place of what was announced before.
+
+        Reads run ahead as far as buffers allow; those under way that are still wanted are kept. A use that
+        passes over announced ones drops them from the list; one that was not announced is served all the
+        same.
+        """
+        self._ahead.announce(
+            [
+                (each, self._pieces(each.part, each.sections), self._pieces(each.part, each.writes))
+                for each in accesses
+            ]
+        )
+
+    @contextmanager
+    def use(self, access: Access) -> Iterator[Views]:
+        """The tensors of the access's sections, valid inside; `writes` may be changed and are stored behind.
+
+        A section in `writes` that is not in `sections` is not read: it holds anything, and all of it is to
+        be written. If the body raises while it writes, the store takes no more uses and no commit: a
+        half-changed part is not a step's state.
+
+        Raises:
+            TierError: an unknown part, bytes that are damaged or missing, no room in `buffer_bytes`, or
+                a write that failed since the last call.
+        """
+        part = self._part(access.part)
+        sections: list[Section] = list(dict.fromkeys([*access.sections, *access.writes]))
+        with self._ahead.using(
+            self._pieces(access.part, sections),
+            reads=self._pieces(access.part, access.sections),
+            writes=self._pieces(access.part, access.writes),
+            access=access,
+        ):
+            yield {section: part.views(section) for section in sections}
+
+    # -------------------- committing
+
+    def commit(self, step: int, extra: dict[str, Any]) -> None:
+        """Make everything written so far, and `extra` (plain JSON), the state that `open` finds. Atomic.
+
+        Raises:
+            TierError: durability is "none", a part is in use for writing, or the disk is full or failing: the
+                store then takes no more uses, and the last commit stands.
+        """
+        self._commit(step, extra)
+
+    def _commit(self, step: int, extra: dict[str, Any], ready: Callable[[], None] | None = None) -> None:
+        folder = self._folder
+        if folder is None or not folder.two_sided:
+            raise TierError(
+                "this store cannot commit, as its durability is 'none'; make it with a folder and durability "
+                "'step'."
+            )
+        check_json(extra, "extra")
+        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
+        for piece in pieces:
+            if piece.writer:
+                raise TierError(f"{piece} are in use for writing; leave that use before the commit.")
+        changed = [piece for piece in pieces if piece.dirty and not piece.scratch]
+        with self._ahead.critical():
+            self._ahead.settle(changed)
+            for piece in changed:
+                if piece.resident:
+                    self._ahead.start("write", piece)
+            self._ahead.settle(changed)
+            self._ahead.check()
+            self._disk.sync(sorted({folder.file(piece) for piece in changed}))
+            folder.sync_names()
+            parts = {name: part.record() for name, part in self._parts.items()}
+            write_record(folder.path, CommitRecord(step, parts, extra), ready)
+            self._step = step
+            for piece in changed:
+                assert piece.side is not None
+                piece.committed, piece.dirty = Stored(piece.side, piece.checksum), False
+        for part in self._removed:
+            folder.delete(part)
+        self._removed.clear()
+
+    def resize(self, buffer_bytes: int) -> None:
+        """Another size for the buffers, when a new placement comes with new parts."""
+        self._ahead.resize(buffer_bytes)
+
+    def close(self) -> None:
+        """Finish writes and let go of memory, threads and the folder. Does not commit."""
+        self._closing.close()
+        self._parts.clear()
+
+    def __enter__(self) -> TieredStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -------------------- inside
+
+    def _part(self, name: str) -> Part:
+        if name not in self._parts:
+            self._ahead.check()
+            raise TierError(f"the store holds no part {name!r}; create it first.")
+        return self._parts[name]
+
+    def _pieces(self, name: str, sections: Iterable[Section]) -> list[Piece]:
+        pieces = self._part(name).pieces
+        return [pieces[section] for section in sections if section in pieces]
+
+    def _tiers(self, name: str) -> Mapping[Section, Tier]:
+        if callable(self._placement):
+            return self._placement(name)
+        if name not in self._placement:
+            raise TierError(f"the placement says nothing of {name!r}; add it.")
+        return self._placement[name]
+
+    @contextmanager
+    def _new(self, name: str, layout: PartLayout) -> Iterator[Part]:
+        """A part that is one of the store's if nothing inside raises."""
+        if not _NAME.fullmatch(name):
+            raise TierError(
+                f"{name!r} cannot name a part, as it names files; use letters, digits, '.', '-', '_'."
+            )
+        if name in self._parts:
+            raise TierError(f"the store has a part {name!r} already; remove it first.")
+        stems = {part.stem for part in [*self._parts.values(), *self._removed]}
+        stem = next(each for each in (name, *(f"{name}+{n}" for n in range(len(stems)))) if each not in stems)
+        part = Part.of(name, layout, stem, self._tiers(name))
+        self._require_space([part])
+        if self._folder is not None:
+            self._folder.create(part)
+        try:
+            for piece in part.pieces.values():
+                if piece.resident:
+                    piece.memory = Buffer(piece.nbytes)
+            yield part
+        except BaseException:
+            self._drop(part)
+            self._delete(part)
+            raise
+        self._parts[name] = part
+
+    def _drop(self, part: Part) -> None:
+        pieces = list(part.pieces.values())
+        for piece in pieces:
+            if piece.users:
+                raise TierError(f"{piece} are in use; leave that use first.")
+        self._ahead.forget(pieces)
+        self._parts.pop(part.name, None)
+
+    def _delete(self, part: Part) -> None:
+        if self._folder is not None:
+            self._folder.delete(part)
+
+    def _require_space(self, parts: Sequence[Part]) -> None:
+        if self._folder is not None:
+            self._folder.require_space(parts)
+            return
+        for part in parts:
+            if part.ranges(two_sided=False):
+                raise TierError(
+                    f"{part.name} is placed on the disk and the store has no folder; name one, or place "
+                    "everything on the host."
+                )

@@ -1,0 +1,160 @@
+"""What a plan has to know of a machine: its devices and memory, its links, its rates, its power and price.
+
+A profile is a YAML file of this schema. Those in `profiles/` come with the package and are known by their names;
+`openm6 plan --probe` writes one of the machine that it runs on.
+
+Where the device is the processor itself (`host_link: null`), device memory and host memory are one. Rates are
+those that programs reach, not those of data sheets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from openm6.giant.measure.budget import parse_bytes
+from openm6.plan.tally import Cost
+
+PROFILES = Path(__file__).parent / "profiles"
+
+Size = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]  # "32GiB", or bytes
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rates(_Strict):
+    """What a device does in a second, by the kinds of work that `Cost` counts."""
+
+    matrix_fp32: PositiveFloat  # FLOP/s of large matrix products
+    matrix_bf16: PositiveFloat  # or fp16, where that is what the device has
+    convolution_fp32: PositiveFloat  # FLOP/s
+    convolution_bf16: PositiveFloat
+    matrix_bytes: PositiveFloat  # bytes/s of matrix products that are bound by their operands
+    elementwise_bytes: PositiveFloat  # bytes/s of norms, sums, casts, copies
+    operation_seconds: NonNegativeFloat  # s: what each operation costs beside that
+    backward_bytes: PositiveFloat | None = None  # bytes/s of them in a backward pass; None = the same
+
+
+class UpdateRate(_Strict):
+    """An optimizer's update of a part, as measured."""
+
+    rate: PositiveFloat  # weights/s
+    tensor_seconds: NonNegativeFloat = 0.0  # s, for each tensor beside that
+
+
+class Device(_Strict):
+    name: str
+    memory: Size
+    library_bytes: Size  # what libraries hold once they have computed
+    rates: Rates
+    rates_bf16: Rates | None = None  # while products are computed in bf16, where that was measured apart
+    updates: dict[str, UpdateRate] = {}  # "adamw-fp32": measured; others follow from `elementwise_bytes`
+    watts: PositiveFloat  # while it computes
+
+
+class Link(_Strict):
+    """Of one device to its host, or of one device to another."""
+
+    bytes_per_s: PositiveFloat  # each way
+    latency_s: NonNegativeFloat = 0.0
+
+
+class Disk(_Strict):
+    """Of one node; direct I/O in large blocks."""
+
+    size: Size
+    read: PositiveFloat  # bytes/s, when nothing else happens
+    write: PositiveFloat
+    mixed: PositiveFloat  # bytes/s of both together, half of them read
+    operations_per_s: PositiveFloat | None = None  # told, not used: blocks are so large that it never rules
+
+
+class Hardware(_Strict):
+    """A machine, or a cluster of equal ones."""
+
+    name: str
+    about: str = ""
+    nodes: PositiveInt = 1
+    devices_per_node: PositiveInt = 1
+    device: Device
+    host_memory: Size | None = None  # of a node; None = that of the device
+    host_link: Link | None = None  # None = the device computes in host memory
+    disk: Disk | None = None
+    inner: Link | None = None  # from device to device, inside a node
+    outer: Link | None = None  # from device to device of another node, all of a node's devices at work
+    node_watts: NonNegativeFloat = 0.0  # of a node without its devices
+    facility: float = Field(default=1.0, ge=1)  # power of the building over that of the machines (PUE)
+    carbon_g_per_kwh: NonNegativeFloat = 0.0
+    price_per_node_hour: NonNegativeFloat = 0.0
+    currency: str = "USD"
+    straggle: NonNegativeFloat = 0.0  # standard deviation of a device's step time over its mean
+    failure_hours: PositiveFloat | None = None  # mean time between failures of one node
+    restart_seconds: NonNegativeFloat = 300.0  # from a failure to the first step after it
+
+    @property
+    def devices(self) -> int:
+        return self.nodes * self.devices_per_node
+
+    @property
+    def host_bytes_per_device(self) -> int:
+        """Host memory that is one device's share; 0 where the device computes in it."""
+        if self.host_link is None or self.host_memory is None:
+            return 0
+        return self.host_memory // self.devices_per_node
+
+    @property
+    def network(self) -> Link | None:
+        """What devices exchange over: the slowest link on the way. None for a single device."""
+        if self.devices == 1:
+            return None
+        return self.outer if self.nodes > 1 else self.inner
+
+    @property
+    def watts(self) -> float:
+        """Of all, the building included, while they compute."""
+        return self.facility * self.nodes * (self.node_watts + self.devices_per_node * self.device.watts)
+
+    def resized(self, devices: int) -> Hardware:
+        """The same machines, as many as `devices` need; a node with some devices left over counts whole."""
+        if devices < self.devices_per_node:
+            return self.model_copy(update={"nodes": 1, "devices_per_node": devices})
+        return self.model_copy(update={"nodes": -(-devices // self.devices_per_node)})
+
+    def seconds_by_kind(self, cost: Cost, *, bf16: bool) -> dict[str, float]:
+        """Seconds of "matrix products", "convolutions", "element-wise work" and "dispatch" on one device, in a step
+        that computes products in bf16 or in fp32."""
+        rates = (self.device.rates_bf16 if bf16 else None) or self.device.rates
+        return {
+            "matrix products": cost.matrix_fp32 / rates.matrix_fp32
+            + cost.matrix_bf16 / rates.matrix_bf16
+            + cost.matrix_bytes / rates.matrix_bytes,
+            "convolutions": cost.convolution_fp32 / rates.convolution_fp32
+            + cost.convolution_bf16 / rates.convolution_bf16,
+            "element-wise work": cost.elementwise_bytes / rates.elementwise_bytes
+            + cost.backward_bytes / (rates.backward_bytes or rates.elementwise_bytes),
+            "dispatch": cost.operations * rates.operation_seconds,
+        }
+
+    def update_seconds(self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float) -> float:
+        """Time of an optimizer's update; `bytes_per_weight` is what it reads and writes."""
+        measured = self.device.updates.get(kind)
+        if measured is None:
+            return weights * bytes_per_weight / self.device.rates.elementwise_bytes
+        return weights / measured.rate + tensors * measured.tensor_seconds
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))

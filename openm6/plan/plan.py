@@ -1,0 +1,259 @@
+"""What a run will take on a machine, before it runs: parameters, bytes in every tier, traffic, time, energy, price.
+
+    plan = make_plan(job, hardware, tokens=1e9)
+    print(plan.stages[-1].step_seconds, plan.days, plan.advice)
+
+Parts, their bytes and their placement come from the engine's own functions; what a step computes is traced from
+the model's own code; times are these over the machine's rates, laid out in lanes by the engine's rules. What a
+plan does not know: how well devices share a network with others, how uneven the routing of experts becomes, how
+long data takes to prepare.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from openm6.giant.measure.budget import format_bytes
+from openm6.giant.streaming.build import solve_placement
+from openm6.giant.streaming.placement import Placement, solve
+from openm6.giant.tiers.parts import SECTIONS
+from openm6.plan.hardware import Hardware
+from openm6.plan.job import Job, Parts, Stage
+from openm6.plan.lanes import Channel, Timeline, run
+from openm6.plan.memory import HOLES, in_memory_bytes, streamed_bytes
+from openm6.plan.step import StepModel
+from openm6.plan.workload import Pieces
+
+DEVICE_SHARE = 0.94  # of a device's memory that a plan uses: the allocator needs the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage of a run. Bytes and rates of one device where nothing else is said."""
+
+    stage: Stage
+    parameters: int  # of the model
+    active: int  # that one token meets
+    in_experts: int
+    here: int  # parameters that one device holds, in whatever tier
+    micro_batches: int
+    tokens: float  # of a step, on all devices
+    tiers: Mapping[str, int]  # bytes that rest on each tier: "device", "host", "disk"
+    memory_bytes: int  # the most that the process holds of device memory
+    limit_bytes: int  # what it may hold
+    read_bytes: Mapping[str, float]  # a step, by channel
+    written_bytes: Mapping[str, float]
+    compute_seconds: float
+    link_seconds: Mapping[str, float]  # by lane: time in which it works
+    by_kind: Mapping[str, float]  # seconds of computing by what takes them
+    step_seconds: float
+    bound: str  # what rules the step's time
+    timeline: Timeline
+    placement: Placement | None
+    problem: str | None = None  # why it cannot run
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.step_seconds
+
+    @property
+    def overlap(self) -> float:
+        """Share of the links' time that computing hides."""
+        links = sum(self.link_seconds.values())
+        waits = max(0.0, self.step_seconds - self.compute_seconds)
+        return 1.0 if not links else max(0.0, 1 - waits / links)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run on a machine, through all of its stages."""
+
+    job: Job
+    hardware: Hardware
+    stages: tuple[StagePlan, ...]
+    tokens: float  # that the run is to see
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the run's tokens that each stage sees: its share of the steps, times its step's size."""
+        if len(self.stages) == 1:
+            return (1.0,)
+        pseudo = self.job.delink_at * self.stages[0].tokens
+        real = (1 - self.job.delink_at) * self.stages[1].tokens
+        return pseudo / (pseudo + real), real / (pseudo + real)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, without a failure."""
+        pairs = zip(self.stages, self.shares, strict=True)
+        return sum(share * self.tokens / stage.tokens_per_s for stage, share in pairs)
+
+    @property
+    def days(self) -> float:
+        return self.seconds / 86_400
+
+    @property
+    def energy_kwh(self) -> float:
+        return self.seconds / 3600 * self.hardware.watts / 1000
+
+    @property
+    def carbon_kg(self) -> float:
+        return self.energy_kwh * self.hardware.carbon_g_per_kwh / 1000
+
+    @property
+    def price(self) -> float:
+        return self.seconds / 3600 * self.hardware.nodes * self.hardware.price_per_node_hour
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run is not possible there; None if it is."""
+        return next((stage.problem for stage in self.stages if stage.problem), None)
+
+
+def make_plan(job: Job, hardware: Hardware, *, tokens: float, pieces: Pieces | None = None) -> Plan:
+    """Plan a run that sees so many tokens. `pieces` of the same model may be used again.
+
+    Raises ValueError for a job that contradicts itself; a job that does not fit gets a plan with a `problem`.
+    """
+    job = replace(job, device_share=hardware.devices)
+    pieces = pieces or Pieces(job.model, bf16=job.bf16)
+    stages = tuple(plan_stage(job, hardware, stage, pieces) for stage in job.stages)
+    return Plan(job=job, hardware=hardware, stages=stages, tokens=tokens)
+
+
+def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> StagePlan:
+    """Plan one stage: place its parts, then lay out its step."""
+    parts = Parts(job, stage)
+    own = job.process_bytes if hardware.host_link is None else 0
+    process = own + hardware.device.library_bytes
+    limit = job.budget or round(DEVICE_SHARE * hardware.device.memory)
+    problem: str | None = None
+    placement: Placement | None = None
+    where: dict[str, dict[str, str]] = {}
+    tiers: Counter[str] = Counter()
+    if job.streamed:
+        step = streamed_bytes(job, parts, pieces)
+        fixed = process + step
+        try:
+            placement, where, tiers = _place(job, hardware, parts, fixed, limit)
+            memory = limit - placement.unused_bytes
+            memory = max(memory, min(limit, memory + round(HOLES["streamed"] * step)))
+        except ValueError as error:
+            problem, memory = str(error), fixed
+    else:
+        memory = process + in_memory_bytes(job, parts, pieces)
+        tiers["device"] = sum(layout.nbytes for layout in parts.layouts.values())
+        if memory > limit:
+            problem = (
+                f"the {stage} stage needs {format_bytes(memory)} in memory and has {format_bytes(limit)}; "
+                "stream it (memory.host), or share the model among more devices"
+            )
+    tiers["device"] += parts.frame_layout.nbytes
+    if problem := problem or _too_much(tiers, hardware, job):
+        where = {}  # what cannot be has no traffic to lay out
+    steps = StepModel(job, parts, pieces, hardware, where)
+    buffers = placement.buffer_bytes if placement else 0
+    works = steps.stretches()
+    timeline = run(works, channels(hardware), buffers)
+    compute = sum(work.seconds for work in works)
+    links = {lane: timeline.busy(lane) for lane in timeline.lanes if lane != "compute"}
+    return StagePlan(
+        stage=stage,
+        parameters=parts.total,
+        active=parts.active,
+        in_experts=parts.in_experts,
+        here=sum(layout.numel for layout in parts.layouts.values()) + parts.frame_weights,
+        micro_batches=job.micro_batches_in(stage) if job.streamed else 1,
+        tokens=hardware.devices * job.work.tokens * (job.micro_batches_in(stage) if job.streamed else 1),
+        tiers=dict(tiers),
+        memory_bytes=memory,
+        limit_bytes=limit,
+        read_bytes=timeline.read_bytes,
+        written_bytes=timeline.written_bytes,
+        compute_seconds=compute,
+        link_seconds=links,
+        by_kind=dict(steps.by_kind),
+        step_seconds=timeline.seconds,
+        bound=_bound(compute, links, steps.by_kind, timeline.seconds),
+        timeline=timeline,
+        placement=placement,
+        problem=problem,
+    )
+
+
+def channels(hardware: Hardware) -> dict[str, Channel]:
+    """What sections move over: the disk (one device's share of it) and the link to the host."""
+    found: dict[str, Channel] = {}
+    disk, link = hardware.disk, hardware.host_link
+    if disk is not None:
+        share = hardware.devices_per_node
+        in_turn = 2 / (1 / disk.read + 1 / disk.write)
+        gain = disk.mixed / in_turn
+        read, write = disk.read / share, disk.write / share
+        if link is not None:  # what comes from the disk goes over the link, too
+            read, write = min(read, link.bytes_per_s), min(write, link.bytes_per_s)
+        found["disk"] = Channel("disk", read, write, shared=True, gain=gain)
+    if link is not None:
+        found["host"] = Channel("host link", link.bytes_per_s, link.bytes_per_s, shared=False)
+    return found
+
+
+def _place(
+    job: Job, hardware: Hardware, parts: Parts, fixed: int, limit: int
+) -> tuple[Placement, dict[str, dict[str, str]], Counter[str]]:
+    """The engine's placement for the device's memory; what is not on the device is on the host, then on the disk.
+
+    The order in which sections become resident does not depend on the budget, so what a device and its host
+    together would keep is what is not on the disk. Raises ValueError if the least does not fit.
+    """
+    settings = replace(parts.settings, budget=limit)
+    if _whole(parts):
+        near = solve_placement(parts.slots, settings, fixed_bytes=fixed, settled={})
+    else:
+        near = solve(parts.layouts, budget_bytes=limit, fixed_bytes=fixed)
+    beside = hardware.host_bytes_per_device
+    both = limit + round(DEVICE_SHARE * beside)
+    far = solve(parts.layouts, budget_bytes=both, fixed_bytes=fixed) if beside else near
+    where: dict[str, dict[str, str]] = {}
+    tiers: Counter[str] = Counter()
+    for part, layout in parts.layouts.items():
+        for section in SECTIONS:
+            if not (size := layout.section_bytes(section)):
+                continue
+            if near.tiers[part][section] != "disk":
+                tiers["device"] += size
+                continue
+            tier = "host" if beside and far.tiers[part][section] != "disk" else "disk"
+            tiers[tier] += size
+            where.setdefault(part, {})[section] = tier
+    return near, where, tiers
+
+
+def _whole(parts: Parts) -> bool:
+    """Whether the device's layouts are those of whole tensors."""
+    return parts.job.device_share == 1 or parts.experts_here > 0
+
+
+def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | None:
+    """Whether something is left that no tier takes."""
+    needed = tiers.get("disk", 0)
+    if not needed:
+        return None
+    sides = 2 if job.durability == "step" else 1
+    if hardware.disk is None:
+        return f"{format_bytes(needed)} a device fit neither its memory nor its host's, and there is no disk"
+    has = hardware.disk.size // hardware.devices_per_node
+    if sides * needed > has:
+        return f"{format_bytes(sides * needed)} a device must go to the disk, which has {format_bytes(has)} for it"
+    return None
+
+
+def _bound(compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float) -> str:
+    """What rules: computing (and which kind of it) where it takes most of the step, else the busiest lane."""
+    lane = max(links, key=lambda name: links[name], default=None)
+    if lane is None or compute >= 0.9 * seconds or compute >= links[lane]:
+        return max(by_kind, key=lambda kind: by_kind[kind])
+    return lane

@@ -1,0 +1,113 @@
+"""From a recipe to a job that can be planned: what its micro-batches hold is seen from some of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from openm6.giant.measure.budget import parse_bytes, settle
+from openm6.modalities.text import TextTokenizer
+from openm6.plan.hardware import PROFILES, Hardware, profile_names
+from openm6.plan.job import Job
+from openm6.plan.workload import Work, mean_work
+from openm6.tasks.collate import Batch
+from openm6.train.batches import Batches
+from openm6.train.config import RunConfig
+from openm6.train.memory import native_bf16
+from openm6.train.recipe import load_recipe
+from openm6.train.tokenizers import SHIPPED, open_tokenizers
+
+BATCHES = 16  # that are looked at
+
+
+def open_hardware(name: str) -> Hardware:
+    """A profile: a YAML file, or the name of one that comes with the package.
+
+    Raises ValueError when there is none, or it is not one.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = PROFILES / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return load_recipe(path, [], Hardware)
+    near = get_close_matches(name, profile_names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(profile_names())}"
+    raise ValueError(f"there is no hardware profile '{name}', neither as a file nor with the package; {hint}")
+
+
+def work_of(batch: Batch) -> Work:
+    """What a batch holds."""
+    rows, row = batch.stream.tokens_BT.shape
+    images = batch.stream.images_NCHW
+    return Work(
+        rows=rows,
+        row=row,
+        tokens=batch.tokens,
+        images=0 if images is None else len(images),
+        texts=len(batch.text_at),
+        cells=len(batch.cell_at),
+    )
+
+
+def plan_tokenizer(config: RunConfig) -> RunConfig:
+    """The recipe with the shipped tokenizer where it would train one of its own that is as large or larger: tokens
+    are only counted here."""
+    path = SHIPPED / "tokenizer.json"
+    if config.tokenizer is not None or config.init is not None or not path.is_file():
+        return config
+    fits = TextTokenizer.load(path).size <= config.model.vocab_text
+    return config.model_copy(update={"tokenizer": path}) if fits else config
+
+
+def draw(config: RunConfig, count: int = BATCHES) -> list[Batch]:
+    """The first batches of a recipe, as its run will draw them (but for a tokenizer of its own).
+
+    Raises ValueError for data or tokenizers that cannot be used.
+    """
+    config = plan_tokenizer(config)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, image_tokenizer = open_tokenizers(config, Path(folder))
+    batches = Batches(
+        config.mix,
+        model=config.model,
+        row=config.row,
+        tokenizer=tokenizer,
+        image_tokenizer=image_tokenizer,
+        seed=config.seed,
+    )
+    return [next(batches) for _ in range(count)]
+
+
+def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None) -> Job:
+    """The recipe as a job whose micro-batches are the mean of `works`.
+
+    `bf16` is what `precision: auto` means where it will run; by default what it means here.
+    """
+    memory, here = config.memory, native_bf16()
+    auto = here if bf16 is None else bf16
+    return Job(
+        model=config.model,
+        work=mean_work(list(works)),
+        micro_batches=memory.micro_batches if memory else 1,
+        pseudo_micro_batches=memory.pseudo_micro_batches if memory else None,
+        optimizer=config.optimizer.kind,
+        weights=memory.weights if memory else "fp32",
+        bf16=auto if config.precision == "auto" else config.precision == "bf16",
+        unit=config.sharing.unit,
+        delink_at=config.sharing.delink_at,
+        streamed=memory is not None,
+        budget=parse_bytes(memory.host) if memory else None,
+        durability=memory.durability if memory else "none",
+        activations=memory.activations if memory else "host",
+        process_bytes=settle(),
+    )
+
+
+def resized(work: Work, tokens: float) -> Work:
+    """Micro-batches of the same kind with so many tokens."""
+    times = tokens / work.tokens
+    names = ("rows", "tokens", "images", "texts", "cells")
+    return replace(work, **{name: times * getattr(work, name) for name in names})

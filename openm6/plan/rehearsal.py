@@ -1,0 +1,132 @@
+"""A plan put right by a rehearsal: two copies of the run with fewer layers train a few steps on this machine.
+
+What the rates of a profile say is wrong by as much as kernels do worse on the shapes of this model than on those
+that were probed, and by as much as the machine is slower today. So a copy of half the layers (eight at most) and
+one of a single sharing unit are timed. Each layer computes for as long as the others, and what is not a layer adds
+its share: the line through both copies says what all layers take.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from openm6.giant.measure.budget import settle
+from openm6.plan.job import Job, Stage
+from openm6.plan.plan import Plan, make_plan
+from openm6.plan.workload import Pieces
+from openm6.train.config import RunConfig
+from openm6.train.loop import train
+from openm6.train.metrics import read_metrics
+
+MOST_LAYERS = 8
+STEPS, WARM = 8, 3  # of a stage; of these, those that do not count
+
+
+def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
+    """The recipe's plan again, its computing as long as two copies foretell that are trained now, on the disk that
+    the recipe names or in the folder that we are in. `pieces` are those of the plan's model.
+
+    Raises ValueError for a plan that is not of this machine's processor, that does not fit, or whose model is
+    trained already.
+    """
+    if plan.hardware.host_link is not None or plan.hardware.devices > 1:
+        raise ValueError(f"a rehearsal runs on this machine alone, and {plan.hardware.name} is another one")
+    if plan.problem is not None:
+        raise ValueError(f"what does not fit is not rehearsed: {plan.problem}")
+    if config.init is not None:
+        raise ValueError("a copy with fewer layers cannot begin from a trained model: leave out init")
+    sizes = copy_layers(config.model.layers, config.sharing.unit)
+    few, many = (_seconds(plan, config, layers) for layers in sizes)
+    beyond = (config.model.layers - sizes[1]) / max(1, sizes[1] - sizes[0])
+    slower = {
+        stage.stage: (many[stage.stage] + beyond * (many[stage.stage] - few[stage.stage]))
+        / stage.compute_seconds
+        for stage in plan.stages
+    }
+    return make_plan(replace(plan.job, slower=slower), plan.hardware, tokens=plan.tokens, pieces=pieces)
+
+
+def _seconds(plan: Plan, config: RunConfig, layers: int) -> dict[Stage, float]:
+    """How long a step of a copy with so many layers computes, by stage."""
+    model = config.model.model_copy(update={"layers": layers})
+    delink_at = 0.5 if len(plan.stages) == 2 else plan.job.delink_at
+    budget = copy_budget(plan)
+    if budget is not None:  # it is of the whole process, which has grown since it was planned
+        budget += max(0, settle() - plan.job.process_bytes)
+    job = replace(plan.job, model=model, delink_at=delink_at, budget=budget)
+    folder = config.memory.disk if config.memory and config.memory.disk else Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=folder) as work:
+        run_dir = Path(work) / "run"
+        train(copy_config(config, job), run_dir)
+        seconds = computing_seconds(read_metrics(run_dir))
+    # A single unit has nobody to share with: its run is a Real Giant's from the first step, and takes as long.
+    return {stage: median((seconds[stage] or seconds["real"])[WARM:]) for stage in job.stages}
+
+
+def copy_layers(layers: int, unit: int | None) -> tuple[int, int]:
+    """How many layers the two copies have: a sharing unit, and half of the run's, in whole units."""
+    unit = unit or 1
+    return unit, min(layers, max(2 * unit, min(layers // 2, MOST_LAYERS) // unit * unit))
+
+
+def copy_budget(plan: Plan) -> int | None:
+    """The copies' memory budget: the run's, without what is resident of its parts if not all of them are. So parts
+    rest on the disk as in the run, and beside them there is as much room: close to its budget a run takes time to
+    hand memory back.
+    """
+    placements = [stage.placement for stage in plan.stages if stage.tiers.get("disk") and stage.placement]
+    if plan.job.budget is None or not placements:
+        return plan.job.budget
+    return plan.job.budget - max(placement.resident_bytes for placement in placements)
+
+
+def copy_config(config: RunConfig, job: Job) -> RunConfig:
+    """The recipe of the copy, which trains and does nothing else, its tiers in its run folder."""
+    steps = STEPS * len(job.stages)
+    memory = config.memory
+    if memory is not None:
+        changes = {
+            "host": str(job.budget),
+            "disk": None,
+            "durability": "none",
+            "export": False,
+            "trace": None,
+        }
+        memory = memory.model_copy(update=changes)
+    sharing = config.sharing.model_copy(update={"delink_at": job.delink_at, "delink_on_correlation": None})
+    return config.model_copy(
+        update={
+            "model": job.model,
+            "memory": memory,
+            "sharing": sharing,
+            "steps": steps,
+            "held_out": [],
+            "log_every": 1,
+            "eval_every": steps,
+            "checkpoint_every": steps,
+        }
+    )
+
+
+def computing_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[Stage, list[float]]:
+    """By stage, the seconds of each step of a run's metrics (one line a step) in which it did not wait for a
+    disk."""
+    found: dict[Stage, list[float]] = {"pseudo": [], "real": []}
+    for line, seconds in step_seconds(lines):
+        found[line["stage"]].append(seconds * (1 - line.get("wait_share", 0.0)))
+    return found
+
+
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
+    """The lines that tell of a step, and how long it took; there must be one for every step."""
+    tokens = {line["step"]: line["tokens"] for line in lines}
+    steps = [line for line in lines if "loss" in line]
+    return [
+        (line, (line["tokens"] - tokens.get(line["step"] - 1, 0)) / line["tokens_per_s"]) for line in steps
+    ]

@@ -1,0 +1,61 @@
+"""Boundary activations come back as they were put, from memory and from the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openm6.giant import AdamW
+from openm6.giant.streaming.activations import DiskActivations, open_activations
+from tests.giant.naive import Naive, differences
+from tests.giant.streaming.test_step import open_giant, train_both
+from tests.giant.subjects import toy
+
+WHERE = ["host", "disk"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans(), st.sampled_from([3, 7, 1000])))
+)
+def test_what_is_put_comes_back(where: str, tmp_path: Path, calls: list[tuple[int, int, bool, int]]) -> None:
+    kept = open_activations(where, tmp_path)  # pyright: ignore[reportArgumentType]
+    expected: dict[tuple[int, int], torch.Tensor] = {}
+    for layer, micro_batch, drop, size in calls:
+        if drop and (layer, micro_batch) in expected:
+            kept.drop(layer, micro_batch)
+            del expected[layer, micro_batch]
+        else:
+            x = torch.randn(size, 2).to(torch.bfloat16 if size == 7 else torch.float32)
+            kept.put(layer, micro_batch, x)
+            expected[layer, micro_batch] = x.clone()
+        for key, value in expected.items():
+            assert torch.equal(kept.get(*key), value)
+    kept.clear()
+    kept.close()
+
+
+def test_the_file_does_not_outlive_it_and_does_not_grow_from_step_to_step(tmp_path: Path) -> None:
+    kept = DiskActivations(tmp_path)
+    for _ in range(3):
+        kept.put(0, 0, torch.ones(1000))
+        kept.drop(0, 0)
+    assert kept._end == 4000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="needs a folder"):
+        open_activations("disk", None)
+
+
+def test_training_with_activations_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
+    subject = toy()
+    naive = Naive(subject.copy(), AdamW())
+    with open_giant(subject, AdamW(), tmp_path, activations="disk") as giant:
+        train_both(giant, naive, steps=3, micro_batches=2)
+        assert differences(giant, naive) == []
