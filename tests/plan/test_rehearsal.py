@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from openm6.plan import rehearsal
 from openm6.plan.plan import Plan, make_plan
 from openm6.plan.recipes import draw, job_of, open_hardware, work_of
 from openm6.plan.workload import Pieces
-from openm6.plan import rehearsal
 from openm6.train.config import RunConfig
 from tests import tiny
 

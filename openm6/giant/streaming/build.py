@@ -25,10 +25,11 @@ from openm6.giant.optimizers.named import PartOptimizer
 from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_name, blocks_of
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import piece, pieces
-from openm6.giant.ranks.ranked_store import RankedStore, RankedUpdates, agreed_record
+from openm6.giant.ranks.ranked_store import RankedStore, agreed_record
 from openm6.giant.streaming import inference
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
+from openm6.giant.streaming.ranked_updates import RankedUpdates
 from openm6.giant.streaming.rehearse import rehearse
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.commit import CommitRecord, read_record
