@@ -1,7 +1,7 @@
 """Slots of a script: where a text says [name], [colour] or [price] until an item's values are filled in.
 
-So a script's name and price are right by construction, for items that the writer never saw (delexicalisation, Wen et
-al., 1508.01745). The source of a script says its language, the kind of item and the slots that it may use:
+So a script's name and price are right by construction, for items that the writer never saw (delexicalisation,
+Wen et al., 1508.01745). The source of a script says its language, the kind of item and the slots that it may use:
 "en food & drink colour price".
 """
 
