@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from openm6.giant.measure.budget import parse_bytes, settle
+from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
@@ -183,7 +183,7 @@ class Giant:
         sharing = split_runs(self.frame.sharing, unit, where="delink")
         machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
         machine.scratch.clear()
-        settle()  # the copies need what the allocator holds in reserve
+        release_memory()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
         self.slots = self.frame.slots
@@ -309,7 +309,7 @@ class Giant:
             with machine.store.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
         self._machine = machine
-        settle()
+        release_memory()
 
     def _ready(self, what: str) -> Machine:
         if self._machine is None:
@@ -327,11 +327,11 @@ class Giant:
         self.frame.regroup(record.extra["giant"]["sharing"])
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
-    def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
-        """Solve the placement; `settled` parts stay where they are."""
+    def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
+        """Solve the placement; `staying` parts stay where they are."""
         self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
-            self.slots, self.settings, fixed_bytes=self._fixed_bytes, settled=settled
+            self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying
         )
         return self.placement
 
