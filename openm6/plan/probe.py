@@ -267,7 +267,9 @@ def _updating(optimizer: PartOptimizer, dtype: torch.dtype, shape: tuple[int, in
     state = {spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in specs}
     optimizer.initialise(weights, state)
     gradient = {"w": torch.randn(shape).mul_(1e-3)}
-    return _time(lambda: optimizer.update(weights, gradient, state, lr=1e-9, step=2, seed=1), seconds=0.3)
+    return _time(
+        lambda: optimizer.update(weights, gradient, state, lr=1e-9, steps={"w": 2}, seed=1), seconds=0.3
+    )
 
 
 # -------------------- disk and loopback

@@ -9,7 +9,6 @@ from this rank's disk as any part does. All ranks use the same parts in the same
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from openm6.data.atomic import finish, temporary
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import gather, piece
-from openm6.giant.tiers.commit import RECORD, TEMPORARY, CommitRecord, read_record
-from openm6.giant.tiers.direct_io import TierError, sync_folder
+from openm6.giant.tiers.commit import RECORD, CommitRecord, read_record
+from openm6.giant.tiers.direct_io import TierError
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
@@ -81,9 +81,8 @@ def agreed_record(folder: Path, group: Group) -> CommitRecord | None:
     steps: list[Any] = [None] * group.size
     dist.all_gather_object(steps, None if record is None else record.step, group=group.handle)
     newest = max((step for step in steps if step is not None), default=None)
-    if newest is not None and steps[group.rank] != newest and (folder / TEMPORARY).exists():
-        os.rename(folder / TEMPORARY, folder / RECORD)
-        sync_folder(folder)
+    if newest is not None and steps[group.rank] != newest and temporary(folder / RECORD).exists():
+        finish(folder / RECORD)
         record = read_record(folder)
     found = None if record is None else record.step
     dist.all_gather_object(steps, found, group=group.handle)

@@ -42,6 +42,7 @@ from openm6.giant.streaming.compute import Precision
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses
+from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
 
@@ -205,7 +206,7 @@ class Giant:
         """
         own = {
             "sharing": self.frame.sharing,
-            "updates": self._updates.counts,
+            **self._updates.counts.record(),
             "ranks": build.ranks(self.settings),
         }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
@@ -263,7 +264,7 @@ class Giant:
     @property
     def updates(self) -> Mapping[str, int]:
         """How often each part was updated."""
-        return self._updates.counts
+        return self._updates.counts.parts
 
     def layouts(self) -> dict[str, PartLayout]:
         """The layout of every part of the slots."""
@@ -323,8 +324,8 @@ class Giant:
         if record is None:
             return
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
-        self._updates.counts |= record.extra["giant"]["updates"]
         self.frame.regroup(record.extra["giant"]["sharing"])
+        self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
     def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
         """Solve the placement; `settled` parts stay where they are."""

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from openm6.data.atomic import temporary
 from openm6.giant.tiers.commit import (
     RECORD,
     SIDES,
-    TEMPORARY,
     CommitRecord,
     part_file,
     read_record,
@@ -160,7 +160,9 @@ class Folder:
         """Delete what a killed run left: files that no commit names."""
         for path in self.path.iterdir() if self._known else ():
             stem, _, side = path.name.rpartition(".")
-            if path.name == TEMPORARY or (side in SIDES and stem not in stems and path.is_file()):
+            if path == temporary(self.path / RECORD) or (
+                side in SIDES and stem not in stems and path.is_file()
+            ):
                 path.unlink()
 
     def sync_names(self) -> None:

@@ -220,7 +220,7 @@ class Crashes:
         watch("posix_fallocate", lambda name, *rest: "claimed")
         watch("fdatasync", synced)
         watch("fsync", synced)
-        watch("rename", renamed)
+        watch("replace", renamed)
         watch("unlink", lambda name, *rest: "deleted")
         watch("ftruncate", lambda name, *rest: "cut")
 
