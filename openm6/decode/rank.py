@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from openm6.decode.captions import Captions
 from openm6.decode.inputs import Picture
-from openm6.model import M6, Stream
+from openm6.decode.opened import Opened, Run
+from openm6.model import M6
 from openm6.model.ranking import States
 from openm6.tasks.pairs import image_places, text_places
-
-if TYPE_CHECKING:
-    from openm6.decode.pipeline import Pipeline
 
 NO_CANDIDATE = -math.inf  # no judge says so of anything
 PAIRS = 256  # judged at a time
@@ -30,17 +28,9 @@ PAIRS = 256  # judged at a time
 By = Literal["captions", "encoders"]
 
 
-class Run(NamedTuple):
-    """Some prompts of `match`, run through the stack: its states, the stream, flat indices of the marks."""
-
-    hidden_BTD: Tensor
-    stream: Stream
-    mark_at_B: Tensor
-
-
 @torch.no_grad()
 def rank(
-    m6: Pipeline,
+    m6: Opened,
     images: Picture | Sequence[Picture],
     texts: str | Sequence[str],
     *,
@@ -71,11 +61,11 @@ def rank(
             f"the checkpoint {m6.folder} has no cross encoders: its ranking_layers are 0; train one with the "
             "objective r2d2, or rank by captions"
         )
-    pictures, words = m6._image_prompts(images), m6._text_prompts(texts)
+    pictures, words = m6.image_prompts(images), m6.text_prompts(texts)
     encoders = None if by == "captions" else model.ranking
     captions = None if by == "encoders" else Captions(m6, [each.image for each in pictures], texts)
-    image_ID, image = _read(model, m6._runs(pictures), image_states if encoders else None)
-    text_TD, text = _read(model, m6._runs(words), text_states if encoders else None)
+    image_ID, image = _read(model, m6.runs(pictures), image_states if encoders else None)
+    text_TD, text = _read(model, m6.runs(words), text_states if encoders else None)
     cosine_IT, scale = image_ID @ text_TD.T, model.inverse_temperature()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:

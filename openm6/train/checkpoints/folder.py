@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from openm6.data.atomic import sync
+
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 
@@ -34,18 +36,8 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _discard(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a kill half-way leaves no half checkpoint under its
-    name."""
+    """Delete a checkpoint. It is renamed first, so that a kill leaves no part of it under its name."""
     doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
@@ -60,7 +52,7 @@ def finished(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def begin(run_dir: Path, step: int) -> tuple[Path, Path]:
-    """Clear away what an earlier attempt left; the folder of checkpoints, and a new one to fill."""
+    """Delete what an earlier attempt left. Returns the folder of all checkpoints, and a new one in it to fill."""
     root = Path(run_dir) / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     for stray in root.glob(f"{_TEMPORARY}*"):
@@ -93,7 +85,7 @@ def seal(
 
 
 def publish(run_dir: Path, step: int, folder: Path, *, keep: int) -> Path:
-    """Give a filled folder, safe on the disk, its name; delete what it makes outdated."""
+    """Give a folder that is filled and safe on the disk its name. Delete the checkpoints that it makes outdated."""
     root = folder.parent
     final = root / f"step-{step:08d}"
     if final.exists():

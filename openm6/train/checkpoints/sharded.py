@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from openm6.data.atomic import sync
 from openm6.giant.ranks.processes import Ranks
 from openm6.giant.tiers.commit import check_json
 from openm6.train.checkpoints import folder as folders
@@ -68,15 +69,15 @@ def save_shards(
     files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
     sums: dict[str, str] = {}
     for path in files[ranks.rank :: ranks.size]:
-        folders.sync(path)
+        sync(path)
         sums[path.name] = folders.file_sha256(path)
     gathered: list[Any] = [None] * ranks.size
     dist.all_gather_object(gathered, sums)
     if ranks.first:
         every = {name: digest for each in gathered for name, digest in sorted(each.items())}
         folders.seal(folder, step, files=every, aliases={}, optimizer={}, state=state)
-        folders.sync(folder / folders.STATE_FILE)
-        folders.sync(folder)
+        sync(folder / folders.STATE_FILE)
+        sync(folder)
         folders.publish(run_dir, step, folder, keep=keep)
     ranks.barrier()
 

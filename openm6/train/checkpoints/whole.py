@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from openm6.data.atomic import sync
 from openm6.giant.tiers.commit import check_json
-from openm6.train.checkpoints.folder import begin, file_sha256, publish, read_state, seal, sync
+from openm6.train.checkpoints.folder import begin, file_sha256, publish, read_state, seal
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
