@@ -1,9 +1,9 @@
 """Which parts' weights stay on the device: solved from its budget, after the host's placement.
 
-A part whose weights pass through the device's buffers is copied to it twice in a step of training (forward,
-backward). One that stays is copied once, when it was updated. So every byte on the device saves the same, and what
-decides is that bodies of slots are used by every step, experts only when they are chosen. Parts that stay are spread
-over the depth, so that copies always have something to hide behind.
+A part whose weights pass through the buffers of the device is copied to it twice in a step of training (forward,
+backward). One that stays is copied once, when it was updated. So every byte on the device saves the same. What
+decides is that every step uses the bodies of slots, and experts only when they are chosen. Parts that stay are
+spread over the depth, so that copies always have something to hide behind.
 
 Only weights that are resident on the host can stay on the device: the host's copy is the one that is updated.
 """
