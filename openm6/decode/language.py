@@ -1,9 +1,8 @@
 """The language of a caption, kept by a mask: which tokens may come next.
 
 English is written in Latin letters; Chinese has no words in small Latin letters. Where a checkpoint lists words
-(`words.json`: {"en": [...], "zh": [...]}), Latin letters spell only these words. Tokens are parts of words: without a
-list, a model may put parts together that are no word. The list of the shipped model has the words of its training
-data:
+(`words.json`: {"en": [...], "zh": [...]}), Latin letters spell only these words. Tokens are parts of words: without
+a list, a model may put parts together that are no word. The shipped model lists the words of its training data:
 
     python -m openm6.decode.language openm6/checkpoints/m6-small
 
