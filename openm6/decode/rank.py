@@ -43,10 +43,10 @@ def rank(
 
     A candidate's score is its cosine plus the verdicts of the judges: nats, divided by the scale of the cosines
     (their inverse temperature). All others have -inf. The cross encoders learned from wrong pairs that were drawn
-    by exp(scale x cosine), so their verdict adds to the cosine. Captions are a second estimate of the whole and count
-    as much as the first. (R2D2's authors add a probability to the cosine instead, so encoders that know little
-    spoil the order.) A caption's likelihood falls with its length, and a cosine does not: the texts of a picture
-    are compared fairly where they are of one kind.
+    by exp(scale x cosine), so their verdict adds to the cosine. Captions are a second estimate of the whole and
+    count as much as the first. (R2D2's authors add a probability to the cosine instead, so encoders that know
+    little spoil the order.) A caption's likelihood falls with its length, and a cosine does not: the texts of a
+    picture are compared fairly where they are of one kind.
     For cross encoders the states of all inputs stay in memory: 17 KB for a picture of 16 tokens at width 256.
     Raises ValueError when `candidates` is below 1, or the model lacks what is asked for.
     """
