@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from openm6.data.atomic import replacing
 from openm6.giant.tiers.parts import TensorSpec, raw_bytes
 from openm6.model.hf_folder import CHUNK_BYTES, DTYPES, INDEX, WEIGHTS
 
@@ -115,9 +116,8 @@ class ShardWriter:
                 "metadata": {"total_size": sum(spec.nbytes for spec in self._specs.values())},
                 "weight_map": {name: file for name, (file, _) in sorted(self._at.items())},
             }
-            partial = index.with_name(f"{INDEX}.partial")
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            partial.replace(index)
+            with replacing(index) as fresh:
+                fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _place(self, file: str, shard: Sequence[TensorSpec]) -> bytes:
         """Give every tensor of a file its offset, widest dtype first, so that all stay aligned."""

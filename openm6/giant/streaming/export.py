@@ -22,14 +22,14 @@ def save(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
 ) -> None:
     """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
-    ranks, which hold a piece of each part, the first writes.
+    ranks, which hold a slice of each part, the first writes.
 
     Raises ValueError if the disk has not the space, or `folder` is `source`.
     """
     if isinstance(store, RankedStore) and store.group.rank:
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
-                pass  # its pieces have gone to the rank that writes
+                pass  # its slices have gone to the rank that writes
     elif isinstance(frame, M6Frame):
         _save_m6(store, frame, slots, folder)
     else:

@@ -7,17 +7,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from openm6.data.atomic import temporary
 from openm6.giant.tiers.commit import (
     RECORD,
     SIDES,
-    TEMPORARY,
     CommitRecord,
     part_file,
     read_record,
     write_record,
 )
 from openm6.giant.tiers.direct_io import TierError, allocate, free_bytes, reported, sync_folder
-from openm6.giant.tiers.pieces import Part, Piece
+from openm6.giant.tiers.stored import StoredPart, StoredSection
 
 LOCK = "store.lock"
 
@@ -93,12 +93,12 @@ class Folder:
             )
         return record
 
-    def file(self, piece: Piece) -> Path:
-        """Where the newest bytes of a piece are, once they are on the disk."""
-        assert piece.side is not None
-        return part_file(self.path, piece.stem, piece.side)
+    def file(self, stored: StoredSection) -> Path:
+        """Where the newest bytes of a section are, once they are on the disk."""
+        assert stored.side is not None
+        return part_file(self.path, stored.stem, stored.side)
 
-    def require_space(self, parts: Sequence[Part]) -> None:
+    def require_space(self, parts: Sequence[StoredPart]) -> None:
         """Raise `TierError` unless the disk can take the files of these parts."""
         ranges = [each for part in parts for side in part.ranges(self.two_sided).values() for each in side]
         needed = sum(nbytes for _, nbytes in ranges)
@@ -110,7 +110,7 @@ class Folder:
                 f"{needed:,}{twice if self.two_sided else ''}; free some space or choose another folder."
             )
 
-    def create(self, part: Part) -> None:
+    def create(self, part: StoredPart) -> None:
         """The files of a new part, with their space claimed; nothing is left of them if the disk is full."""
         made: list[Path] = []
         try:
@@ -126,22 +126,22 @@ class Folder:
             raise
         self._new_names |= bool(made)
 
-    def adopt(self, part: Part) -> None:
+    def adopt(self, part: StoredPart) -> None:
         """Check the sizes of a committed part's files, and claim the space of the sides that it will write.
 
         Raises:
             TierError: a file that the commit needs is missing or too short, or the disk is full.
         """
-        for piece in part.pieces.values():
-            if piece.committed is None:
+        for stored in part.sections.values():
+            if stored.committed is None:
                 continue
-            file = self.file(piece)
-            with reported("open", file, str(piece)):
+            file = self.file(stored)
+            with reported("open", file, str(stored)):
                 size = file.stat().st_size
-            end = piece.offset + piece.nbytes
+            end = stored.offset + stored.nbytes
             if size < end:
                 raise TierError(
-                    f"{file} is truncated: {piece} end at byte {end:,} and the file at {size:,}; restore it "
+                    f"{file} is truncated: {stored} end at byte {end:,} and the file at {size:,}; restore it "
                     "from a copy, or start from an older checkpoint."
                 )
         for side, ranges in part.ranges(self.two_sided).items():
@@ -149,7 +149,7 @@ class Folder:
             self._new_names |= not file.exists()
             allocate(file, ranges)
 
-    def delete(self, part: Part) -> None:
+    def delete(self, part: StoredPart) -> None:
         """The files of a part that no commit needs."""
         for side in part.ranges(self.two_sided):
             file = part_file(self.path, part.stem, side)
@@ -160,7 +160,9 @@ class Folder:
         """Delete what a killed run left: files that no commit names."""
         for path in self.path.iterdir() if self._known else ():
             stem, _, side = path.name.rpartition(".")
-            if path.name == TEMPORARY or (side in SIDES and stem not in stems and path.is_file()):
+            if path == temporary(self.path / RECORD) or (
+                side in SIDES and stem not in stems and path.is_file()
+            ):
                 path.unlink()
 
     def sync_names(self) -> None:

@@ -98,7 +98,7 @@ def test_space_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch
         assert not list(tmp_path.glob("slot*"))
 
 
-@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "write", "fdatasync", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "write", "fdatasync", "fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_leaves_the_last_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int

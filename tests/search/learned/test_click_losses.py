@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.click_losses import list_loss, triplet_loss
+from openm6.search.learned.click_losses import list_loss, triplet_loss
 
 
 def made(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

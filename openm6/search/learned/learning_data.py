@@ -18,11 +18,11 @@ from xxhash import xxh3_128_digest
 from openm6.data.bad import BadCount, BadRecord
 from openm6.data.images import read_image
 from openm6.modalities.efficientnet import EfficientNetLite0, photo_pixels
-from openm6.search.clicks import MAX_BAD_FRACTION, PageView
-from openm6.search.items import Items
-from openm6.search.learning_batches import LOT
-from openm6.search.triplets import ClickList, Features, click_lists, fit_bounds
-from openm6.search.virtual_id import virtual_ids
+from openm6.search.learned.clicks import MAX_BAD_FRACTION, PageView
+from openm6.search.learned.items import Items
+from openm6.search.learned.learning_batches import LOT
+from openm6.search.learned.triplets import ClickList, Features, click_lists, fit_bounds
+from openm6.search.learned.virtual_id import virtual_ids
 from openm6.train.memory import native_bf16
 
 

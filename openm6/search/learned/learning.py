@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openm6.data.images import read_image
-from openm6.search.category import fit_weight
-from openm6.search.click_losses import list_loss, triplet_loss
-from openm6.search.clicks import PageView
-from openm6.search.items import Items
-from openm6.search.learning_batches import (
+from openm6.search.learned.category import fit_weight
+from openm6.search.learned.click_losses import list_loss, triplet_loss
+from openm6.search.learned.clicks import PageView
+from openm6.search.learned.encoder import LearnedEncoder
+from openm6.search.learned.items import Items
+from openm6.search.learned.learning_batches import (
     LOT,
     QUERY_CHANGES,
     REUSE,
@@ -37,11 +38,11 @@ from openm6.search.learning_batches import (
     early_maps,
     n_batches,
 )
-from openm6.search.learning_data import LearningConfig, LearningData, prepare
-from openm6.search.masks import focus_loss, scores_to_box
-from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
-from openm6.search.triplets import ClickList
-from openm6.search.voters import Voters
+from openm6.search.learned.learning_data import LearningConfig, LearningData, prepare
+from openm6.search.learned.masks import focus_loss, scores_to_box
+from openm6.search.learned.photo_net import PhotoNet, PhotoNetConfig
+from openm6.search.learned.triplets import ClickList
+from openm6.search.learned.voters import Voters
 from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
 from openm6.train.config import OptimizerConfig
 from openm6.train.memory import keep_large_blocks

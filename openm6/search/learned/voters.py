@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from openm6.search.category import neighbour_vote
 from openm6.search.encoders import PhotoEncoder
-from openm6.search.items import Items
+from openm6.search.learned.category import neighbour_vote
+from openm6.search.learned.items import Items
 
 VOTERS_FILE = "voters.safetensors"
 MOST = 20_000  # so many of a large catalogue's items vote: 50 MB

@@ -1,10 +1,8 @@
-"""Scripts built from attributes: what the small writer of scripts (`m6-script`) is trained on.
+"""Scripts of a simulated host, put together from templates: the small writer (`m6-script`) is trained on them.
 
-    python -m openm6.serve.script_texts scripts.jsonl      # then: openm6 train script
+    python -m openm6.serve.simulated.scripts scripts.jsonl      # then: openm6 train script
 
-A text is delexicalised (Wen et al., 1508.01745): where an item's value would stand, there is a slot such as
-[name], so that what the writer says of an item's name and price is right by construction, for items that it never
-saw. Its source says which language, which kind of thing, and which slots there are: "en food & drink colour price".
+The texts have slots such as [name] where the values of an item would stand (`openm6.serve.slots`).
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SLOTS = ("colour", "price")  # beside the name, which every item has
-OTHER = "other"
-CATEGORIES = ("food & drink", "animals & nature", "objects", "activities", OTHER)
+from openm6.serve.slots import CATEGORIES, OTHER, SLOTS, source
 
 OPENING = {
     "en": (
@@ -150,11 +146,6 @@ CLOSING = {
         "手慢无，快去下单吧！",
     ),
 }
-
-
-def source(lang: str, category: str, slots: tuple[str, ...]) -> str:
-    """What the writer is told of an item."""
-    return " ".join((lang, category if category in CATEGORIES else OTHER, *(s for s in SLOTS if s in slots)))
 
 
 def scripts(count: int, seed: int = 0) -> Iterator[dict[str, str]]:

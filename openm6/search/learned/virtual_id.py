@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openm6.search.clicks import PageView
+from openm6.search.learned.clicks import PageView
 
 REACH = 5  # clicks of one user
 WALK = 2  # steps

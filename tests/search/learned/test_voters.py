@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from openm6.search import voters as voters_module
-from openm6.search.category import neighbour_vote
 from openm6.search.encoders import PhotoEncoder
-from openm6.search.items import Items
-from openm6.search.voters import VOTERS_FILE, Voters
+from openm6.search.learned import voters as voters_module
+from openm6.search.learned.category import neighbour_vote
+from openm6.search.learned.items import Items
+from openm6.search.learned.voters import VOTERS_FILE, Voters
 from tests.search.conftest import COLOURS, png
 
 pytest.importorskip("efficientnet_lite_pytorch")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.clicks import PageView
-from openm6.search.triplets import Bounds, ClickList, Features, click_lists, fit_bounds
+from openm6.search.learned.clicks import PageView
+from openm6.search.learned.triplets import Bounds, ClickList, Features, click_lists, fit_bounds
 
 NUMBERS = {name: row for row, name in enumerate("abcdef")}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openm6.search.clicks import PageView
+from openm6.search.learned.clicks import PageView
 
 
 @dataclass(frozen=True)

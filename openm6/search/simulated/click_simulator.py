@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from openm6.decode.inputs import read_pictures
-from openm6.search.clicks import PageView, write_page_views
-from openm6.search.composites import Clutter
 from openm6.search.encoders import Encoder
-from openm6.search.items import LOT, Items
+from openm6.search.learned.clicks import PageView, write_page_views
+from openm6.search.learned.items import LOT, Items
+from openm6.search.simulated.composites import Clutter
 
 LOG, QUERIES = "clicks.jsonl", "queries"
 SAME, ALIKE, STRAY, FADE = 0.9, 0.6, 0.02, 0.97

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from openm6.search.category import fuse
-from openm6.search.click_simulator import simulate_clicks
-from openm6.search.clicks import PageView, read_page_views
-from openm6.search.encoders import open_encoder
-from openm6.search.items import Items
-from openm6.search.learning import train_search
-from openm6.search.learning_batches import batches, n_batches
-from openm6.search.learning_data import LearningConfig, prepare
-from openm6.search.masks import focus_loss
-from openm6.search.photo_net import CONFIG_FILE, WEIGHTS_FILE, LearnedEncoder, PhotoNet, PhotoNetConfig
-from openm6.search.voters import VOTERS_FILE
+from openm6.search.learned.category import fuse
+from openm6.search.learned.clicks import PageView, read_page_views
+from openm6.search.learned.encoder import LearnedEncoder
+from openm6.search.learned.items import Items
+from openm6.search.learned.learning import train_search
+from openm6.search.learned.learning_batches import batches, n_batches
+from openm6.search.learned.learning_data import LearningConfig, prepare
+from openm6.search.learned.masks import focus_loss
+from openm6.search.learned.photo_net import CONFIG_FILE, WEIGHTS_FILE, PhotoNet, PhotoNetConfig
+from openm6.search.learned.voters import VOTERS_FILE
+from openm6.search.opening import open_encoder
+from openm6.search.simulated.click_simulator import simulate_clicks
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
 pytest.importorskip("efficientnet_lite_pytorch")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.category import SHARPNESS, WEIGHTS, fit_weight, fuse, neighbour_vote
+from openm6.search.learned.category import SHARPNESS, WEIGHTS, fit_weight, fuse, neighbour_vote
 
 
 def naive_vote(similarities: np.ndarray, categories: np.ndarray, n: int, k: int) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openm6.search.clicks import PageView, read_page_views, write_page_views
+from openm6.search.learned.clicks import PageView, read_page_views, write_page_views
 
 GOOD = {"query": "q.jpg", "shown": ["a", "b", "c"], "clicked": ["b"]}
 IDS = st.lists(

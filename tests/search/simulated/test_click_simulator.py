@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openm6.search.click_simulator import PLAIN, simulate_clicks, without_paper
-from openm6.search.clicks import read_page_views
-from openm6.search.composites import SCALE, Clutter
 from openm6.search.encoders import Encoder
-from openm6.search.items import Items
+from openm6.search.learned.clicks import read_page_views
+from openm6.search.learned.items import Items
+from openm6.search.simulated.click_simulator import PLAIN, simulate_clicks, without_paper
+from openm6.search.simulated.composites import SCALE, Clutter
 from tests.search.conftest import COLOURS, SIDE, png
 
 

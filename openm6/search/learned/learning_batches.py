@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openm6.data.augment import AugmentConfig, augment, stack_rgba
 from openm6.modalities.efficientnet import photo_values
-from openm6.search.photo_net import PhotoNet
+from openm6.search.learned.photo_net import PhotoNet
 from openm6.train.memory import native_bf16
 
 ROUND = 4096  # pictures

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openm6.search.clicks import PageView
-from openm6.search.virtual_id import REACH, WALK, co_click_graph, embed_graph, spherical_k_means, virtual_ids
+from openm6.search.learned.clicks import PageView
+from openm6.search.learned.virtual_id import (
+    REACH,
+    WALK,
+    co_click_graph,
+    embed_graph,
+    spherical_k_means,
+    virtual_ids,
+)
 
 NAMES = "abcdefgh"
 NUMBERS = {name: row for row, name in enumerate(NAMES)}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.masks import FOCUS, BoxHead, box_iou, focus_loss, scores_to_box, soft_mask
+from openm6.search.learned.masks import FOCUS, BoxHead, box_iou, focus_loss, scores_to_box, soft_mask
 
 
 def test_the_mask_is_the_product_of_four_steps() -> None:
