@@ -27,7 +27,7 @@ from typing import get_args
 from openm6.giant.measure.budget import format_bytes, format_least
 from openm6.giant.optimizers.state_blocks import owner
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section
-from openm6.giant.tiers.pieces import Tier
+from openm6.giant.tiers.stored import Tier
 
 Override = Mapping[str, Mapping[Section, Tier]]
 
