@@ -28,13 +28,13 @@ from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
-from openm6.giant.models.hugging_face import Source, skeleton
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
-from openm6.giant.streaming import build, delinking, export, inference
+from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
@@ -207,6 +207,7 @@ class Giant:
         own = {
             "sharing": self.frame.sharing,
             **self._updates.counts.record(),
+            "settings": resuming.settings_record(self.settings),
             "ranks": build.ranks(self.settings),
         }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
@@ -323,8 +324,8 @@ class Giant:
         record = build.last_commit(self.settings)
         if record is None:
             return
+        resuming.check(record, self.frame, self.settings)
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
-        self.frame.regroup(record.extra["giant"]["sharing"])
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
     def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
@@ -420,7 +421,7 @@ def stream(
         model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
         opened = Source(source, model)
         fill = fill or opened.read
-    frame = open_frame(model, loss=loss, layers=layers)
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
     if isinstance(frame, ModuleFrame):
         store_frame_as(frame.model, weights_dtype)
     if opened is not None and optimizer is None:
