@@ -22,12 +22,13 @@ import numpy as np
 from openm6.decode.inputs import Picture, read_pictures, read_texts
 from openm6.search.catalogue import Attributes, Catalogue
 from openm6.search.codes import Codes
-from openm6.search.encoders import Encoder, open_encoder
+from openm6.search.encoders import Encoder
 from openm6.search.indexing import Changes, update
+from openm6.search.opening import open_encoder, open_store
 from openm6.search.quality import quality_bonus
 from openm6.search.rounds import exact, two_rounds
 from openm6.search.shards import ShardedStore
-from openm6.search.store import About, Store, open_store
+from openm6.search.store import About, Store
 from openm6.search.where import Kind, Where, parse_where
 
 DEFAULT_ENCODER = "m6"

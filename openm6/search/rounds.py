@@ -21,7 +21,7 @@ ROUNDING = 1e-5  # how far a store's inner product of unit vectors may lie from 
 
 
 @dataclass(frozen=True)
-class Hit:
+class Ranked:
     """An item that was found, with its vector (D,): `score` is the inner product with the query."""
 
     id: str
@@ -29,7 +29,7 @@ class Hit:
     vector_D: np.ndarray
 
 
-def exact(store: Store, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Hit]:
+def exact(store: Store, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Ranked]:
     """The `k` items with the largest inner product with the query, by comparing it with all of them."""
     room, slack = k + EXTRA, ROUNDING * float(np.linalg.norm(query_D))
     while True:
@@ -43,7 +43,7 @@ def exact(store: Store, query_D: np.ndarray, k: int, where: Where | None = None)
 
 def two_rounds(
     store: Store, query_D: np.ndarray, k: int, codes: Codes, *, candidates: int, where: Where | None = None
-) -> list[Hit]:
+) -> list[Ranked]:
     """The `k` best of about `candidates` items whose codes are nearest to the query's.
 
     Candidates are the items strictly nearer than the `candidates`-th, so that no tie is cut; more, if those are
@@ -61,10 +61,10 @@ def two_rounds(
         room *= 2
 
 
-def ranked(found: Found, query_D: np.ndarray) -> list[Hit]:
+def ranked(found: Found, query_D: np.ndarray) -> list[Ranked]:
     """Items by their inner product with the query, computed the same way wherever they come from."""
     scores = (
         (found.vectors_ND * query_D).sum(axis=1).tolist()
     )  # row by row; a matrix product rounds by its shape
     rows = zip(found.ids, scores, found.vectors_ND, strict=True)
-    return [Hit(*row) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]
+    return [Ranked(*row) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]

@@ -136,24 +136,6 @@ def complaint(error: Exception) -> str:
     return re.sub(r",? \S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0] if str(error) else repr(error))
 
 
-def open_store(address: str) -> Store:
-    """The store at an address: `http://host:19530` or a file `*.db` is Milvus, anything else a folder of LanceDB.
-
-    Raises ValueError if the address is empty, cannot be reached, or its package is not installed.
-    """
-    if not address.strip():
-        raise ValueError(
-            "the address of an index is empty: name a folder, or a Milvus server as http://host:19530"
-        )
-    if address.startswith(("http://", "https://", "tcp://")) or address.endswith(".db"):
-        from openm6.search.milvus import MilvusStore
-
-        return MilvusStore(address)
-    from openm6.search.lance import LanceStore
-
-    return LanceStore(address)
-
-
 def stack(vectors: Sequence[np.ndarray] | np.ndarray, dim: int) -> np.ndarray:
     """Vectors as float32 (N, dim), also where there are none."""
     return np.asarray(vectors, dtype=np.float32).reshape(-1, dim)

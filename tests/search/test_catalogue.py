@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from openm6.search.catalogue import Catalogue, Item, Scan, of_kind, picture_part
-from openm6.search.items import Items
+from openm6.search.learned.items import Items
 from tests.search.conftest import COLOURS, png
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from openm6.decode.pipeline import Pipeline
 from openm6.model.checkpoint import save_model
-from openm6.search.encoders import open_encoder
+from openm6.search.opening import open_encoder
 from tests import tiny
 
 

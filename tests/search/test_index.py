@@ -11,8 +11,8 @@ import pytest
 
 from openm6.search import Changes, Index
 from openm6.search.encoders import Encoder
+from openm6.search.opening import open_store
 from openm6.search.shards import ShardedStore
-from openm6.search.store import open_store
 from tests.search.conftest import COLOURS, png
 
 

@@ -14,7 +14,8 @@ from openm6.search.catalogue import Catalogue
 from openm6.search.codes import Codes
 from openm6.search.indexing import Changes, update
 from openm6.search.lance import LanceStore
-from openm6.search.store import Entries, Store, open_store
+from openm6.search.opening import open_store
+from openm6.search.store import Entries, Store
 from tests.search.conftest import COLOURS, ColourEncoder, png
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from openm6.search.codes import Codes, hamming
-from openm6.search.store import About, Entries, Store, open_store
+from openm6.search.opening import open_store
+from openm6.search.store import About, Entries, Store
 from openm6.search.where import Condition, Group, Kind, Value, Where, parse_where
 
 DIM, BITS, N = 8, 64, 60

@@ -18,9 +18,10 @@ from openm6.modalities.efficientnet import EfficientNetLite0
 from openm6.model import M6
 from openm6.model.checkpoint import narrowed
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run, train
+from openm6.train.loop import train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
+from openm6.train.run import Run
 from tests import kills, tiny
 
 Content = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,10 +83,11 @@ class AdamW(ElementwiseOptimizer):
         state: Tensors,
         *,
         lr: float,
-        step: int,
+        steps: Mapping[str, int],
         decayed: Collection[str],
     ) -> None:
         for name, weight in weights.items():
+            step = steps[name]
             moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
             weight_decay = self.weight_decay if name in decayed else 0.0
             if weight.dtype == torch.float32:

@@ -112,4 +112,4 @@ def test_weights_without_gradients_are_left_alone(monkeypatch: pytest.MonkeyPatc
             updates.apply(store, "part", views, {"a": torch.ones(30, 40)})
             assert torch.equal(views["weights"]["b"], torch.ones(30, 40))
             torch.testing.assert_close(views["weights"]["a"], torch.full((30, 40), 0.9 - 0.001))
-    assert updates.counts == {"part": 1}
+    assert updates.counts.record() == {"updates": {"part": 1}, "updates_by_weight": {"part": {"a": 1}}}
