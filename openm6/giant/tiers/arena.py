@@ -91,29 +91,31 @@ class Arena(Device):
         self._up, self._down = (ThreadPoolExecutor(1, f"arena-{way}") for way in ("up", "down"))
 
     def empty(self, nbytes: int) -> Tensor:
-        with _disable_current_modes():
+        with self.hosting():
             memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
         self._guard.count(memory)
         return memory
 
     def free(self, memory: Tensor) -> None:
-        with _disable_current_modes():
+        with self.hosting():
             memory.view(-1).view(torch.uint8).fill_(POISON)
 
     def mark(self) -> Event:
         return _Done()
 
-    def upload(self, source: Tensor, target: Tensor, *, after: Event | None = None) -> Event:
-        assert storage_key(target) in self._guard.known and storage_key(source) not in self._guard.known
+    def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
+        assert self.owns(target) and not self.owns(source)
+        for each in after or ():
+            each.synchronize()
         return self._copy(self._up, source, target)
 
     def download(self, source: Tensor, target: Tensor) -> Event:
-        assert storage_key(source) in self._guard.known and storage_key(target) not in self._guard.known
+        assert self.owns(source) and not self.owns(target)
         return self._copy(self._down, source, target)
 
     def _copy(self, way: ThreadPoolExecutor, source: Tensor, target: Tensor) -> Event:
         assert source.shape == target.shape and source.dtype == target.dtype
-        with _disable_current_modes():  # the copy engine's work, not an operation of a layer
+        with self.hosting():  # the copy engine's work, not an operation of a layer
             source, target = source.detach(), target.detach()
             _poison(target)
         delay = self._random.random() * self.delay
@@ -127,22 +129,35 @@ class Arena(Device):
     def computing(self) -> AbstractContextManager[Any]:
         return self._guard
 
+    def hosting(self) -> AbstractContextManager[Any]:
+        return _disable_current_modes()
+
+    def owns(self, tensor: Tensor) -> bool:
+        return storage_key(tensor) in self._guard.known
+
+    def seed(self, number: int) -> None:
+        torch.default_generator.manual_seed(number)
+
     def reset_peak(self) -> None:
         self._guard.peak = self._guard.live
 
     @property
-    def held_bytes(self) -> int:
+    def used_bytes(self) -> int:
         return self._guard.live
+
+    @property
+    def peak_used_bytes(self) -> int:
+        return self._guard.peak
 
     @property
     def peak_bytes(self) -> int:
         return self._guard.peak
 
     def pin(self, memory: Tensor) -> None:
-        assert storage_key(memory) not in self._guard.known
+        assert not self.owns(memory)
 
     def unpin(self, memory: Tensor) -> None:
-        assert storage_key(memory) not in self._guard.known
+        assert not self.owns(memory)
 
     def close(self) -> None:
         self._up.shutdown()

@@ -133,7 +133,7 @@ class DeviceStore:
     def _bring(self, part: str, own: Views) -> tuple[Tensor, Event, Callable[[], None]]:
         """The part's weights on the device: their memory, the end of the copy, and how to release them."""
         if self._stays(part):
-            memory, free, release = self.device.empty(self._nbytes(part)), None, _nothing
+            memory, free, release = self.device.empty(self._nbytes(part)), [self.device.mark()], _nothing
             self._resident[part] = memory
         else:
             memory, free = self._take_buffer(part)
@@ -142,13 +142,14 @@ class DeviceStore:
         copied.wait()
         return memory, copied, release
 
-    def _take_buffer(self, part: str) -> tuple[Tensor, Event | None]:
+    def _take_buffer(self, part: str) -> tuple[Tensor, list[Event]]:
         assert self._nbytes(part) <= self._buffer_bytes, f"{part} is larger than a buffer"
         if self._made < BUFFERS:
             self._made += 1
-            return self.device.empty(self._buffer_bytes), None
+            return self.device.empty(self._buffer_bytes), [self.device.mark()]
         assert self._idle, "more parts are in use than there are buffers"
-        return self._idle.pop(0)  # the one that has rested longest
+        memory, free = self._idle.pop(0)  # the one that has rested longest
+        return memory, [free]
 
     def _releaser(self, memory: Tensor) -> Callable[[], None]:
         def release() -> None:
@@ -162,11 +163,11 @@ class DeviceStore:
         """The host's weights have changed: so do those that stay on the device."""
         memory = self._resident.get(part)
         if memory is not None:
-            copied = self._upload(weights, self._tensors(part, memory), after=self.device.mark())
+            copied = self._upload(weights, self._tensors(part, memory), after=[self.device.mark()])
             copied.synchronize()  # the host's memory is written behind, and used again
             copied.wait()
 
-    def _upload(self, weights: dict[str, Tensor], target: dict[str, Tensor], *, after: Event | None) -> Event:
+    def _upload(self, weights: dict[str, Tensor], target: dict[str, Tensor], *, after: list[Event]) -> Event:
         copied = self.device.mark()  # of a part without weights
         for name, weight in weights.items():
             copied = self.device.upload(weight, target[name], after=after)

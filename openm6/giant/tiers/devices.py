@@ -2,7 +2,7 @@
 
     device = open_device("cuda:0", limit=8 << 30)
     on_device = device.empty(nbytes)                       # uint8
-    copied = device.upload(host, on_device, after=free)    # starts when `free` is over; returns at once
+    copied = device.upload(host, on_device, after=[free])  # starts when `free` is over; returns at once
     copied.wait()                                          # what is computed from now on waits for the copy
     back = device.download(on_device, host)                # starts when what was computed so far is done
     back.synchronize()                                     # the host waits
@@ -13,9 +13,11 @@ computed. Source and target of a copy must stay as they are until it is over.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -55,8 +57,9 @@ class Device(ABC):
         """The end of what was computed so far."""
 
     @abstractmethod
-    def upload(self, source: Tensor, target: Tensor, *, after: Event | None = None) -> Event:
-        """Copy a host tensor to a device tensor of equal shape and dtype, behind `after`."""
+    def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
+        """Copy a host tensor to a device tensor of equal shape and dtype, behind all of `after`; by default behind
+        what was computed so far."""
 
     @abstractmethod
     def download(self, source: Tensor, target: Tensor) -> Event:
@@ -67,18 +70,52 @@ class Device(ABC):
         """Context in which layers compute on the device."""
 
     @abstractmethod
+    def hosting(self) -> AbstractContextManager[Any]:
+        """Context inside `computing` in which the host computes for itself (an optimizer's update)."""
+
+    @abstractmethod
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the device's."""
+
+    @abstractmethod
+    def seed(self, number: int) -> None:
+        """Begin what is random on the device anew."""
+
+    @abstractmethod
     def reset_peak(self) -> None:
         """Forget the peak: it is what is held now."""
 
     @property
     @abstractmethod
-    def held_bytes(self) -> int:
-        """Bytes that this process holds on the device now."""
+    def used_bytes(self) -> int:
+        """Bytes of this process's tensors on the device now."""
+
+    @property
+    @abstractmethod
+    def peak_used_bytes(self) -> int:
+        """The most that they took since `reset_peak`."""
 
     @property
     @abstractmethod
     def peak_bytes(self) -> int:
-        """The most that it held since `reset_peak`, by the device's own count."""
+        """The most that the process held on the device since `reset_peak`, reserves included: the device's count."""
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A copy of a host tensor, ready to be computed with."""
+        target = self.new(tensor.shape, tensor.dtype)
+        self.upload(tensor, target).wait()
+        return target
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy of a device tensor, when what is computed so far is done."""
+        with self.hosting():
+            target = torch.empty(tensor.shape, dtype=tensor.dtype)
+        self.download(tensor, target).synchronize()
+        return target
+
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with any content."""
+        return self.empty(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
     @abstractmethod
     def pin(self, memory: Tensor) -> None:
@@ -136,20 +173,17 @@ class Accelerator(Device):
         stream = torch.accelerator.current_stream(self.torch_device)
         return _StreamEvent(stream.record_event(), self.torch_device)
 
-    def upload(self, source: Tensor, target: Tensor, *, after: Event | None = None) -> Event:
-        behind = after or self.mark()
-        assert isinstance(behind, _StreamEvent)
-        return self._copy(self._up, behind, source, target)
+    def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
+        return self._copy(self._up, [self.mark()] if after is None else after, source, target)
 
     def download(self, source: Tensor, target: Tensor) -> Event:
-        behind = self.mark()
-        assert isinstance(behind, _StreamEvent)
-        if hasattr(source, "record_stream"):
-            source.record_stream(self._down)  # its memory is not used again before the copy is over
-        return self._copy(self._down, behind, source, target)
+        source.record_stream(self._down)  # its memory is not used again before the copy is over
+        return self._copy(self._down, [self.mark()], source, target)
 
-    def _copy(self, stream: torch.Stream, behind: _StreamEvent, source: Tensor, target: Tensor) -> Event:
-        stream.wait_event(behind.event)
+    def _copy(self, stream: torch.Stream, after: Sequence[Event], source: Tensor, target: Tensor) -> Event:
+        for each in after:
+            assert isinstance(each, _StreamEvent)
+            stream.wait_event(each.event)
         with stream, torch.no_grad():
             target.copy_(source, non_blocking=True)
             return _StreamEvent(stream.record_event(), self.torch_device)
@@ -157,12 +191,25 @@ class Accelerator(Device):
     def computing(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def hosting(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def owns(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self.torch_device.type
+
+    def seed(self, number: int) -> None:
+        self._backend.manual_seed(number)
+
     def reset_peak(self) -> None:
         self._backend.reset_peak_memory_stats(self.torch_device)
 
     @property
-    def held_bytes(self) -> int:
-        return self._backend.memory_reserved(self.torch_device)
+    def used_bytes(self) -> int:
+        return self._backend.memory_allocated(self.torch_device)
+
+    @property
+    def peak_used_bytes(self) -> int:
+        return self._backend.max_memory_allocated(self.torch_device)
 
     @property
     def peak_bytes(self) -> int:
@@ -182,3 +229,40 @@ class Accelerator(Device):
     def close(self) -> None:
         for stream in (self._up, self._down):
             stream.synchronize()
+
+
+def open_device(name: str, *, limit: int | None = None) -> Device | None:
+    """The device of that name; None for the processor itself.
+
+    Args:
+        name: "cpu"; "auto": the accelerator, where there is one; "cuda", "cuda:1", "mps", "xpu" ...;
+            "arena:64MiB": a stand-in of that size in host memory, to try placements.
+        limit: bytes that this process may hold there; by default what is free, less `MARGIN`.
+
+    Raises ValueError for a device that is not there, and for a limit above its memory.
+    """
+    if name.startswith("arena"):
+        from openm6.giant.tiers.arena import Arena
+
+        _, _, size = name.partition(":")
+        if not size and limit is None:
+            raise ValueError("device='arena' needs a size, for example arena:64MiB")
+        return Arena(parse_bytes(size) if size else cast(int, limit))
+    torch_device = resolve_device(name)
+    if torch_device.type == "cpu":
+        if limit is not None:
+            raise ValueError(
+                "a budget for the device was given, but the processor computes; leave it out, or name a device"
+            )
+        return None
+    backend: Any = torch.get_device_module(torch_device)
+    if not hasattr(backend, "mem_get_info"):
+        raise ValueError(
+            f"streaming to {torch_device.type} is not supported: it does not say how much memory is free"
+        )
+    free, total = backend.mem_get_info(torch_device)
+    if limit is not None and limit > total:
+        raise ValueError(
+            f"a device budget of {format_bytes(limit)} is above the {format_bytes(total)} that {name} has"
+        )
+    return Accelerator(torch_device, limit or round(free * (1 - MARGIN)))

@@ -78,10 +78,10 @@ def test_any_order_of_uses_reads_what_was_written_last(
         for what, part in steps:
             use(on_device, accesses[what](part), values)
         on_device.settle()
-        assert arena.held_bytes == on_device.resident_bytes + WEIGHTS * on_device._made
+        assert arena.used_bytes == on_device.resident_bytes + WEIGHTS * on_device._made
         assert on_device.resident_bytes <= len(resident) * WEIGHTS
         on_device.forget()
-    assert arena.held_bytes == 0
+    assert arena.used_bytes == 0
 
 
 def test_the_next_parts_copy_starts_while_one_is_computed_with(tmp_path: Path):
