@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from openm6.giant.measure.budget import settle
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.modalities.resnet import ResNet, ResNetConfig
@@ -65,13 +65,13 @@ def probe(name: str, folder: Path, *, disk_bytes: int = 1 << 30) -> Hardware:
 
     Takes 15 to 30 seconds on a machine that does nothing else. Raises ValueError if the disk has no room.
     """
-    before = settle()
+    before = release_memory()
     in_fp32, in_bf16 = list(_measure(False)), list(_measure(True))
     rates, error = fit_rates([*in_fp32, in_bf16[0], in_bf16[-1]])
     # Casts and smaller products: in bf16 the same bytes take another time. What it leaves in fp32 is the first.
     rates_bf16, error_bf16 = fit_rates([*in_bf16, in_fp32[0], in_fp32[2], in_fp32[-1]])
     updates = {kind: _update(*each) for kind, each in _OPTIMIZERS.items()}
-    library = max(64 << 20, settle() - before)
+    library = max(64 << 20, release_memory() - before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware(
         name=name,

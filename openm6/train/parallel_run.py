@@ -124,7 +124,7 @@ class ParallelRun(Run):
 
 
 class ParallelStreamedRun(StreamedRun):
-    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its piece
+    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its slice
     of every slot (`openm6.giant.ranks.ranked_store`)."""
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):

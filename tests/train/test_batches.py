@@ -178,7 +178,10 @@ def test_what_does_not_fit_a_row_is_left_out_with_a_warning(folder: Path):
 
 
 def test_a_mix_whose_records_serve_no_task_is_told(folder: Path):
-    with pytest.raises(ValueError, match=r"no record of step 0 has what its tasks \(caption\) read"):
+    with pytest.raises(
+        ValueError,
+        match=r"no record of step 0 has what its tasks \(caption\) read: map the data.s columns .*",
+    ):
         next(batches([poem_part(folder, 2, caption=1.0)]))
 
 

@@ -16,7 +16,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.streaming import build
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.tiers.parts import Section
-from openm6.giant.tiers.pieces import Tier
+from openm6.giant.tiers.stored import Tier
 from openm6.train import streamed
 from openm6.train.config import RunConfig
 from openm6.train.loop import train

@@ -13,8 +13,8 @@ Words: a *layer* is a step of the stack, a *slot* is the parameters that one or 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, cast
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -190,12 +190,25 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     if len(candidates) > 1:
         raise ValueError(
             f"{type(model).__name__} has several stacks ({', '.join(candidates)}); "
-            f"choose one, for instance with layers={candidates[0]!r}."
+            f"choose one, for instance with layers={_main(model, lists, candidates)!r}."
         )
     path = candidates[0]
     if path in slot_stacks:
         return SlotStack(cast(HasSlots, slot_stacks[path]), path)
     return TiedStack(lists[path], path)
+
+
+def _main(model: nn.Module, lists: Mapping[str, nn.ModuleList], candidates: Sequence[str]) -> str:
+    """Of several stacks the one of the language model: as deep as its configuration says, with most weights."""
+    config: Any = getattr(model, "config", None)
+    depth: int | None = None
+    if hasattr(config, "get_text_config"):
+        with suppress(ValueError):  # there are several such configurations
+            depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return max(
+        candidates,
+        key=lambda path: (len(lists[path]) == depth, sum(p.numel() for p in lists[path].parameters())),
+    )
 
 
 def first_layers(sharing: Sequence[int]) -> list[int]:

@@ -24,17 +24,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from openm6.giant.measure.budget import parse_bytes, settle
+from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
-from openm6.giant.models.hugging_face import Source, skeleton
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
-from openm6.giant.streaming import build, delinking, export, inference
+from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
@@ -183,7 +183,7 @@ class Giant:
         sharing = split_runs(self.frame.sharing, unit, where="delink")
         machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
         machine.scratch.clear()
-        settle()  # the copies need what the allocator holds in reserve
+        release_memory()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
         self.slots = self.frame.slots
@@ -207,6 +207,7 @@ class Giant:
         own = {
             "sharing": self.frame.sharing,
             **self._updates.counts.record(),
+            "settings": resuming.settings_record(self.settings),
             "ranks": build.ranks(self.settings),
         }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
@@ -309,7 +310,7 @@ class Giant:
             with machine.store.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
         self._machine = machine
-        settle()
+        release_memory()
 
     def _ready(self, what: str) -> Machine:
         if self._machine is None:
@@ -323,15 +324,15 @@ class Giant:
         record = build.last_commit(self.settings)
         if record is None:
             return
+        resuming.check(record, self.frame, self.settings)
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
-        self.frame.regroup(record.extra["giant"]["sharing"])
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
-    def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
-        """Solve the placement; `settled` parts stay where they are."""
+    def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
+        """Solve the placement; `staying` parts stay where they are."""
         self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
-            self.slots, self.settings, fixed_bytes=self._fixed_bytes, settled=settled
+            self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying
         )
         return self.placement
 
@@ -420,7 +421,7 @@ def stream(
         model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
         opened = Source(source, model)
         fill = fill or opened.read
-    frame = open_frame(model, loss=loss, layers=layers)
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
     if isinstance(frame, ModuleFrame):
         store_frame_as(frame.model, weights_dtype)
     if opened is not None and optimizer is None:

@@ -22,14 +22,14 @@ def save(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
 ) -> None:
     """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
-    ranks, which hold a piece of each part, the first writes.
+    ranks, which hold a slice of each part, the first writes.
 
     Raises ValueError if the disk has not the space, or `folder` is `source`.
     """
     if isinstance(store, RankedStore) and store.group.rank:
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
-                pass  # its pieces have gone to the rank that writes
+                pass  # its slices have gone to the rank that writes
     elif isinstance(frame, M6Frame):
         _save_m6(store, frame, slots, folder)
     else:
@@ -58,22 +58,25 @@ def _save_m6(store: TieredStore, frame: M6Frame, slots: Sequence[Slot], folder: 
 def _save_module(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, source: Path | None
 ) -> None:
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield from frame.parameters.items()
+    def groups() -> Iterator[dict[str, Tensor]]:
+        yield dict(frame.parameters)
         for slot in slots:
             with store.use(Access(slot.name, ("weights",))) as views:
                 for layer in slot.layers:  # a shared slot once for each layer: others know no sharing
-                    for name, weight in views["weights"].items():
-                        yield f"{frame.paths[layer]}.{name}", weight
+                    path = frame.paths[layer]
+                    yield {f"{path}.{name}": weight for name, weight in views["weights"].items()}
 
-    specs = [TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items()]
+    specs = [[TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items()]]
     for slot in slots:
         for layer in slot.layers:
-            specs += [
-                TensorSpec(f"{frame.paths[layer]}.{spec.name}", spec.shape, spec.dtype)
-                for spec in store.layout(slot.name).weights
-            ]
-    save_folder(folder, frame.model, specs, tensors(), source=source)
+            path = frame.paths[layer]
+            specs.append(
+                [
+                    TensorSpec(f"{path}.{spec.name}", spec.shape, spec.dtype)
+                    for spec in store.layout(slot.name).weights
+                ]
+            )
+    save_folder(folder, frame.model, specs, groups(), source=source)
 
 
 def _narrow(dtype: torch.dtype) -> torch.dtype:

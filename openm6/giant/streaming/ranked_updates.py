@@ -1,4 +1,4 @@
-"""Updates of a run of several ranks: gradients are added up over the ranks, each rank updates its own piece."""
+"""Updates of a run of several ranks: gradients are added up over the ranks, each rank updates its own slice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openm6.giant.tiers.store import TieredStore, Views
 
 
 class RankedUpdates(Updates):
-    """Updates from gradients that are added up over the ranks, each of this rank's piece; the clip is that of
+    """Updates from gradients that are added up over the ranks, each of this rank's slice; the clip is that of
     the whole part."""
 
     def __init__(

@@ -162,13 +162,13 @@ class Updates:
             return False
         with_decay = decayed(weights)
         for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
-            pieces = [each for each in block if each.weight in weights]  # those that got gradients
-            if not pieces:
+            ranges = [each for each in block if each.weight in weights]  # those that got gradients
+            if not ranges:
                 continue
             with store.use(access) as views, self._span(part):
                 optimizer.change(
-                    {each.weight: each.of(weights) for each in pieces},
-                    {each.weight: each.of(prepared) for each in pieces},
+                    {each.weight: each.of(weights) for each in ranges},
+                    {each.weight: each.of(prepared) for each in ranges},
                     views["state"],
                     lr=self.lr,
                     steps=steps,

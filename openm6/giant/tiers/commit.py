@@ -39,7 +39,7 @@ _SEAL = '{"xxh3_64": "%s", "content": '
 
 
 @dataclass(frozen=True)
-class Stored:
+class SectionRecord:
     """Where a section's committed bytes lie, and their checksum."""
 
     side: Side
@@ -52,7 +52,7 @@ class PartRecord:
 
     layout: PartLayout
     stem: str
-    sections: Mapping[Section, Stored]
+    sections: Mapping[Section, SectionRecord]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _record(content: dict[str, Any]) -> CommitRecord:
         name: PartRecord(
             layouts[part["layout"]],
             part["stem"],
-            {section: Stored(*kept) for section, kept in part["sections"].items()},
+            {section: SectionRecord(*kept) for section, kept in part["sections"].items()},
         )
         for name, part in content["parts"].items()
     }

@@ -160,11 +160,11 @@ def test_a_mixture_slot_that_layers_share_stays_in_memory(tmp_path: Path) -> Non
         assert giant.placement is not None
         pseudo, fixed = giant.placement.resident_bytes, giant.placement.fixed_bytes
         slots, settings = giant.slots, replace(giant.settings, budget=fixed + pseudo)
-        tight = build.solve_placement(slots, settings, fixed_bytes=fixed, settled={})
+        tight = build.solve_placement(slots, settings, fixed_bytes=fixed, staying={})
         assert {tier for tiers in tight.tiers.values() for tier in tiers.values()} == {"host"}
         with pytest.raises(ValueError, match="least budget"):
             build.solve_placement(
-                slots, replace(settings, budget=fixed + pseudo - 1), fixed_bytes=fixed, settled={}
+                slots, replace(settings, budget=fixed + pseudo - 1), fixed_bytes=fixed, staying={}
             )
 
 

@@ -1,4 +1,4 @@
-"""A part in a store: for each of its sections, where the newest bytes are and which are committed."""
+"""A part in a store: where the newest bytes of each of its sections are, and which bytes are committed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from openm6.giant.tiers.buffers import Buffer
-from openm6.giant.tiers.commit import PartRecord, Side, Stored
+from openm6.giant.tiers.commit import PartRecord, SectionRecord, Side
 from openm6.giant.tiers.direct_io import TierError
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section
 
@@ -32,7 +32,7 @@ class Access:
 
 
 @dataclass(eq=False)
-class Piece:
+class StoredSection:
     """A section of a part. A resident one has `memory` for good, another one while it is in a buffer."""
 
     part: str
@@ -45,7 +45,7 @@ class Piece:
     filled: bool = False  # was ever written
     side: Side | None = None  # of the newest bytes on the disk
     checksum: str = ""  # of those; empty while they are on their way
-    committed: Stored | None = None
+    committed: SectionRecord | None = None
     dirty: bool = False  # newer than the last commit
     users: int = 0  # uses that are open
     writer: bool = False  # one of them may change it
@@ -72,16 +72,16 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Part:
-    """A part: its layout, its files' stem, and a piece for every section that has bytes."""
+class StoredPart:
+    """A part in a store: its layout, the stem of its files, and every section of it that has bytes."""
 
     name: str
     layout: PartLayout
     stem: str
-    pieces: dict[Section, Piece] = field(default_factory=dict)
+    sections: dict[Section, StoredSection] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, layout: PartLayout, stem: str, tiers: Mapping[Section, Tier]) -> Part:
+    def of(cls, name: str, layout: PartLayout, stem: str, tiers: Mapping[Section, Tier]) -> StoredPart:
         """A part whose sections are where `tiers` says: on the disk where it says nothing."""
         part = cls(name, layout, stem)
         for section in SECTIONS:
@@ -89,32 +89,32 @@ class Part:
             if nbytes:
                 resident = tiers.get(section, "disk") != "disk"
                 offset = layout.section_offset(section)
-                part.pieces[section] = Piece(name, section, stem, offset, nbytes, resident)
+                part.sections[section] = StoredSection(name, section, stem, offset, nbytes, resident)
         return part
 
     def views(self, section: Section) -> dict[str, Tensor]:
         """The tensors of a section that is in memory."""
-        piece = self.pieces.get(section)
-        if piece is None:
+        stored = self.sections.get(section)
+        if stored is None:
             return {}
-        assert piece.memory is not None
-        return self.layout.views(section, piece.memory.tensor)
+        assert stored.memory is not None
+        return self.layout.views(section, stored.memory.tensor)
 
     def record(self) -> PartRecord:
         """What the next commit says of this part, whose bytes are all on the disk."""
-        kept: dict[Section, Stored] = {
-            section: Stored(piece.side, piece.checksum)
-            for section, piece in self.pieces.items()
-            if not piece.scratch and piece.side is not None
+        kept: dict[Section, SectionRecord] = {
+            section: SectionRecord(stored.side, stored.checksum)
+            for section, stored in self.sections.items()
+            if not stored.scratch and stored.side is not None
         }
         return PartRecord(self.layout, self.stem, kept)
 
     def ranges(self, two_sided: bool) -> dict[Side, list[tuple[int, int]]]:
         """(offset, bytes) of what the part keeps on each side's file."""
-        pieces = self.pieces.values()
-        first = [each for each in pieces if not each.resident or (two_sided and not each.scratch)]
-        second = [each for each in pieces if two_sided and not each.scratch]
-        found: dict[Side, list[Piece]] = {"a": first, "b": second}
+        sections = self.sections.values()
+        first = [each for each in sections if not each.resident or (two_sided and not each.scratch)]
+        second = [each for each in sections if two_sided and not each.scratch]
+        found: dict[Side, list[StoredSection]] = {"a": first, "b": second}
         return {side: [(each.offset, each.nbytes) for each in some] for side, some in found.items() if some}
 
     def restore(self, record: PartRecord) -> None:
@@ -123,11 +123,11 @@ class Part:
         Raises:
             TierError: the commit lacks a section.
         """
-        for section, piece in self.pieces.items():
-            if piece.scratch:
+        for section, stored in self.sections.items():
+            if stored.scratch:
                 continue
             if section not in record.sections:
                 raise TierError(f"the commit holds no {section} of {self.name}; start from another one.")
-            piece.committed = record.sections[section]
-            piece.side, piece.checksum = piece.committed.side, piece.committed.checksum
-            piece.filled = True
+            stored.committed = record.sections[section]
+            stored.side, stored.checksum = stored.committed.side, stored.committed.checksum
+            stored.filled = True
