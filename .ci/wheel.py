@@ -135,7 +135,10 @@ def try_out(openm6: Shell, version: str) -> None:
         "mix.1.per_step=1",
         "mix.2.per_step=1",
     ]
-    small = [f"model.{key}" for key in ("layers=1", "width=32", "ffn=32", "heads=1", "kv_heads=1")]
+    small = [
+        f"model.{key}"
+        for key in ("layers=1", "width=32", "ffn=32", "heads=1", "kv_heads=1", "vocab_text=512")
+    ]
     openm6("openm6", "quickstart", *few, *small)
     check((openm6.folder / "runs/quickstart/report.html").is_file(), "quickstart writes a report")
     picture = "runs/quickstart/samples/input-0.png"
