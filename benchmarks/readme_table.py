@@ -60,7 +60,9 @@ def figure(row: Row, results: Results) -> tuple[str, str]:
             raise ValueError(
                 f"the result of benchmark {row.benchmark!r} lacks the figure {key!r}; run it again"
             )
-    versus = f"{row.form.format(result[row.versus])} {row.versus_label}" if row.versus else ""
+    versus = (
+        f"{(row.versus_form or row.form).format(result[row.versus])} {row.versus_label}" if row.versus else ""
+    )
     return row.form.format(result[row.key]), versus
 
 
