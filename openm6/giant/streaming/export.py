@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.ranks.ranked_store import RankedStore
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore
+from openm6.model.checkpoint import save_config
 
 
 def save(
@@ -37,9 +37,7 @@ def save(
 
 
 def _save_m6(store: TieredStore, frame: M6Frame, slots: Sequence[Slot], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"model": frame.model.config.model_dump(), "sharing": frame.sharing}
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_config(folder, config=frame.model.config, sharing=frame.sharing)
     kept = {**frame.parameters, **frame.buffers}
     specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]
     for slot in slots:
