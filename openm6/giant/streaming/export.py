@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from openm6.giant.models.frame import Frame, M6Frame
+from openm6.giant.models.frame import Frame
 from openm6.giant.models.hugging_face import save_folder
 from openm6.giant.models.shards import ShardWriter
 from openm6.giant.models.slots import Slot
 from openm6.giant.ranks.ranked_store import RankedStore
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore
+from openm6.model.m6 import M6
 
 
 def save(
@@ -30,15 +32,15 @@ def save(
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
                 pass  # its pieces have gone to the rank that writes
-    elif isinstance(frame, M6Frame):
+    elif frame.is_m6:
         _save_m6(store, frame, slots, folder)
     else:
         _save_module(store, frame, slots, folder, source)
 
 
-def _save_m6(store: TieredStore, frame: M6Frame, slots: Sequence[Slot], folder: Path) -> None:
+def _save_m6(store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"model": frame.model.config.model_dump(), "sharing": frame.sharing}
+    content = {"model": cast(M6, frame.model).config.model_dump(), "sharing": frame.sharing}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     kept = {**frame.parameters, **frame.buffers}
     specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]
