@@ -34,7 +34,7 @@ class _Kept:
 
 
 class DeviceActivations(Activations):
-    """Hidden states of `device`, kept in host memory, or on the `disk`. Host and device memory are reused by size."""
+    """Hidden states of `device`, kept in host memory, or on the `disk`. All memory is reused, by size."""
 
     def __init__(self, device: Device, disk: DiskActivations | None = None) -> None:
         super().__init__()

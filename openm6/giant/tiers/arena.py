@@ -120,8 +120,11 @@ class Arena(Device):
             _poison(target)
         delay = self._random.random() * self.delay
 
+        held = [(source, target)]
+
         def copy() -> None:
             time.sleep(delay)
+            source, target = held.pop()  # no reference is left when it is over: freed memory is counted so at once
             target.copy_(source)
 
         return _Done(way.submit(copy))
