@@ -17,10 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    """The types of devices that may compute here."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
 
 
 @dataclass(frozen=True)
@@ -28,28 +36,31 @@ class Modes:
     """What PyTorch keeps by thread and a model may set around its layers."""
 
     grad: bool
-    autocast: bool
-    autocast_dtype: torch.dtype
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]  # by type of device
 
     @classmethod
     def now(cls) -> Modes:
-        return cls(torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+        autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _kinds()
+        ]
+        return cls(torch.is_grad_enabled(), tuple(autocast))
 
     def restore(self) -> None:
         torch.set_grad_enabled(self.grad)
-        torch.set_autocast_enabled("cpu", self.autocast)
-        torch.set_autocast_dtype("cpu", self.autocast_dtype)
+        for kind, enabled, dtype in self.autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
 
     @contextmanager
     def but(self, *, grad: bool) -> Iterator[None]:
         """Context with these modes, and gradients or none."""
         before = Modes.now()
-        Modes(grad, self.autocast, self.autocast_dtype).restore()
+        Modes(grad, self.autocast).restore()
         try:
             yield
         finally:
             before.restore()
-            if not before.autocast:
+            if not any(enabled for _, enabled, _ in before.autocast):
                 torch.clear_autocast_cache()
 
 

@@ -10,7 +10,6 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,12 +47,11 @@ class Activations(ABC):
 
 
 class HostActivations(Activations):
-    """In memory, without a copy."""
+    """In memory, without a copy. `resident`: whether that is the process's own, not a device's."""
 
-    resident = True
-
-    def __init__(self) -> None:
+    def __init__(self, *, resident: bool = True) -> None:
         super().__init__()
+        self.resident = resident
         self._kept: dict[int, Tensor] = {}
 
     def put(self, x: Tensor) -> int:
@@ -135,12 +133,3 @@ class DiskActivations(Activations):
 
     def close(self) -> None:
         self._file.close()
-
-
-def open_activations(where: Literal["host", "disk"], folder: Path | None) -> Activations:
-    """Raises ValueError for the disk without a folder."""
-    if where == "host":
-        return HostActivations()
-    if folder is None:
-        raise ValueError("activations='disk' needs a folder: pass disk=...")
-    return DiskActivations(folder)

@@ -8,7 +8,7 @@ parts      are filled one by one, or found as the last commit left them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +26,7 @@ from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_nam
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import slice_of, sliced
 from openm6.giant.ranks.ranked_store import RankedStore, agreed_record
+from openm6.giant.streaming.device_placement import DevicePlacement, solve_device
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
@@ -49,7 +50,9 @@ class Settings:
     weights_dtype: torch.dtype
     compute_dtype: torch.dtype
     durability: Literal["step", "none"]
-    activations: Literal["host", "disk"] = "host"
+    activations: Literal["device", "host", "disk"] = "host"
+    device: str = "cpu"  # where layers compute
+    device_budget: int | None = None
     global_clip: float | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -224,25 +227,39 @@ def solve_placement(
     for the first of those layers.
     """
     parts = layouts(slots, settings)
-    together: dict[str, Mapping[Section, Tier]] = {
-        part: dict.fromkeys(SECTIONS, "host")
-        for slot in slots
-        if slot.experts and len(slot.layers) > 1
-        for part, _, _ in slot.parts()
-    }
-    wanted = {
-        pattern: tiers
-        for pattern, tiers in (settings.placement or {}).items()
-        # Of slots that a delink makes later, or has made.
-        if any(fnmatchcase(part, pattern) for part in parts)
-    }
     return solve(
         parts,
         budget_bytes=settings.budget,
         fixed_bytes=fixed_bytes,
         buffer_bytes=settings.buffer_bytes,
-        override={**together, **wanted, **staying},
+        override={**_together(slots, "host"), **_wanted(settings, parts), **staying},
     )
+
+
+def solve_placement_on_device(
+    slots: Sequence[Slot], settings: Settings, placement: Placement, *, budget_bytes: int, fixed_bytes: int
+) -> DevicePlacement:
+    """Whose weights stay on the device, where weights are placed so on the host and the disk."""
+    override = {**_together(slots, "device"), **_wanted(settings, placement.layouts)}
+    return solve_device(placement, budget_bytes=budget_bytes, fixed_bytes=fixed_bytes, override=override)
+
+
+def _together(slots: Sequence[Slot], tier: Tier) -> dict[str, Mapping[Section, Tier]]:
+    return {
+        part: dict.fromkeys(SECTIONS, tier)
+        for slot in slots
+        if slot.experts and len(slot.layers) > 1
+        for part, _, _ in slot.parts()
+    }
+
+
+def _wanted(settings: Settings, parts: Iterable[str]) -> Mapping[str, Mapping[Section, Tier]]:
+    """The placement that was asked for, without slots that a delink makes later, or has made."""
+    return {
+        pattern: tiers
+        for pattern, tiers in (settings.placement or {}).items()
+        if any(fnmatchcase(part, pattern) for part in parts)
+    }
 
 
 # -------------------- the store

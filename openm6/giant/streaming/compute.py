@@ -19,22 +19,26 @@ from openm6.giant.tiers.parts import TensorSpec, packed_bytes, views
 
 Tensors = dict[str, Tensor]
 
+HOST = torch.device("cpu")
 ENOUGH_ROWS = 256  # for one product: with more it is hardly faster by the row
 
 
 class Scratch:
-    """Memory for the tensors of one part at a time; it grows to the largest and stays."""
+    """Memory for the tensors of one part at a time, on `device`; it grows to the largest and stays."""
 
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, device: torch.device = HOST) -> None:
+        self._device = device
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
 
     def tensors(self, specs: Iterable[TensorSpec]) -> Tensors:
         """Uninitialised tensors; those of the call before are overwritten."""
         specs = tuple(specs)
         needed = packed_bytes(specs)
         if needed > len(self._buffer):
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # let go of the old one first
-            self._buffer = torch.empty(needed, dtype=torch.uint8)
+            self._buffer = torch.empty(
+                0, dtype=torch.uint8, device=self._device
+            )  # let go of the old one first
+            self._buffer = torch.empty(needed, dtype=torch.uint8, device=self._device)
         return views(specs, self._buffer)
 
     @property
@@ -49,18 +53,18 @@ class Precision:
     micro-batches.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device = HOST) -> None:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"compute_dtype={dtype} is not supported; use torch.float32 or torch.bfloat16.")
-        self.dtype = dtype
-        self._scratch: dict[str, Scratch] = defaultdict(Scratch)
+        self.dtype, self.device = dtype, device
+        self._scratch: dict[str, Scratch] = defaultdict(lambda: Scratch(device))
 
     def forget(self) -> None:
         """Let go of the memory for cast weights."""
         self._scratch.clear()
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def wanted(self, specs: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
         """The weights that must be cast, in the dtype that they are computed with."""

@@ -42,6 +42,7 @@ class DeviceActivations(Activations):
         self.resident = disk is None
         self._kept: dict[int, _Kept] = {}
         self._hosts: dict[int, list[tuple[Tensor, Event]]] = {}  # idle pinned memory, and the last copy to it
+        self.host_bytes = 0  # of pinned memory
         self._idle: dict[int, list[tuple[Tensor, Event]]] = {}  # idle device memory, and who reads it last
 
     def put(self, x: Tensor) -> int:
@@ -135,6 +136,7 @@ class DeviceActivations(Activations):
         with self.device.hosting():
             memory = torch.empty(nbytes, dtype=torch.uint8)
         self.device.pin(memory)
+        self.host_bytes += nbytes
         return memory
 
 

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 
 from openm6.giant.measure.budget import format_bytes, format_least
 from openm6.giant.streaming.placement import Override, Placement, by_worth, kind_of, ranges
-from openm6.giant.tiers.device_store import BUFFERS
+from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS
 from openm6.giant.tiers.parts import PartLayout, packed_bytes
 
 
@@ -32,7 +32,8 @@ class DevicePlacement:
     layouts: Mapping[str, PartLayout]
     budget_bytes: int
     fixed_bytes: int  # what computing takes: the frame, activations, gradients of a part
-    buffer_bytes: int  # of each of `BUFFERS` buffers
+    buffer_bytes: int  # of each buffer
+    buffers: int
 
     def __call__(self, part: str) -> bool:
         return part in self.resident
@@ -43,7 +44,7 @@ class DevicePlacement:
 
     @property
     def unused_bytes(self) -> int:
-        return self.budget_bytes - self.fixed_bytes - self.resident_bytes - BUFFERS * self.buffer_bytes
+        return self.budget_bytes - self.fixed_bytes - self.resident_bytes - self.buffers * self.buffer_bytes
 
     def traffic_bytes(self, *, trains: bool) -> int:
         """Weights that a step copies to the device, if every part is used."""
@@ -58,7 +59,7 @@ class DevicePlacement:
         weights = [part for part, layout in self.layouts.items() if layout.weights]
         rows = [
             ("fixed", self.fixed_bytes, "frame, activations, gradients of a part"),
-            ("buffers", BUFFERS * self.buffer_bytes, "weights on their way"),
+            ("buffers", self.buffers * self.buffer_bytes, "weights on their way"),
         ]
         for kind in dict.fromkeys(map(kind_of, weights)):
             of_kind = [part for part in weights if kind_of(part) == kind]
@@ -95,7 +96,8 @@ def solve_device(
     free = [part for part in order if part not in wanted and placement.tiers[part]["weights"] != "disk"]
     kept = [part for part in order if wanted.get(part)]
 
-    prefixes = list(_prefixes(sizes, kept, free))
+    buffers = EXPERT_BUFFERS if any(kind_of(part) == "experts" for part in parts) else BUFFERS
+    prefixes = list(_prefixes(sizes, kept, free, buffers))
     least = min(takes for _, takes, _ in prefixes)
     fitting = [prefix for prefix in prefixes if fixed_bytes + prefix[1] <= budget_bytes]
     if not fitting:
@@ -106,11 +108,11 @@ def solve_device(
         )
     count, _, largest = fitting[-1]
     resident = frozenset([*kept, *free[:count]])
-    return DevicePlacement(resident, placement.layouts, budget_bytes, fixed_bytes, largest)
+    return DevicePlacement(resident, placement.layouts, budget_bytes, fixed_bytes, largest, buffers)
 
 
 def _prefixes(
-    sizes: Mapping[str, int], kept: Sequence[str], free: Sequence[str]
+    sizes: Mapping[str, int], kept: Sequence[str], free: Sequence[str], buffers: int
 ) -> Iterator[tuple[int, int, int]]:
     """(count, bytes on the device, size of a buffer) with `kept` and the first `count` of `free` resident.
 
@@ -123,7 +125,7 @@ def _prefixes(
             others[sizes[part]] -= 1
             others += Counter()  # drops what is zero
         if count >= 0:
-            yield count, resident + BUFFERS * max(others, default=0), max(others, default=0)
+            yield count, resident + buffers * max(others, default=0), max(others, default=0)
 
 
 def _wanted(parts: Mapping[str, PartLayout], override: Override) -> dict[str, bool]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,14 +38,15 @@ from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
-from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
-from openm6.giant.streaming.compute import Precision
+from openm6.giant.streaming.compute import Precision, Scratch
+from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
 from openm6.giant.streaming.updates import weight_names
+from openm6.giant.streaming.where import Kept, OnADevice, open_place
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
 
@@ -69,6 +71,7 @@ class Giant:
         self.steps = 0
         self.extra: dict[str, Any] = {}
         self.placement: Placement | None = None
+        self.device_placement: DevicePlacement | None = None
         self._fill = fill
         self._updates = build.updates(settings, self.trace)
         self._resumes = False
@@ -107,9 +110,9 @@ class Giant:
         begun, before = time.perf_counter(), machine.store.stats
         machine.step = self.steps + 1
         machine.updates.begin(self.settings.lr if lr is None else lr)
-        buffers = Buffers(self.frame.model)
         norm = None
         with self._pass(machine):
+            buffers = Buffers(self.frame.model)
             machine.announce(training=True)
             running = streaming.run_forward(
                 machine, micro_batches, training=True, weights=self._weights(micro_batches)
@@ -167,9 +170,10 @@ class Giant:
     def _pass(self, machine: Machine) -> Iterator[None]:
         """A step seeds what is random in it, and leaves the caller's random state alone."""
         try:
-            with torch.random.fork_rng(devices=[]), self.frame.without_cache():
+            with machine.place.fork_rng(), self.frame.without_cache(), machine.place.computing():
                 yield
         except BaseException:
+            machine.place.drop()
             streaming.drop_gradients(self.frame)
             raise
         finally:
@@ -210,9 +214,11 @@ class Giant:
         self._place(
             {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
         )
+        machine.place.forget()
         machine.store.resize(self.placement.buffer_bytes)
         delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
         machine.slots = self.slots
+        self._place_on_device(machine)
         machine.order = None
         machine.chosen.clear()
 
@@ -248,6 +254,7 @@ class Giant:
         """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
         if self._machine is not None:
             self._machine.activations.close()
+            self._machine.place.close()
             self._machine.store.close()
             self._machine = None
         self.trace.close()
@@ -284,7 +291,11 @@ class Giant:
                     {},
                 )
             )
-        return inference.generate(self._ready("generate"), input_ids, **options)
+        machine = self._ready("generate")
+        with machine.place.computing():
+            given = machine.place.bring((input_ids, options))
+            out = inference.generate(machine, given[0], **given[1])
+            return machine.place.fetch(out)
 
     def logits(self, batch: Any) -> Tensor:
         """What the model computes of a batch, in evaluation mode and without gradients: the `logits` of a Hugging
@@ -292,7 +303,7 @@ class Giant:
         machine = self.prepare([batch], training=False)
         with inference.evaluating(self.frame.model), self._pass(machine), self.frame.still():
             machine.announce(training=False)
-            out = streaming.run_model(machine, batch)
+            out = machine.place.fetch(streaming.run_model(machine, machine.place.bring(batch)))
         found = getattr(out, "logits", None)
         return found if isinstance(found, Tensor) else tensors_of(out)[0]
 
@@ -357,6 +368,7 @@ class Giant:
                 ) from error
             machine.store.resize(self.placement.buffer_bytes)
             self._takes = takes
+        self._place_on_device(machine)
         for kind, most in adds.items():
             self._adds[kind] = max(most, self._adds.get(kind, 0))
         self._measured.note(batches, training=training)
@@ -364,12 +376,14 @@ class Giant:
     def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, dict[str, int]]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
+        machine.place.move(self.frame.model)
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
         self._takes, self._adds = takes, adds
         # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes + build.memory_of_gathering(self.slots, self.settings)
+        self._fixed_bytes += machine.place.host_bytes
         build.empty_frame(self.frame, filled)
         placement = self._place({})
         store = machine.store = build.open_store(
@@ -385,8 +399,9 @@ class Giant:
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
         ).check
+        self._place_on_device(machine)
         if self.frame.parameters:
-            with machine.store.use(Access(FRAME, ("weights",))) as views:
+            with machine.place.parts.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
         self._machine = machine
         release_memory()
@@ -415,17 +430,41 @@ class Giant:
         )
         return self.placement
 
+    def _place_on_device(self, machine: Machine) -> None:
+        """Let layers use the store's parts: on a device, as many as its budget holds stay there."""
+        place = machine.place
+        if not isinstance(place, OnADevice):
+            place.parts = machine.store
+            return
+        assert self.placement is not None
+        self.device_placement = build.solve_placement_on_device(
+            self.slots,
+            self.settings,
+            self.placement,
+            budget_bytes=place.device.limit,
+            fixed_bytes=place.bytes_of(self.frame.model) + place.work_bytes,
+        )
+        place.open_parts(
+            machine.store,
+            resident=self.device_placement,
+            buffer_bytes=self.device_placement.buffer_bytes,
+            late=self.placement.buffer_bytes >= 2 * self.placement.in_use_bytes,
+        )
+
     def _tiers(self, part: str) -> Mapping[Section, Tier]:
         assert self.placement is not None
         return self.placement(part)
 
     def _machine_without_store(self) -> Machine:
+        place = open_place(self.settings.device, self.settings.device_budget, self.layouts())
         machine = Machine(
             frame=self.frame,
             slots=self.slots,
             store=None,  # pyright: ignore[reportArgumentType]
-            activations=open_activations(self.settings.activations, self.settings.disk),
-            precision=Precision(self.settings.compute_dtype),
+            activations=place.open_activations(self.settings.activations, self.settings.disk),
+            precision=Precision(self.settings.compute_dtype, place.torch_device),
+            place=place,
+            scratch=defaultdict(lambda: Scratch(place.torch_device)),
             updates=self._updates,
             trace=self.trace,
             seed=self.settings.seed,
@@ -446,7 +485,9 @@ def stream(
     weights_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
     durability: Literal["step", "none"] = "step",
-    activations: Literal["host", "disk"] = "host",
+    activations: Kept = "host",
+    device: str = "cpu",
+    device_budget: str | int | None = None,
     global_clip: float | None = None,
     layers: str | None = None,
     loss: Loss | None = None,
@@ -475,7 +516,10 @@ def stream(
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
         durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
             runs).
-        activations: where the layers' inputs wait for the backward pass.
+        activations: where the layers' inputs wait for the backward pass: host, disk, or (with one) device.
+        device: where layers compute: "cpu"; "cuda", "cuda:1" ...; "auto": the accelerator, if there is one;
+            "arena:64MiB": a stand-in of that size in host memory, to try placements. Not measured on a GPU.
+        device_budget: most memory that the process may hold on the device; by default what is free, less a margin.
         global_clip: largest norm of all gradients together. It costs writing and reading them; by default
             the optimizer clips each part by itself.
         layers: dotted path of the ModuleList, if the model has several.
@@ -518,6 +562,8 @@ def stream(
         compute_dtype=compute_dtype,
         durability="none" if optimizer is None else durability,  # what is not changed needs no second side
         activations=activations,
+        device=device,
+        device_budget=None if device_budget is None else parse_bytes(device_budget),
         global_clip=global_clip,
         loss_weights=loss_weights or {},
         weigh=weigh,

@@ -100,7 +100,10 @@ def serve(machine: Machine, work: Callable[[], Any]) -> Any:
             if slot.index != last:
                 machine.entered(slot)
             last = slot.index
-            with machine.store.use(Access(slot.name, ("weights",))) as views, call.modes.but(grad=False):
+            with (
+                machine.place.parts.use(Access(slot.name, ("weights",))) as views,
+                call.modes.but(grad=False),
+            ):
                 leaves = machine.precision.leaves(views["weights"])
                 out = machine.frame.run(call, leaves, call.args, call.kwargs)
             del call

@@ -19,6 +19,7 @@ from openm6.giant.streaming.activations import Activations
 from openm6.giant.streaming.compute import Precision, Scratch
 from openm6.giant.streaming.updates import Updates, seeds
 from openm6.giant.streaming.visits import MicroBatch, Visit, Way
+from openm6.giant.streaming.where import Host
 from openm6.giant.tiers.store import Access, TieredStore
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Machine:
     loss_weights: Mapping[str, float]
     # For fp32 sums of gradients that come in bf16; one at a time uses each.
     scratch: dict[str, Scratch] = field(default_factory=lambda: defaultdict(Scratch))
+    place: Host = field(default_factory=Host)  # where layers compute
     step: int = 0  # that is under way
     chosen: dict[int, list[int]] = field(default_factory=dict)  # by slot: experts that got tokens last time
     cast: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # experts of the slot that is run
@@ -89,7 +91,7 @@ class Machine:
         return _apart(out, weights)
 
     def reseed(self, place: int, micro_batch: int) -> None:
-        torch.default_generator.manual_seed(seeds(self.seed, self.step, place, micro_batch))
+        self.place.seed(seeds(self.seed, self.step, place, micro_batch))
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum; a loss without a weight counts once."""
@@ -107,7 +109,7 @@ class Machine:
     def announce(self, *, training: bool) -> None:
         """Tell the store all that is known of the pass that begins, and how the next one will begin."""
         self._training, self._at = training, 0
-        self.store.announce([*self._forward(self._order), *self._afterwards()])
+        self.place.parts.announce([*self._forward(self._order), *self._afterwards()])
 
     def entered(self, slot: Slot) -> None:
         """The forward pass is at this slot: where another was expected, the store is told."""
@@ -121,13 +123,13 @@ class Machine:
         rest = rest[rest.index(slot.index) :] if slot.index in rest else [slot.index, *rest]
         self.order = [*order[: self._at], *rest]
         self._at += 1
-        self.store.announce([*self._forward(self.order[self._at - 1 :]), *self._afterwards()])
+        self.place.parts.announce([*self._forward(self.order[self._at - 1 :]), *self._afterwards()])
 
     def left(self, visited: Sequence[int], last: int | None) -> None:
         """The forward pass is over; it visited these slots, and ended after the layer `last`."""
         if list(visited) != self._order:
             self.order = list(visited)
-            self.store.announce([*self._afterwards()])
+            self.place.parts.announce([*self._afterwards()])
         self.last = last
 
     def chose(self, slot: Slot, experts: list[int]) -> None:
@@ -135,7 +137,7 @@ class Machine:
         if self.chosen.get(slot.index) != experts:
             self.chosen[slot.index] = experts
             here = [Access(slot.expert_name(expert), ("weights",)) for expert in experts]
-            self.store.announce([*here, *self._forward(self._order[self._at :]), *self._afterwards()])
+            self.place.parts.announce([*here, *self._forward(self._order[self._at :]), *self._afterwards()])
 
     @property
     def _order(self) -> list[int]:

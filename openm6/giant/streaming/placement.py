@@ -48,6 +48,7 @@ class Placement:
     budget_bytes: int
     fixed_bytes: int  # what the process holds beside parts and buffers
     buffer_bytes: int
+    in_use_bytes: int = 0  # of the buffers, that one part takes at most
 
     def __call__(self, part: str) -> Mapping[Section, Tier]:
         return self.tiers.get(part, dict.fromkeys(SECTIONS, "host"))
@@ -164,7 +165,7 @@ def solve(
         for part in parts
     }
     room = min(needs(chosen, ahead=True), available) - chosen.resident
-    return Placement(tiers, dict(parts), budget_bytes, fixed_bytes, room)
+    return Placement(tiers, dict(parts), budget_bytes, fixed_bytes, room, chosen.largest)
 
 
 def visits(layout: PartLayout, section: Section, *, trains: bool) -> int:

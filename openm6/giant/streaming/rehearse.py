@@ -29,9 +29,11 @@ from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import HostActivations
 from openm6.giant.streaming.compute import Scratch
+from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.streaming.visits import MicroBatch, Visit
+from openm6.giant.tiers.parts import PartLayout, TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
 MARGIN = 0.05  # of the rehearsal's peak
@@ -44,8 +46,10 @@ Weights = dict[str, Tensor]
 class PeakMemory(LiveBytes):
     """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[Tensor], bool] = lambda tensor: False) -> None:
+        """`elsewhere`: of which tensors the memory is not the process's."""
         super().__init__()
+        self._elsewhere = elsewhere
         self.work: dict[str, int] = {}  # by kind: the most that a piece of work added
         self._since = self._start = 0
         self._kind = "layer"
@@ -62,6 +66,8 @@ class PeakMemory(LiveBytes):
         return out
 
     def count(self, tensor: Tensor) -> None:
+        if self._elsewhere(tensor):
+            return
         super().count(tensor)
         self._since = max(self._since, self.live)
 
@@ -96,6 +102,16 @@ class RehearsedStore:
 
     def announce(self, accesses: Any) -> None:
         pass
+
+    def layout(self, part: str) -> PartLayout:
+        """Of a part in use."""
+        if part == FRAME:
+            return PartLayout(())
+        slot = self._slot_of[part]
+        made = self._made[kind_of(slot)][part == slot.name]
+        return PartLayout(
+            tuple(TensorSpec(name, tuple(each.shape), each.dtype) for name, each in made.items())
+        )
 
 
 class _NoUpdates(Updates):
@@ -153,22 +169,29 @@ def rehearse(
     """
     updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
     cast = Cast(machine.slots)
+    place = machine.place
+    on_device = place.device is not None and isinstance(machine.activations, HostActivations)
+    activations = place.open_activations("device" if on_device else "host", None)
+    rehearsing_place = place.rehearsing(RehearsedStore(machine.slots, weights))
     rehearsing = replace(
         machine,
-        store=RehearsedStore(machine.slots, weights),  # pyright: ignore[reportArgumentType]
-        activations=HostActivations(),
+        place=rehearsing_place,
+        activations=activations,
         updates=updates,
-        scratch=defaultdict(Scratch),  # of its own, to be gone when memory is looked at afterwards
+        # Of its own, to be gone when memory is looked at afterwards.
+        scratch=defaultdict(lambda: Scratch(place.torch_device)),
         chosen={},
         cast={},
         moving=set(),
         rehearsal=cast,
     )
     with (
-        torch.random.fork_rng(devices=[]),
+        place.fork_rng(),
+        place.measuring(rehearsing_place),
+        place.computing(),
         machine.frame.still(),
         machine.frame.without_cache(),
-        PeakMemory() as memory,
+        PeakMemory(place.owns) as memory,
     ):
         rehearsing.before_work = memory.mark
         running = streaming.run_forward(rehearsing, batches, training=training, weights=loss_weights)
@@ -176,11 +199,19 @@ def rehearse(
             streaming.backward(rehearsing, running)
             streaming.backward_frame(rehearsing, running)
         del running
-        rehearsing.activations.clear()
+        activations.clear()
+        rehearsing.scratch.clear()
     machine.way, machine.last, machine.order = rehearsing.way, rehearsing.last, rehearsing.order
     streaming.drop_gradients(machine.frame)
     memory.mark("layer")
-    kept = cast.bytes_of_others if machine.activations.resident or machine.way != "replayed" else 0
+    kept = 0
+    if place.device is not None and (on_device or machine.way != "replayed"):
+        place.keep(cast.bytes_of_others)
+    elif machine.activations.resident or machine.way != "replayed":
+        kept = cast.bytes_of_others
+    if isinstance(activations, DeviceActivations):
+        kept += activations.host_bytes
+        activations.close()
     if training:
         kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
         kept += _bytes_held(machine)

@@ -93,7 +93,7 @@ def begin(
                 training,
                 None if weights is None else weights[index],
             )
-            for index, batch in enumerate(batches)
+            for index, batch in enumerate(map(machine.place.bring, batches))
         ]
     )
 
@@ -183,7 +183,7 @@ def _dense_forward(
     end with it: the slot's memory is free then."""
     ended: list[MicroBatch] = []
     with (
-        machine.store.use(Access(slot.name, ("weights",))) as views,
+        machine.place.parts.use(Access(slot.name, ("weights",))) as views,
         machine.trace.span("compute", f"{slot.name} forward"),
     ):
         leaves = machine.precision.leaves(views["weights"])
@@ -291,7 +291,7 @@ def backward(machine: Machine, running: Running) -> None:
             with ExitStack() as here:
                 if slot.index not in open_slots:
                     views = (held if several else here).enter_context(
-                        machine.store.use(machine.updates.access(slot.name))
+                        machine.place.parts.use(machine.updates.access(slot.name))
                     )
                     scratch = machine.scratch[slot.name if several else "part"]
                     room = slot.name if several else "part"
@@ -300,15 +300,19 @@ def backward(machine: Machine, running: Running) -> None:
                         _open_gradients(machine, running, group, views, room, scratch, several=several),
                     )
                 views, gradients = open_slots[slot.index]
+                machine.place.catch_up()
                 with machine.trace.span("compute", f"{slot.name} backward"):
                     _group_backward(machine, running, group, gradients)
                 if slot.index not in left:
                     del open_slots[slot.index]
                     sums = gradients.mean(len(slot.layers))
                     if sums or machine.ranked:
-                        machine.updates.apply(machine.store, slot.name, views, sums)
+                        machine.place.apply(
+                            machine.updates, slot.name, views, sums, ExitStack() if several else here
+                        )
                     del sums  # before the next slot's are made
                 del views, gradients
+        machine.place.catch_up()
 
 
 def _open_gradients(
@@ -371,15 +375,19 @@ def backward_frame(machine: Machine, running: Running) -> None:
         replay.backward_of_rest(machine, running, parameters)
     # Convolutions may return theirs channels last.
     gradients = {name: gradient.contiguous() for name, gradient in take_gradients(parameters).items()}
-    with machine.store.use(machine.updates.access(FRAME)) as views:
-        machine.updates.apply(machine.store, FRAME, views, gradients)
+    with ExitStack() as here:
+        views = here.enter_context(machine.place.parts.use(machine.updates.access(FRAME)))
+        machine.place.store_buffers(views, machine.frame.buffers)
+        machine.place.apply(machine.updates, FRAME, views, gradients, here)
+        machine.place.catch_up()
 
 
 def finish(machine: Machine) -> float | None:
     """With a global clip: the second pass, which updates. Returns the norm of all gradients."""
     if waiting := machine.updates.waiting():
-        machine.store.announce([*waiting, *machine.next_forward()])
-    return machine.updates.finish(machine.store)
+        machine.place.parts.announce([*waiting, *machine.next_forward()])
+    with machine.place.hosting():
+        return machine.updates.finish(machine.place.parts)
 
 
 def drop_gradients(frame: Frame) -> None:

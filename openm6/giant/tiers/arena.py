@@ -13,10 +13,11 @@ With it three tiers can be tried, and tested, on any machine. It is as strict as
 from __future__ import annotations
 
 import random
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ class _Guard(LiveBytes):
 class Arena(Device):
     """`limit` bytes of host memory that act as a device's; copies are delayed by up to `delay` seconds."""
 
+    in_host_memory = True
+
     def __init__(self, limit: int, *, delay: float = 0.0, seed: int = 0) -> None:
         self.torch_device, self.limit, self.delay = torch.device("cpu"), limit, delay
         self._guard = _Guard(limit)
@@ -124,7 +127,9 @@ class Arena(Device):
 
         def copy() -> None:
             time.sleep(delay)
-            source, target = held.pop()  # no reference is left when it is over: freed memory is counted so at once
+            source, target = (
+                held.pop()
+            )  # no reference is left when it is over: freed memory is counted so at once
             target.copy_(source)
 
         return _Done(way.submit(copy))
@@ -140,6 +145,14 @@ class Arena(Device):
 
     def seed(self, number: int) -> None:
         torch.default_generator.manual_seed(number)
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        self._guard.limit = sys.maxsize
+        try:
+            yield
+        finally:
+            self._guard.limit = self.limit
 
     def reset_peak(self) -> None:
         self._guard.peak = self._guard.live

@@ -12,17 +12,28 @@ the next part, and queues that one's copy while the device is still busy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from openm6.giant.tiers.devices import Device, Event
 from openm6.giant.tiers.parts import PartLayout, packed_bytes, views
-from openm6.giant.tiers.store import Access, TieredStore, Views
+from openm6.giant.tiers.store import Access, TierError, Views
 
 BUFFERS = 2  # one in use, one being filled
+EXPERT_BUFFERS = 3  # of a mixture: the body of its slot stays in use beside them
+
+
+class Parts(Protocol):
+    """A store, or what stands in for one, as far as computing with parts needs it."""
+
+    def announce(self, accesses: Iterable[Access]) -> None: ...
+
+    def use(self, access: Access) -> AbstractContextManager[Views]: ...
+
+    def layout(self, part: str) -> PartLayout: ...
 
 
 class OnDevice(dict[Any, Any]):
@@ -45,19 +56,25 @@ class DeviceStore:
         store: where parts live on the host and on the disk; whoever made it closes it.
         device: where weights are wanted.
         resident: whether a part's weights stay on the device.
-        buffer_bytes: size of each of the `BUFFERS` buffers: the largest of the other parts' weights.
+        buffer_bytes: size of each buffer: the largest of the other parts' weights.
+        buffers: how many there are: `BUFFERS`, or `EXPERT_BUFFERS`.
     """
 
     def __init__(
-        self, store: TieredStore, device: Device, *, resident: Callable[[str], bool], buffer_bytes: int
+        self,
+        store: Parts,
+        device: Device,
+        *,
+        resident: Callable[[str], bool],
+        buffer_bytes: int,
+        buffers: int = BUFFERS,
     ) -> None:
         self.host, self.device = store, device
-        self._stays, self._buffer_bytes = resident, buffer_bytes
+        self._stays, self._buffer_bytes, self._buffers = resident, buffer_bytes, buffers
         self._resident: dict[str, Tensor] = {}
-        self._idle: list[
-            tuple[Tensor, Event | None]
-        ] = []  # buffers, and the last computation that reads each
+        self._idle: list[tuple[Tensor, Event]] = []  # buffers, and the last computation that reads each
         self._made = 0  # buffers
+        self.most_buffer_bytes = 0  # of buffers, so far
         self._copying: tuple[Event, ExitStack] | None = None  # an upload, and the use that holds its source
 
     # -------------------- as a store
@@ -73,7 +90,8 @@ class DeviceStore:
     def use(self, access: Access) -> Iterator[Views]:
         """See `TieredStore.use`. Where weights alone are read, the views are `OnDevice`.
 
-        At most `BUFFERS` parts that are not resident may be in use (and not released) at a time.
+        No more parts that are not resident may be in use (and not released) at a time than there are buffers.
+        Raises TierError for one more.
         """
         self.settle()
         uses = self._use_on_device if access.sections == ("weights",) else self._use_on_host
@@ -119,16 +137,22 @@ class DeviceStore:
             copied.synchronize()
             source.close()
 
-    def forget(self) -> None:
-        """Let go of all memory on the device: parts have changed names or sizes."""
+    def forget(self, *, keep: Collection[str] = ()) -> None:
+        """Let go of the device's memory, but for resident parts to `keep`: parts change names, sizes, or places."""
         self.settle()
         assert len(self._idle) == self._made, "a part is in use"
         self.device.synchronize()
-        for memory in [*self._resident.values(), *(memory for memory, _ in self._idle)]:
+        for memory, _ in self._idle:
             self.device.free(memory)
-        self._resident.clear()
+        for part in [part for part in self._resident if part not in keep]:
+            self.device.free(self._resident.pop(part))
         self._idle.clear()
         self._made = 0
+
+    def place(self, *, resident: Callable[[str], bool], buffer_bytes: int) -> None:
+        """Another placement, behind `forget`."""
+        assert not self._made
+        self._stays, self._buffer_bytes = resident, buffer_bytes
 
     def _bring(self, part: str, own: Views) -> tuple[Tensor, Event, Callable[[], None]]:
         """The part's weights on the device: their memory, the end of the copy, and how to release them."""
@@ -144,10 +168,15 @@ class DeviceStore:
 
     def _take_buffer(self, part: str) -> tuple[Tensor, list[Event]]:
         assert self._nbytes(part) <= self._buffer_bytes, f"{part} is larger than a buffer"
-        if self._made < BUFFERS:
+        if self._made < self._buffers:
             self._made += 1
+            self.most_buffer_bytes = max(self.most_buffer_bytes, self._made * self._buffer_bytes)
             return self.device.empty(self._buffer_bytes), [self.device.mark()]
-        assert self._idle, "more parts are in use than there are buffers"
+        if not self._idle:
+            raise TierError(
+                f"{part}: {self._buffers} other parts are in use on the device at a time already; keep parts there "
+                "with placement={'slot-*': {'weights': 'device'}}, or compute on the processor"
+            )
         memory, free = self._idle.pop(0)  # the one that has rested longest
         return memory, [free]
 

@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from openm6.giant.measure.budget import format_bytes, parse_bytes
+from openm6.model.device import resolve_device
+
+MARGIN = 0.05  # of the free memory, that is left to others
 
 
 class Event(Protocol):
@@ -43,6 +48,7 @@ class Device(ABC):
 
     torch_device: torch.device
     limit: int
+    in_host_memory = False
 
     @abstractmethod
     def empty(self, nbytes: int) -> Tensor:
@@ -82,6 +88,10 @@ class Device(ABC):
         """Begin what is random on the device anew."""
 
     @abstractmethod
+    def unlimited(self) -> AbstractContextManager[None]:
+        """Context in which the limit does not hold: for a measurement that says how high it must be."""
+
+    @abstractmethod
     def reset_peak(self) -> None:
         """Forget the peak: it is what is held now."""
 
@@ -98,7 +108,7 @@ class Device(ABC):
     @property
     @abstractmethod
     def peak_bytes(self) -> int:
-        """The most that the process held on the device since `reset_peak`, reserves included: the device's count."""
+        """The most that the process held there since `reset_peak`, reserves included, by the device's count."""
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """A copy of a host tensor, ready to be computed with."""
@@ -157,9 +167,7 @@ class Accelerator(Device):
         self.torch_device, self.limit = torch_device, limit
         self._backend: Any = torch.get_device_module(torch_device)
         self._up, self._down = torch.Stream(torch_device), torch.Stream(torch_device)
-        if torch_device.type == "cuda":
-            total = torch.cuda.get_device_properties(torch_device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), torch_device)
+        self._bound(limit)
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
@@ -199,6 +207,21 @@ class Accelerator(Device):
 
     def seed(self, number: int) -> None:
         self._backend.manual_seed(number)
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        self._bound(None)
+        try:
+            yield
+        finally:
+            self._backend.empty_cache()
+            self._bound(self.limit)
+
+    def _bound(self, limit: int | None) -> None:
+        if self.torch_device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.torch_device).total_memory
+            fraction = 1.0 if limit is None else min(1.0, limit / total)
+            torch.cuda.set_per_process_memory_fraction(fraction, self.torch_device)
 
     def reset_peak(self) -> None:
         self._backend.reset_peak_memory_stats(self.torch_device)

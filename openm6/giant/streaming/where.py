@@ -1,0 +1,314 @@
+"""Where layers compute: on the host, from a store's memory; or on a device, from a device store's.
+
+    place.parts                          the store whose weights layers are run with
+    with place.computing(): ...          around whatever computes
+    batch = place.bring(batch)           what comes from the host
+    place.apply(updates, part, views, gradients, held)      the part's gradients are complete
+    place.catch_up()                     updates that were put off are done
+
+On the host an update follows at once. On a device it is put off until the next part's backward pass is queued: the
+host updates one part while the device computes the next one (as GreedySnake, arXiv 2512.17570, has it).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from openm6.giant.models.frame_values import join, split
+from openm6.giant.models.slots import FRAME
+from openm6.giant.streaming.activations import Activations, DiskActivations, HostActivations
+from openm6.giant.streaming.device_activations import DeviceActivations
+from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS, DeviceStore, OnDevice, Parts
+from openm6.giant.tiers.devices import Device, Event, open_device
+from openm6.giant.tiers.parts import PAGE, PartLayout, packed_bytes
+from openm6.giant.tiers.store import TierError, Views
+
+Kept = Literal["device", "host", "disk"]
+MARGIN = 0.05  # of what a rehearsal took of the device: for holes between its tensors
+
+
+class Host:
+    """The processor: nothing has to be moved."""
+
+    torch_device = torch.device("cpu")
+    device: Device | None = None
+    host_bytes = 0  # of the host's memory, that moving things takes
+
+    def __init__(self) -> None:
+        self.parts: Any = None  # a TieredStore, or what stands in for one
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Context in which layers, and the model's code between them, compute."""
+        return nullcontext()
+
+    def hosting(self) -> AbstractContextManager[Any]:
+        """Context inside `computing` in which the host computes for itself."""
+        return nullcontext()
+
+    def bring(self, value: Any) -> Any:
+        """Nested values with their tensors where layers compute."""
+        return value
+
+    def fetch(self, value: Any) -> Any:
+        """Nested values with their tensors on the host."""
+        return value
+
+    def seed(self, number: int) -> None:
+        """Begin what is random anew."""
+        torch.default_generator.manual_seed(number)
+
+    def open_activations(self, where: Kept, folder: Path | None) -> Activations:
+        """Raises ValueError for the disk without a folder, and for the device."""
+        if where == "device":
+            raise ValueError("activations='device' needs a device; use host or disk")
+        return HostActivations() if where == "host" else _on_disk(folder)
+
+    def apply(
+        self, updates: Updates, part: str, views: Views, gradients: Mapping[str, Tensor], held: ExitStack
+    ) -> None:
+        """Update a part, whose views `held` keeps in use."""
+        updates.apply(self.parts, part, views, gradients)
+
+    def catch_up(self) -> None:
+        """Do the updates that were put off."""
+
+    def drop(self) -> None:
+        """Forget the updates that were put off: the step has failed."""
+
+    def fork_rng(self) -> AbstractContextManager[None]:
+        """Context that leaves random states as they were."""
+        return torch.random.fork_rng(devices=[])
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor is in memory that is not the process's own."""
+        return False
+
+    def measuring(self, rehearsing: Host) -> AbstractContextManager[None]:
+        """Context of a rehearsal in the place `rehearsing`: what it takes of the device is measured."""
+        return nullcontext()
+
+    def keep(self, nbytes: int) -> None:
+        """A step keeps so many bytes on the device besides what the last rehearsal took."""
+
+    def move(self, model: nn.Module) -> None:
+        """Bring a model's buffers and its parameters that have values to where layers compute. In place."""
+
+    def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
+        """Bring the frame's buffers, which the model changes, back to the views of its part."""
+
+    def rehearsing(self, store: Any) -> Host:
+        """A place like this one, with a stand-in for the store."""
+        place = Host()
+        place.parts = store
+        return place
+
+    def forget(self) -> None:
+        """Let go of parts' weights on the device, but not of the frame's: parts are about to change."""
+
+    def close(self) -> None:
+        """Let go of the device."""
+
+
+def _on_disk(folder: Path | None) -> DiskActivations:
+    if folder is None:
+        raise ValueError("activations='disk' needs a folder: pass disk=...")
+    return DiskActivations(folder)
+
+
+@dataclass
+class _Late:
+    """An update that is put off."""
+
+    updates: Updates
+    part: str
+    views: Views
+    gradients: dict[str, Tensor]  # on the host, when they are ...
+    copied: list[Event]
+    held: ExitStack
+
+
+class OnADevice(Host):
+    """A device. Parts of up to `largest_bytes` of weights pass through its buffers."""
+
+    def __init__(self, device: Device, *, largest_bytes: int, buffers: int) -> None:
+        super().__init__()
+        self.device: Device = device
+        self.torch_device = device.torch_device
+        self.largest_bytes, self.buffers = largest_bytes, buffers
+        self.late = 0  # how many parts' updates may be put off at a time
+        self.work_bytes = 0  # of the device, that a step takes beside parts: the most that was measured
+        self._measured = 0
+        self._late: deque[_Late] = deque()
+
+    # -------------------- memory
+
+    def open_parts(
+        self, store: Parts, *, resident: Callable[[str], bool], buffer_bytes: int, late: bool
+    ) -> None:
+        """Use the weights of a store; or place them anew, when none is in use.
+
+        Args:
+            store: where the parts are.
+            resident: whether a part's weights stay on the device; the frame's do.
+            buffer_bytes: size of each buffer for the others.
+            late: whether the host has room for a part whose update is put off.
+        """
+
+        def stays(part: str) -> bool:
+            return part == FRAME or resident(part)
+
+        if self.parts is None:
+            self.parts = DeviceStore(
+                store, self.device, resident=stays, buffer_bytes=buffer_bytes, buffers=self.buffers
+            )
+        else:
+            self.parts.forget(keep=(FRAME,))
+            self.parts.place(resident=stays, buffer_bytes=buffer_bytes)
+        self.late = int(late)
+
+    @property
+    def host_bytes(self) -> int:
+        # Gradients of the part that is updated, and of the one that waits for it; fp32, if weights are bf16.
+        return 2 * 2 * self.largest_bytes + (self.device.limit if self.device.in_host_memory else 0)
+
+    def bytes_of(self, model: nn.Module) -> int:
+        """What a model's tensors take of the device, in whole pages."""
+        tensors = {*model.parameters(), *model.buffers()}
+        return sum(-(-each.nbytes // PAGE) * PAGE for each in tensors if self.device.owns(each))
+
+    def forget(self) -> None:
+        self.parts.forget(keep=(FRAME,))
+
+    def rehearsing(self, store: Any) -> Host:
+        place = OnADevice(self.device, largest_bytes=self.largest_bytes, buffers=self.buffers)
+        place.open_parts(store, resident=lambda part: False, buffer_bytes=self.largest_bytes, late=True)
+        return place
+
+    @contextmanager
+    def measuring(self, rehearsing: Host) -> Iterator[None]:
+        with self.device.unlimited():
+            self.device.reset_peak()
+            before = self.device.used_bytes
+            try:
+                yield
+            except BaseException:
+                rehearsing.drop()
+                raise
+            rehearsing.parts.forget()
+        peak = self.device.peak_used_bytes - before - rehearsing.parts.most_buffer_bytes
+        self._measured = round((1 + MARGIN) * peak)
+        self.work_bytes = max(self.work_bytes, self._measured)
+
+    def keep(self, nbytes: int) -> None:
+        self.work_bytes = max(self.work_bytes, self._measured + nbytes)
+
+    def owns(self, tensor: Tensor) -> bool:
+        return self.device.owns(tensor)
+
+    def move(self, model: nn.Module) -> None:
+        brought: dict[Tensor, Tensor] = {}  # what is shared stays shared
+        for module in model.modules():
+            for registry in (module._parameters, module._buffers):
+                for name, tensor in registry.items():
+                    if tensor is None or tensor.is_meta or getattr(tensor, "stands_in", False):
+                        continue
+                    if self.device.owns(tensor):
+                        continue
+                    if tensor not in brought:
+                        moved = self.device.to_device(tensor.detach())
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        brought[tensor] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+                    registry[name] = brought[tensor]  # pyright: ignore[reportArgumentType]
+
+    def open_activations(self, where: Kept, folder: Path | None) -> Activations:
+        if where == "device":
+            return HostActivations(resident=False)  # they stay where they are
+        return DeviceActivations(self.device, _on_disk(folder) if where == "disk" else None)
+
+    def bring(self, value: Any) -> Any:
+        shape, tensors = split(value)
+        brought = [each if self.device.owns(each) else self.device.to_device(each) for each in tensors]
+        return join(shape, brought)
+
+    def fetch(self, value: Any) -> Any:
+        shape, tensors = split(value)
+        return join(
+            shape, [self.device.to_host(each) if self.device.owns(each) else each for each in tensors]
+        )
+
+    def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
+        assert isinstance(views, OnDevice)
+        for name in buffers.keys() & views.host["weights"].keys():
+            self.device.download(buffers[name], views.host["weights"][name]).synchronize()
+
+    # -------------------- computing
+
+    def computing(self) -> AbstractContextManager[Any]:
+        return self.device.computing()
+
+    def hosting(self) -> AbstractContextManager[Any]:
+        return self.device.hosting()
+
+    def seed(self, number: int) -> None:
+        super().seed(number)
+        self.device.seed(number)
+
+    def fork_rng(self) -> AbstractContextManager[None]:
+        if self.torch_device.type == "cpu":
+            return super().fork_rng()
+        return torch.random.fork_rng([self.torch_device.index or 0], device_type=self.torch_device.type)
+
+    # -------------------- updates
+
+    def apply(
+        self, updates: Updates, part: str, views: Views, gradients: Mapping[str, Tensor], held: ExitStack
+    ) -> None:
+        own = views
+        if isinstance(views, OnDevice):
+            views.release()
+            own = views.host
+        sources = {name: each.contiguous() for name, each in gradients.items()}
+        with self.hosting():
+            hosts = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in sources.items()}
+        copied = [self.device.download(each, hosts[name]) for name, each in sources.items()]
+        self._late.append(_Late(updates, part, own, hosts, copied, held.pop_all()))
+        if not self.late:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        while self._late:
+            late = self._late.popleft()
+            with late.held:
+                for event in late.copied:
+                    event.synchronize()
+                with self.hosting():
+                    late.updates.apply(self.parts, late.part, late.views, late.gradients)
+
+    def drop(self) -> None:
+        while self._late:
+            with suppress(TierError):  # the parts are as they were
+                self._late.popleft().held.close()
+
+    def close(self) -> None:
+        if self.parts is not None:
+            self.parts.forget()
+        self.device.close()
+
+
+def open_place(name: str, limit: int | None, layouts: Mapping[str, PartLayout]) -> Host:
+    """Where the parts of these layouts are computed with: `name` and `limit` are those of `open_device`."""
+    device = open_device(name, limit=limit)
+    if device is None:
+        return Host()
+    largest = max(packed_bytes(layout.weights) for layout in layouts.values())
+    mixture = any("." in part for part in layouts)
+    return OnADevice(device, largest_bytes=largest, buffers=EXPERT_BUFFERS if mixture else BUFFERS)
