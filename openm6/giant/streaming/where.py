@@ -236,7 +236,12 @@ class OnADevice(Host):
 
     def bring(self, value: Any) -> Any:
         shape, tensors = split(value)
-        brought = [each if self.device.owns(each) else self.device.to_device(each) for each in tensors]
+        brought, copied = list(tensors), self.device.mark()
+        for place, each in enumerate(tensors):
+            if not self.device.owns(each):
+                brought[place] = self.device.new(each.shape, each.dtype)
+                copied = self.device.upload(each, brought[place])
+        copied.wait()  # copies go one after the other
         return join(shape, brought)
 
     def fetch(self, value: Any) -> Any:

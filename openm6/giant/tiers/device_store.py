@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from openm6.giant.measure.live_bytes import storage_key
 from openm6.giant.tiers.devices import Device, Event
 from openm6.giant.tiers.parts import PartLayout, packed_bytes, views
 from openm6.giant.tiers.store import Access, TierError, Views
@@ -112,7 +114,8 @@ class DeviceStore:
             yield OnDevice({}, self._tensors(part, kept), _nothing)
             return
         with ExitStack() as source:
-            own = source.enter_context(self.host.use(access))
+            with self.device.hosting():
+                own = source.enter_context(self.host.use(access))
             memory, copied, release = (kept, None, _nothing) if kept is not None else self._bring(part, own)
             if copied is not None and not access.writes:
                 self._copying = copied, source.pop_all()
@@ -162,7 +165,7 @@ class DeviceStore:
         else:
             memory, free = self._take_buffer(part)
             release = self._releaser(memory)
-        copied = self._upload(own["weights"], self._tensors(part, memory), after=free)
+        copied = self._upload(part, own["weights"], memory, after=free)
         copied.wait()
         return memory, copied, release
 
@@ -192,14 +195,18 @@ class DeviceStore:
         """The host's weights have changed: so do those that stay on the device."""
         memory = self._resident.get(part)
         if memory is not None:
-            copied = self._upload(weights, self._tensors(part, memory), after=[self.device.mark()])
+            copied = self._upload(part, weights, memory, after=[self.device.mark()])
             copied.synchronize()  # the host's memory is written behind, and used again
             copied.wait()
 
-    def _upload(self, weights: dict[str, Tensor], target: dict[str, Tensor], *, after: list[Event]) -> Event:
+    def _upload(self, part: str, weights: dict[str, Tensor], memory: Tensor, *, after: list[Event]) -> Event:
+        with self.device.hosting():
+            packed = _packed(weights, self._nbytes(part))
+        if packed is not None:
+            return self.device.upload(packed, memory[: len(packed)], after=after)
         copied = self.device.mark()  # of a part without weights
-        for name, weight in weights.items():
-            copied = self.device.upload(weight, target[name], after=after)
+        for name, target in self._tensors(part, memory).items():
+            copied = self.device.upload(weights[name], target, after=after)
         return copied  # copies go one after the other: the last one ends them all
 
     def _tensors(self, part: str, memory: Tensor) -> dict[str, Tensor]:
@@ -211,3 +218,14 @@ class DeviceStore:
 
 def _nothing() -> None:
     pass
+
+
+def _packed(tensors: dict[str, Tensor], nbytes: int) -> Tensor | None:
+    """The memory of tensors that a store laid out in one piece, as bytes; None if others made them."""
+    storages = {storage_key(each): each.untyped_storage() for each in tensors.values()}
+    if len(storages) != 1:
+        return None
+    [storage] = storages.values()
+    if storage.nbytes() < nbytes or next(iter(tensors.values())).storage_offset():
+        return None
+    return torch.empty(0, dtype=torch.uint8).set_(storage)[:nbytes]
