@@ -28,7 +28,7 @@ from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
-from openm6.giant.models.hugging_face import Source, skeleton
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
@@ -421,7 +421,7 @@ def stream(
         model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
         opened = Source(source, model)
         fill = fill or opened.read
-    frame = open_frame(model, loss=loss, layers=layers)
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
     if isinstance(frame, ModuleFrame):
         store_frame_as(frame.model, weights_dtype)
     if opened is not None and optimizer is None:

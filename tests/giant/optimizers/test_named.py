@@ -68,6 +68,7 @@ def torch_adamw(
     return {name: p.detach() for name, p in parameters.items()}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("clip", [None, 30.0])
 def test_adamw_is_torchs_to_the_bit(clip: float | None) -> None:
     weights = tensors(0)

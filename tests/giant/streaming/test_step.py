@@ -65,6 +65,7 @@ def check_against_memory(
         assert differences(giant, naive) == []
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("model", MODELS)
@@ -76,6 +77,7 @@ def test_twenty_steps_equal_a_loop_in_memory(
     )
 
 
+@pytest.mark.bits
 @settings(max_examples=10)
 @given(st.lists(st.sampled_from(TIERS), min_size=4, max_size=4), st.sampled_from(sorted(OPTIMIZERS)))
 def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[Any], optimizer: str) -> None:
@@ -86,6 +88,7 @@ def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[An
     check_against_memory(subject, optimizer, folder, tiers=tiers, steps=3, micro_batches=2)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("model", ["m6", "qwen3"])
 def test_a_delink_in_the_middle_changes_nothing(model: str, micro_batches: int, tmp_path: Path) -> None:
