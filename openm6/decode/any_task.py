@@ -15,6 +15,7 @@ from typing import Any
 
 from openm6.decode.generate import Sampling
 from openm6.decode.inputs import check_text, check_tokens
+from openm6.decode.language import LANGUAGES
 from openm6.decode.live import draw_prompts, sample_prompts, to_image
 from openm6.decode.opened import Opened
 from openm6.tasks import TASKS
@@ -47,6 +48,7 @@ def run_task(
 ) -> list[Any]:
     """The target of each record: a text (str), a picture (PIL), or a unit match embedding (array of match_dim).
 
+    A text in the language of the field `lang` keeps to it, as `Pipeline.caption` does.
     A record has the fields of one of the task's instructions; it may have others, which are not read. A text is the
     best of `beams`, or a sample where `sampling` is given. A picture is always a sample. The i-th record samples
     with the seed `seed + i`. Raises ValueError for an unknown task, a record without the fields, and a model that
@@ -71,7 +73,7 @@ def run_task(
         return [to_image(each) for each in pixels]
     check_tokens(max_tokens)
     if sampling is None:
-        return m6.beam(prompts, beams, max_tokens)
+        return m6.beam(prompts, beams, max_tokens, [_language(task, record) for record in records])
     return sample_prompts(m6, prompts, max_tokens, sampling, [seed + i for i in range(len(prompts))])
 
 
@@ -85,6 +87,13 @@ def _layouts(task: str) -> tuple[Layout, ...]:
 
 def _fields(layout: Layout) -> dict[str, str]:
     return {atom.name: KINDS[atom.kind] for atom in layout.source if atom.kind in KINDS}
+
+
+def _language(task: str, record: Record) -> str | None:
+    """The language that the record asks for, where the task reads it."""
+    lang = record.get("lang")
+    reads = any(fields.get("lang") == "mark" for fields in fields_of(task))
+    return str(lang) if reads and lang in LANGUAGES else None
 
 
 def _prompt(m6: Opened, task: str, record: Record, number: int) -> Branch:

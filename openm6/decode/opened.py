@@ -8,6 +8,7 @@ Legend: B prompts, T positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from openm6.decode.decoder import SCORES, Decoder, prompt_stream
 from openm6.decode.folder import find_checkpoint
 from openm6.decode.generate import beam_search
 from openm6.decode.inputs import MAX_PROMPT, Picture, check_tokens, read_pictures, read_texts
+from openm6.decode.language import LANGUAGES, Language, read_words
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model import Stream
@@ -90,17 +92,45 @@ class Opened:
         return (slice(start, start + size) for start in range(0, len(prompts), size))
 
     @torch.no_grad()
-    def beam(self, prompts: Sequence[Branch], beams: int, max_tokens: int) -> list[str]:
-        """The most probable text of each prompt among `beams` kept ones, of at most `max_tokens`."""
+    def beam(
+        self,
+        prompts: Sequence[Branch],
+        beams: int,
+        max_tokens: int,
+        langs: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """The most probable text of each prompt among `beams` kept ones, of at most `max_tokens`.
+
+        `langs`: the language that each text must keep to (en, zh), None = any (`openm6.decode.language`).
+        """
         check_tokens(max_tokens)
         if not 1 <= beams <= BATCH:
             raise ValueError(f"beams must lie between 1 and {BATCH}, not {beams}")
-        outputs: list[list[int]] = []
+        keep = [self.languages[lang] if lang else None for lang in langs or [None] * len(prompts)]
+        outputs: list[str] = []
         for part in self.slices(prompts, max_tokens, rows=BATCH // beams):
-            chunk = prompts[part]
+            chunk, kept = prompts[part], keep[part]
+
+            def allowed(
+                row: int, tokens: Sequence[int], kept: Sequence[Language | None] = kept
+            ) -> Tensor | None:
+                language = kept[row]
+                return language.allowed(tokens) if language is not None else None
+
             decoder = Decoder(self.model, chunk, self.pixels(chunk), max_new=max_tokens)
-            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=max_tokens)
-        return [self.tokenizer.decode(tokens) for tokens in outputs]
+            rows = beam_search(
+                decoder, beams=beams, eos=self.tokenizer.eos, max_new=max_tokens, allowed=allowed
+            )
+            for tokens, language in zip(rows, kept, strict=True):
+                whole = tokens if language is None else language.finished(tokens)
+                outputs.append(self.tokenizer.decode(whole))
+        return outputs
+
+    @cached_property
+    def languages(self) -> dict[str, Language]:
+        """What keeps a text in English, and in Chinese. Raises ValueError for a broken list of words."""
+        words, vocab = read_words(self.folder), self.model.config.vocab_text
+        return {lang: Language(self.tokenizer, lang, words.get(lang), vocab=vocab) for lang in LANGUAGES}
 
     # -- match ---------------------------------------------------------------------------------------------
 

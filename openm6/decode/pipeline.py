@@ -28,6 +28,7 @@ from openm6.data.augment import over_white, stack_rgba
 from openm6.decode.any_task import run_task
 from openm6.decode.generate import Sampling
 from openm6.decode.inputs import Picture, Texts, check_tokens, like, read_questions, read_texts
+from openm6.decode.language import LANGUAGES
 from openm6.decode.live import (
     DRAWING,
     WRITING,
@@ -75,11 +76,14 @@ class Pipeline(Opened):
         beams: int = 4,
         max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """What each picture shows, in English (`en`) or Chinese (`zh`), in at most `max_tokens`."""
-        if lang not in ("en", "zh"):
+        """A caption of each picture, in English (`en`) or Chinese (`zh`), of at most `max_tokens`.
+
+        It keeps to that language, and to the checkpoint's words where it lists them (`openm6.decode.language`).
+        """
+        if lang not in LANGUAGES:
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
         prompts = [self.prompt("caption", image=picture, lang=lang) for picture in self.pictures(images)]
-        return like(self.beam(prompts, beams, max_tokens), images)
+        return like(self.beam(prompts, beams, max_tokens, [lang] * len(prompts)), images)
 
     @overload
     def tell(
@@ -256,11 +260,12 @@ class Pipeline(Opened):
         candidates: int = 128,
         by: By | None = None,
     ) -> np.ndarray:
-        """How well texts fit each picture, (pictures, texts): `match`, the best judged again.
+        """How well texts fit each picture, (pictures, texts): `match`, with a second look at the best.
 
-        Each picture's best `candidates` by cosine are judged by how likely the model is to say so in a caption
-        (`by` "captions"), by the cross encoders of a model trained with R2D2 ("encoders"), or by all it has (None);
-        all others score -inf. Raises ValueError for a model without them.
+        `by` names the judge of each picture's best `candidates`: "captions" (how likely the model is to caption the
+        picture with that text), "encoders" (cross encoders, which a run of `openm6 train r2d2-emoji` or
+        `r2d2-photo` has and the shipped model has not), or None for all that the model has. All other texts score
+        -inf. Raises ValueError for a model without that judge.
         """
         return rank(self, images, texts, candidates=candidates, by=by)
 

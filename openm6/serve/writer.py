@@ -20,7 +20,8 @@ from openm6.decode.folder import shipped_checkpoint
 from openm6.decode.generate import Sampling, chances, sample_text
 from openm6.decode.live import OnText, Poem, write_poems
 from openm6.decode.pipeline import Pipeline
-from openm6.model.hf import load_hf, read_json
+from openm6.model.hf import load_hf
+from openm6.model.hf_folder import read_json
 from openm6.serve.slots import SLOTS, source
 from openm6.tasks.layout import Branch
 from openm6.tasks.task import language_of

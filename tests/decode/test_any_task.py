@@ -63,7 +63,7 @@ def test_a_task_of_ones_own_is_decoded_once_it_is_registered(
     assert fields_of("tag") == [{"photo": "picture", "hint": "text", "lang": "mark"}]
     record = {"photo": pictures[0], "hint": "colour", "lang": "en"}
     prompt = pipeline.prompt("tag", **record)
-    assert pipeline.run("tag", record, max_tokens=6) == pipeline.beam([prompt], 4, 6)[0]
+    assert pipeline.run("tag", record, max_tokens=6) == pipeline.beam([prompt], 4, 6, ["en"])[0]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ def test_captions_alone_keep_no_states_and_read_a_picture_once_whatever_asks(
 
 
 def test_what_cannot_rank_says_so(ranker: Pipeline, pipeline: Pipeline):
-    with pytest.raises(ValueError, match="no cross encoders: its ranking_layers are 0"):
+    with pytest.raises(
+        ValueError, match=r"the shipped model has none.: train some with openm6 train r2d2-emoji"
+    ):
         pipeline.rank_texts(PICTURES, TEXTS, by="encoders")
     with pytest.raises(ValueError, match="by must be 'captions' or 'encoders' or None, not 'encoder'"):
         ranker.rank_texts(PICTURES, TEXTS, by="encoder")  # pyright: ignore[reportArgumentType]

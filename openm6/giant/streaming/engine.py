@@ -28,13 +28,13 @@ from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
-from openm6.giant.models.hugging_face import Source, skeleton
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
-from openm6.giant.streaming import build, delinking, export, inference
+from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
@@ -207,6 +207,7 @@ class Giant:
         own = {
             "sharing": self.frame.sharing,
             **self._updates.counts.record(),
+            "settings": resuming.settings_record(self.settings),
             "ranks": build.ranks(self.settings),
         }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
@@ -323,8 +324,8 @@ class Giant:
         record = build.last_commit(self.settings)
         if record is None:
             return
+        resuming.check(record, self.frame, self.settings)
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
-        self.frame.regroup(record.extra["giant"]["sharing"])
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
     def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
@@ -361,7 +362,7 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
     weights_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
@@ -386,8 +387,8 @@ def stream(
             a causal language model of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" (clips each part's gradient norm to 1, if there is no global clip), "adafactor", or
-            one made by hand; None to run the model only.
+        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
+            "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
         weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
             float32, and so are norms and biases of any frame.
@@ -420,7 +421,7 @@ def stream(
         model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
         opened = Source(source, model)
         fill = fill or opened.read
-    frame = open_frame(model, loss=loss, layers=layers)
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
     if isinstance(frame, ModuleFrame):
         store_frame_as(frame.model, weights_dtype)
     if opened is not None and optimizer is None:

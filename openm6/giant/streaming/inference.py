@@ -33,6 +33,8 @@ Fetch = Callable[
 class Rows(Protocol):
     """What `DiskEmbedding` reads from: `hugging_face.Source`."""
 
+    def has_rows(self, name: str) -> bool: ...
+
     def rows(self, name: str, rows_N: Tensor) -> Tensor: ...
 
 
@@ -65,6 +67,8 @@ class DiskEmbedding(nn.Module):
     def __init__(self, source: Rows, name: str, *, dtype: torch.dtype) -> None:
         super().__init__()
         self._source, self._name, self._dtype = source, name, dtype
+        # Not a parameter: some models ask their embedding's weight for its dtype and device.
+        self.__dict__["weight"] = torch.empty(0, dtype=dtype)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         rows_ND = self._source.rows(self._name, ids_BT.flatten().cpu())
@@ -97,9 +101,10 @@ def embeddings_on_disk(model: nn.Module, source: Rows) -> None:
     used_once = {names[0] for names in tied_parameters(model).values() if len(names) == 1}
     for path, module in list(model.named_modules()):
         plain = type(module) is nn.Embedding and module.max_norm is None
-        if (plain or isinstance(module, NarrowEmbedding)) and f"{path}.weight" in used_once:
+        name = f"{path}.weight"
+        if (plain or isinstance(module, NarrowEmbedding)) and name in used_once and source.has_rows(name):
             parent, _, leaf = path.rpartition(".")
-            new = DiskEmbedding(source, f"{path}.weight", dtype=torch.float32)
+            new = DiskEmbedding(source, name, dtype=torch.float32)
             setattr(model.get_submodule(parent), leaf, new)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
+import time
+import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from openm6.giant.tiers.direct_io import TierError, allocate, free_bytes, report
 from openm6.giant.tiers.stored import StoredPart, StoredSection
 
 LOCK = "store.lock"
+PATIENCE = 2.0  # seconds that a run of this process gets to let go of a folder
 
 
 class Folder:
@@ -42,24 +47,20 @@ class Folder:
         lock = path / LOCK
         with reported("lock", lock, "the folder"):
             path.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            # Also frees the lock when this object is dropped without `close`.
+            self._closing = weakref.finalize(self, os.close, handle)
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = os.read(self._handle, 20).decode(errors="replace").strip()
-                os.close(self._handle)
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise TierError(
-                    f"{path} is in use by another run (process {owner}); wait for it to end, or choose "
-                    "another folder."
-                ) from error
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+                _lock(handle, path)
+            except BaseException:
+                self.close()
+                raise
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Let another process have the folder."""
-        os.close(self._handle)
+        """Let others have the folder."""
+        self._closing()
 
     def begin(self) -> None:
         """Clear what is left of a run that never committed.
@@ -73,8 +74,14 @@ class Folder:
                 f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
                 "folder to start anew."
             )
-        self.sweep(set())
+        lost = self.sweep(set())
         if self.two_sided:
+            if lost:
+                warnings.warn(
+                    f"{self.path}: the run before never committed a step, so this one begins anew; call commit() "
+                    "after a step to be able to go on from it.",
+                    stacklevel=2,
+                )
             (self.path / RECORD).unlink(missing_ok=True)
         else:
             write_record(self.path, CommitRecord(0, {}, {}, "none"))
@@ -156,17 +163,44 @@ class Folder:
             with reported("delete", file, part.name):
                 file.unlink(missing_ok=True)
 
-    def sweep(self, stems: set[str]) -> None:
-        """Delete what a killed run left: files that no commit names."""
+    def sweep(self, stems: set[str]) -> int:
+        """Delete what a killed run left, files that no commit names; returns how many."""
+        count = 0
         for path in self.path.iterdir() if self._known else ():
             stem, _, side = path.name.rpartition(".")
             if path == temporary(self.path / RECORD) or (
                 side in SIDES and stem not in stems and path.is_file()
             ):
                 path.unlink()
+                count += 1
+        return count
 
     def sync_names(self) -> None:
         """Make the names of new files safe on the disk."""
         if self._new_names:
             sync_folder(self.path)
             self._new_names = False
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Take the lock, or raise `TierError` that says who has it."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
+            if owner != str(os.getpid()):
+                raise TierError(
+                    f"{path} is in use by another run (process {owner}); wait for it to end, or choose "
+                    "another folder."
+                ) from error
+            if time.monotonic() > give_up:
+                raise TierError(
+                    f"{path} is open in this process already; close() the giant or the store that has it, or "
+                    "choose another folder."
+                ) from error
+        # A run that was dropped without close() may wait for the cycle collector, or for its last writes.
+        gc.collect()
+        time.sleep(0.05)

@@ -43,7 +43,9 @@ from openm6.search.learned.masks import focus_loss, scores_to_box
 from openm6.search.learned.photo_net import PhotoNet, PhotoNetConfig
 from openm6.search.learned.triplets import ClickList
 from openm6.search.learned.voters import Voters
-from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
+from openm6.train.checkpoints.folder import latest_checkpoint, read_checkpoint_state
+from openm6.train.checkpoints.opening import load_checkpoint
+from openm6.train.checkpoints.whole import save_checkpoint
 from openm6.train.config import OptimizerConfig
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter

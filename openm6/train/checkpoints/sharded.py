@@ -3,11 +3,11 @@
     run_dir/checkpoints/step-00000500/
         shard-00001-model-00001-of-00001.safetensors    what rank 0 wrote: shards, and where each begins
         shard-00002-...                                 what rank 1 wrote
-        state.json                                      as in `openm6.train.checkpoint`
+        state.json                                      as in `openm6.train.checkpoints.folder`
 
-Tensors are named "model/<name>", "optimizer/<parameter>/<key>" and "objective/<name>", and are cut anew for
-whoever loads them: any number of ranks, or one process. A checkpoint of one process loads on several ranks as
-well. All ranks need the run folder, so on several machines it lies on a file system that all of them see.
+Tensors are named "model/<name>", "optimizer/<parameter>/<key>" and "objective/<name>". Any number of ranks, or one
+process, can load them: each takes the shards that it needs. A checkpoint of one process loads on several ranks
+as well. All ranks need the run folder, so on several machines it must lie on a file system that all of them see.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from openm6.data.atomic import sync
 from openm6.giant.ranks.processes import Ranks
 from openm6.giant.tiers.commit import check_json
-from openm6.train import checkpoint
+from openm6.train.checkpoints import folder as folders
+from openm6.train.checkpoints.whole import MODEL_FILE, OPTIMIZER_FILE, read_objective
 
 _MODEL, _OPTIMIZER, _OBJECTIVE = "model/", "optimizer/", "objective/"
 
@@ -51,7 +53,7 @@ def save_shards(
     Raises ValueError if `state` is not plain JSON, and if the disk is full (earlier checkpoints are intact).
     """
     check_json(state, "state", holder="a checkpoint's state")
-    folder = Path(ranks.agree(lambda: str(checkpoint.begin(run_dir, step)[1])))
+    folder = Path(ranks.agree(lambda: str(folders.begin(run_dir, step)[1])))
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(dict(_tensors(model, optimizer, objective)), storage_writer=writer)
@@ -67,16 +69,16 @@ def save_shards(
     files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
     sums: dict[str, str] = {}
     for path in files[ranks.rank :: ranks.size]:
-        checkpoint.sync(path)
-        sums[path.name] = checkpoint.file_sha256(path)
+        sync(path)
+        sums[path.name] = folders.file_sha256(path)
     gathered: list[Any] = [None] * ranks.size
     dist.all_gather_object(gathered, sums)
     if ranks.first:
         every = {name: digest for each in gathered for name, digest in sorted(each.items())}
-        checkpoint.seal(folder, step, files=every, aliases={}, optimizer={}, state=state)
-        checkpoint.sync(folder / checkpoint.STATE_FILE)
-        checkpoint.sync(folder)
-        checkpoint.publish(run_dir, step, folder, keep=keep)
+        folders.seal(folder, step, files=every, aliases={}, optimizer={}, state=state)
+        sync(folder / folders.STATE_FILE)
+        sync(folder)
+        folders.publish(run_dir, step, folder, keep=keep)
     ranks.barrier()
 
 
@@ -105,7 +107,7 @@ def load_shards(
         load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)  # pyright: ignore[reportArgumentType]
 
 
-def load_whole(
+def load_cut(
     path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
 ) -> None:
     """Cut a checkpoint of one process for this rank, tensor by tensor.
@@ -114,11 +116,11 @@ def load_whole(
     """
     parameters = dict(model.named_parameters())
     present = model.state_dict()
-    with safe_open(path / checkpoint.MODEL_FILE, framework="pt") as file:
+    with safe_open(path / MODEL_FILE, framework="pt") as file:
         _fits(path, {name: file.get_slice(name).get_shape() for name in file.keys()}, present)  # noqa: SIM118
         for name in file.keys():  # noqa: SIM118
             _fill(present[name], file.get_tensor(name))
-    with safe_open(path / checkpoint.OPTIMIZER_FILE, framework="pt") as file:
+    with safe_open(path / OPTIMIZER_FILE, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             owner, _, key = name.rpartition("/")
             parameter, value = _known(path, owner, parameters), file.get_tensor(name)
@@ -127,7 +129,7 @@ def load_whole(
             _fill(state, value)
             optimizer.state[parameter][key] = state
     if objective is not None:
-        objective.load_state_dict(checkpoint.read_objective(path, objective))
+        objective.load_state_dict(read_objective(path, objective))
 
 
 def _kept(objective: nn.Module | None) -> dict[str, Tensor]:

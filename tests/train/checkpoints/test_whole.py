@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from openm6.train import checkpoint as ckpt
-from openm6.train.checkpoint import (
+from openm6.train.checkpoints import whole as written
+from openm6.train.checkpoints.folder import (
+    STATE_FILE,
+    finished,
     latest_checkpoint,
-    load_checkpoint,
     read_checkpoint_state,
-    save_checkpoint,
     verify_checkpoint,
 )
+from openm6.train.checkpoints.opening import load_checkpoint
+from openm6.train.checkpoints.whole import MODEL_FILE, OPTIMIZER_FILE, save_checkpoint
 
 WIDTH = 8
 
@@ -91,6 +93,7 @@ def names(run_dir: Path) -> list[str]:
     return sorted(entry.name for entry in (run_dir / "checkpoints").iterdir())
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_resumed_run_equals_whole_run_to_the_last_bit(tmp_path, kind):
     whole = Net(seed=0)
@@ -112,7 +115,7 @@ def test_resumed_run_equals_whole_run_to_the_last_bit(tmp_path, kind):
     # The checkpoints that the two write now are equal byte for byte, optimizer included.
     for run, model, opt in (("a", whole, optimizer), ("b", resumed, new_optimizer)):
         save_checkpoint(tmp_path / run, 8, model=model, optimizer=opt, state={})
-    for name in (ckpt.MODEL_FILE, ckpt.OPTIMIZER_FILE, ckpt.STATE_FILE):
+    for name in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE):
         one, other = (tmp_path / run / "checkpoints/step-00000008" / name for run in ("a", "b"))
         assert one.read_bytes() == other.read_bytes()
 
@@ -192,7 +195,7 @@ def alter(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [ckpt.MODEL_FILE, ckpt.OPTIMIZER_FILE, ckpt.STATE_FILE])
+@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE])
 @pytest.mark.parametrize("harm", [truncate, alter, Path.unlink])
 def test_damage_is_found_and_the_run_falls_back(tmp_path, name, harm):
     saved(tmp_path, [1, 2])
@@ -258,7 +261,7 @@ def test_full_disk_names_the_bytes_and_leaves_the_last_checkpoint(tmp_path, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ckpt, where, full)
+    monkeypatch.setattr(written, where, full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10_000, 9_000, 1_000))  # type: ignore[attr-defined]
     with pytest.raises(ValueError) as caught:
         save_checkpoint(tmp_path, 2, model=model, optimizer=optimizer, state={})
@@ -299,7 +302,7 @@ def test_a_kill_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, monkeypat
         with monkeypatch.context() as patch:
             for name in ("rename", "fsync", "unlink", "rmdir", "mkdir"):
                 patch.setattr(os, name, counted(getattr(os, name)))
-            patch.setattr(ckpt, "save_file", counted(ckpt.save_file))
+            patch.setattr(written, "save_file", counted(written.save_file))
             try:
                 save_checkpoint(run_dir, 3, model=model, optimizer=optimizer, state={"at": 3})
                 killed = False
@@ -308,7 +311,7 @@ def test_a_kill_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, monkeypat
         path = latest_checkpoint(run_dir)
         assert path is not None
         assert read_checkpoint_state(path)["at"] in (2, 3)
-        assert len(ckpt._steps(run_dir)) >= 2
+        assert len(finished(run_dir)) >= 2
         # The next save clears the rubble away.
         save_checkpoint(run_dir, 4, model=model, optimizer=optimizer, state={"at": 4})
         assert len(names(run_dir)) == 2

@@ -1,24 +1,14 @@
-"""Checkpoints of a run: written atomically, checked on reading, bit-exact, without pickle.
+"""Checkpoints that one process writes: equal to the last bit when they are read again.
 
-    run_dir/checkpoints/step-00000500/
-        model.safetensors       every tensor of the model's state dict, once
-        optimizer.safetensors   every tensor of the optimizer's state, named "<parameter>/<key>"
-        objective.safetensors   every tensor that the objective keeps, if it keeps any
-        state.json              step, the caller's state, the optimizer's hyper-parameters, SHA-256 of all
-        of it
-
-A folder with a "step-" name is a whole checkpoint: it is written under another name, flushed to the disk
-and then renamed, so a kill or a power cut at any instant leaves either the old set of checkpoints or the
-new one.
+run_dir/checkpoints/step-00000500/
+    model.safetensors       every tensor of the model's state dict, once
+    optimizer.safetensors   every tensor of the optimizer's state, named "<parameter>/<key>"
+    objective.safetensors   every tensor that the objective keeps, if it keeps any
+    state.json              also the optimizer's hyper-parameters (`openm6.train.checkpoints.folder`)
 """
 
 import errno
-import hashlib
-import json
-import os
-import re
 import shutil
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,21 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from openm6.data.atomic import sync
 from openm6.giant.tiers.commit import check_json
+from openm6.train.checkpoints.folder import begin, file_sha256, publish, read_state, seal
 
-CHECKPOINTS = "checkpoints"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 OBJECTIVE_FILE = "objective.safetensors"
-STATE_FILE = "state.json"
 
-_FORMAT = 1
-_STEP_NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = ".tmp-"
 _FIT = "use the configuration that it was saved with."
-
-
-# -------------------- what is in the files
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -102,43 +86,6 @@ def _optimizer_parts(
     return tensors, {"groups": groups, "values": values}
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _json_sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-# -------------------- writing
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _discard(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a kill half-way leaves no half checkpoint under its
-    name."""
-    doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
-
-
-def _steps(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every finished checkpoint, oldest first."""
-    root = Path(run_dir) / CHECKPOINTS
-    entries = root.iterdir() if root.is_dir() else ()
-    found = ((_STEP_NAME.fullmatch(entry.name), entry) for entry in entries)
-    return sorted((int(match[1]), entry) for match, entry in found if match)
-
-
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -164,16 +111,15 @@ def save_checkpoint(
     are deleted too. Until the new checkpoint is safe on the disk, nothing old is touched.
 
     Args:
-        state: what else the run needs to go on (data position, `rng_state()`, `sharing`, ...), as plain
-            JSON values; tuples come back as lists.
+        state: what else the run needs to go on (its position in the data, counters, ...), as plain JSON
+            values; tuples come back as lists.
 
     Returns:
         The folder of the new checkpoint.
 
     Raises:
-        ValueError: `state` is not plain JSON; or the disk is full (the message tells the needed and the
-        free bytes;
-            earlier checkpoints are intact).
+        ValueError: `state` is not plain JSON; or the disk is full (the message gives the needed and the
+            free bytes; earlier checkpoints are intact).
     """
     assert step >= 0 and keep >= 1
     check_json(state, "state", holder="a checkpoint's state")
@@ -203,125 +149,6 @@ def save_checkpoint(
         ) from error
 
     return publish(run_dir, step, folder, keep=keep)
-
-
-def begin(run_dir: Path, step: int) -> tuple[Path, Path]:
-    """Clear away what an earlier attempt left; the folder of checkpoints, and a new one to fill."""
-    root = Path(run_dir) / CHECKPOINTS
-    root.mkdir(parents=True, exist_ok=True)
-    for stray in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stray)
-    folder = root / f"{_TEMPORARY}step-{step:08d}"
-    folder.mkdir()
-    return root, folder
-
-
-def seal(
-    folder: Path,
-    step: int,
-    *,
-    files: dict[str, str],
-    aliases: dict[str, str],
-    optimizer: dict[str, Any],
-    state: dict[str, Any],
-) -> None:
-    """Write state.json; `files` are the SHA-256 of the others by name."""
-    content = {
-        "format": _FORMAT,
-        "step": step,
-        "files": files,
-        "aliases": aliases,
-        "optimizer": optimizer,
-        "state": state,
-    }
-    sealed = {"sha256": _json_sha256(content), **content}
-    (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
-
-
-def publish(run_dir: Path, step: int, folder: Path, *, keep: int) -> Path:
-    """Give a filled folder, safe on the disk, its name; delete what it makes outdated."""
-    root = folder.parent
-    final = root / f"step-{step:08d}"
-    if final.exists():
-        _discard(final)
-    os.rename(folder, final)
-    sync(root)
-    others = [entry for entry in _steps(run_dir) if entry[0] != step]
-    abandoned = [path for other, path in others if other > step]
-    outdated = [path for other, path in others if other < step][: len(others) - len(abandoned) - (keep - 1)]
-    for path in (*abandoned, *outdated):
-        _discard(path)
-    return final
-
-
-# -------------------- reading
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """The checked content of a checkpoint's state.json; ValueError if it is missing, torn or altered."""
-    try:
-        content = json.loads((path / STATE_FILE).read_bytes())
-        claimed = content.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged: {STATE_FILE} is missing or is not whole."
-        ) from error
-    if claimed != _json_sha256(content):
-        raise ValueError(f"the checkpoint {path} is damaged: {STATE_FILE} was altered.")
-    if content["format"] != _FORMAT:
-        raise ValueError(
-            f"the checkpoint {path} has format {content['format']}, this version reads format {_FORMAT}."
-        )
-    return content
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Raise `ValueError` with the reason unless every file of the checkpoint is what was written."""
-    for name, expected in _read_state(Path(path))["files"].items():
-        file = Path(path) / name
-        if not file.is_file():
-            raise ValueError(f"the checkpoint {path} is damaged: {name} is missing.")
-        if file_sha256(file) != expected:
-            raise ValueError(f"the checkpoint {path} is damaged: {name} was truncated or altered.")
-
-
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None if the run has none yet.
-
-    A damaged one is passed over with a `RuntimeWarning`, so that the run goes on from the one before it.
-
-    Raises:
-        ValueError: there are checkpoints and all are damaged.
-    """
-    reasons = []
-    for _, path in reversed(_steps(run_dir)):
-        try:
-            verify_checkpoint(path)
-        except ValueError as error:
-            reasons.append(str(error))
-            continue
-        for reason in reasons:
-            warnings.warn(f"{reason} Going on from {path.name}.", RuntimeWarning, stacklevel=2)
-        return path
-    if reasons:
-        raise ValueError(
-            f"no checkpoint in {Path(run_dir) / CHECKPOINTS} can be read ({' '.join(reasons)}); restore one "
-            "from a copy, or delete that folder to train from the start."
-        )
-    return None
-
-
-def read_checkpoint_state(path: Path) -> dict[str, Any]:
-    """The `state` that was given to `save_checkpoint`, with its "step", without reading any tensor.
-
-    What decides the model's shape (`sharing`: is the run delinked yet?) must be known before it is built
-    and loaded.
-
-    Raises:
-        ValueError: the checkpoint's state.json is damaged.
-    """
-    content = _read_state(Path(path))
-    return {**content["state"], "step": content["step"]}
 
 
 def _check_same(path: Path, what: str, saved: Iterable[str], present: Iterable[str]) -> None:
@@ -400,31 +227,18 @@ def read_objective(path: Path, objective: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def load_checkpoint(
+def load_whole(
     path: Path,
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: nn.Module | None = None,
-) -> dict[str, Any]:
-    """Put a checkpoint's weights and states into `model`, `optimizer` and `objective`, to the last bit.
+) -> None:
+    """Put the tensors of a verified checkpoint into `model`, `optimizer` and `objective`, to the last bit.
 
-    Returns:
-        The `state` that was given to `save_checkpoint`, with its "step".
-
-    Raises:
-        ValueError: a file is missing, truncated or altered, or the checkpoint is of another model or
-        optimizer.
-            A damaged file is found before anything is changed.
+    Raises ValueError if the checkpoint is of another model, optimizer or objective; nothing is changed then.
     """
-    path = Path(path)
-    verify_checkpoint(path)
-    content = _read_state(path)
-    if MODEL_FILE not in content["files"]:  # written by several ranks
-        from openm6.train.sharded_checkpoint import load_shards
-
-        load_shards(path, model=model, optimizer=optimizer, objective=objective)
-        return {**content["state"], "step": content["step"]}
+    content = read_state(path)
     tensors = load_file(path / MODEL_FILE)
     tensors |= {alias: tensors[name] for alias, name in content["aliases"].items()}
     _check_fits(path, "model", tensors, _plain(model))
@@ -434,4 +248,3 @@ def load_checkpoint(
     _plain(model).load_state_dict(tensors)
     if objective is not None:
         objective.load_state_dict(kept)
-    return {**content["state"], "step": content["step"]}
