@@ -65,6 +65,12 @@ class Frame:
         for index, layer in enumerate(self.layers):
             _forget_weights(layer)
             layer.forward = partial(ask, index)
+        self._outer = [
+            (path or type(module).__name__, module, name)
+            for path, module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False  # pyright: ignore[reportArgumentType] (layers are, always)
@@ -110,6 +116,11 @@ class Frame:
         for path, module in self.model.named_modules():
             if module not in inside:
                 yield path, module
+
+    def outer_versions(self) -> list[tuple[str, tuple[int, int]]]:
+        """Marks of the buffers outside the layers, by module: others as soon as one of them is changed."""
+        now = ((name, module._buffers[attribute]) for name, module, attribute in self._outer)
+        return [(name, (id(buffer), buffer._version)) for name, buffer in now if buffer is not None]
 
     # -------------------- running it
 

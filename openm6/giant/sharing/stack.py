@@ -12,7 +12,7 @@ Words: a *layer* is a step of the stack, a *slot* is the parameters that one or 
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, cast
 
@@ -158,7 +158,8 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     """The stack of `model`: the one at the dotted path `layers`, or else the only one there is.
 
     A `slots` + `sharing` pair wins over everything else; without one, the candidates are the outermost
-    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype.
+    `ModuleList`s of two or more layers that all have parameters: those whose layers agree in the names, shapes and
+    dtypes of these, or, where there are none, the others.
 
     Raises `ValueError` if the path leads to no `ModuleList`, or if there are no candidates, or several.
     """
@@ -178,14 +179,12 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     elif slot_stacks:
         candidates = list(slot_stacks)
     else:
-        candidates = []
-        for path, module in lists.items():
-            if _is_stack(module) and not any(path.startswith(f"{outer}.") for outer in candidates):
-                candidates.append(path)
+        outer = _outermost(lists, _is_mixed_stack)
+        candidates = [path for path in outer if _is_stack(lists[path])] or outer
     if not candidates:
         raise ValueError(
-            f"{type(model).__name__} has no ModuleList of two or more layers with equal parameter shapes "
-            f"(it has: {', '.join(lists) or 'none'}); name the one to share with layers='dotted.path'."
+            f"{type(model).__name__} has no ModuleList of two or more layers with parameters "
+            f"(it has: {', '.join(lists) or 'none'}); name the one to use with layers='dotted.path'."
         )
     if len(candidates) > 1:
         raise ValueError(
@@ -214,6 +213,18 @@ def _signature(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[object,
 def _is_stack(layers: nn.ModuleList) -> bool:
     signatures = [_signature(layer.named_parameters()) for layer in layers]
     return len(layers) > 1 and bool(signatures[0]) and all(each == signatures[0] for each in signatures)
+
+
+def _is_mixed_stack(layers: nn.ModuleList) -> bool:
+    return len(layers) > 1 and all(any(True for _ in layer.parameters()) for layer in layers)
+
+
+def _outermost(lists: Mapping[str, nn.ModuleList], fits: Callable[[nn.ModuleList], bool]) -> list[str]:
+    found: list[str] = []
+    for path, module in lists.items():
+        if fits(module) and not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    return found
 
 
 def _check_same_shapes(path: str, layers: nn.ModuleList, first: int, layer: int) -> None:
