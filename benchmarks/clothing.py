@@ -43,16 +43,16 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.common import emit, machine, rounded
 from benchmarks.measures import bootstrap_interval
-from openm6.search.category import fuse, neighbour_vote
-from openm6.search.click_simulator import LOG, simulate_clicks, without_paper
-from openm6.search.clicks import read_page_views
-from openm6.search.composites import Clutter
 from openm6.search.encoders import PhotoEncoder
-from openm6.search.items import Items
-from openm6.search.learning import train_search
-from openm6.search.learning_data import LearningConfig
-from openm6.search.masks import box_iou
-from openm6.search.photo_net import LearnedEncoder
+from openm6.search.learned.category import fuse, neighbour_vote
+from openm6.search.learned.clicks import read_page_views
+from openm6.search.learned.encoder import LearnedEncoder
+from openm6.search.learned.items import Items
+from openm6.search.learned.learning import train_search
+from openm6.search.learned.learning_data import LearningConfig
+from openm6.search.learned.masks import box_iou
+from openm6.search.simulated.click_simulator import LOG, simulate_clicks, without_paper
+from openm6.search.simulated.composites import Clutter
 
 VIEWS = 1000
 ENGINE_SIZE = 128  # pixels of the pretrained features that answer the simulated queries

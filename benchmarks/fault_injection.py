@@ -185,7 +185,7 @@ FAILURES: dict[str, list[tuple[str, Callable[..., Any], int]]] = {
         ("preadv", refuses(errno.EIO), 20),
         ("fdatasync", refuses(errno.EIO), 20),
         ("fsync", refuses(errno.EIO), 2),
-        ("rename", refuses(errno.EIO), 1),
+        ("replace", refuses(errno.EIO), 1),
     ],
     "short write": [("pwrite", writes_half_honestly, 40)],
     "short write that claims to be whole": [("pwrite", writes_half_and_lies, 40)],

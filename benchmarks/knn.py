@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openm6.data.atomic import replacing
+
 FEATURE_PIXELS = 128
 SAVE_EVERY = 1024  # images between two writes of the cache: what an interruption can cost
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -97,9 +99,8 @@ def _read_features(path: Path) -> dict[str, np.ndarray]:
 
 def _write_features(path: Path, features: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, keys=np.array(list(features)), features=np.stack(list(features.values())))
-    partial.replace(path)
+    with replacing(path) as fresh, fresh.open("wb") as file:  # a name without .npz would get another one
+        np.savez(file, keys=np.array(list(features)), features=np.stack(list(features.values())))
 
 
 def nearest_by_cosine(

@@ -120,7 +120,7 @@ class Told:
     def contrastive(self, magic: Magic) -> list[str]:
         """One caption for all, as no picture is asked."""
         one = Decoder(
-            self.teller.model, [self.teller._prompt("lm")], None, max_new=MAX_TEXT, candidates=magic.k
+            self.teller.model, [self.teller.prompt("lm")], None, max_new=MAX_TEXT, candidates=magic.k
         )
         plain, eos = replace(magic, beta=0.0), self.teller.tokenizer.eos
         tokens = magic_search(one, magic=plain, eos=eos, max_new=MAX_TEXT)[0]
@@ -176,7 +176,7 @@ class Told:
         model, tokenizer, found = self.teller.model, self.teller.tokenizer, list[bool]()
         for text in self.wanted:
             tokens = [*tokenizer.encode(text), tokenizer.eos]
-            decoder = Decoder(model, [self.teller._prompt("lm")], None, max_new=len(tokens))
+            decoder = Decoder(model, [self.teller.prompt("lm")], None, max_new=len(tokens))
             for token in tokens:
                 logits_V = model.text_logits(decoder.hidden_BD)[0]
                 found.append(int((logits_V > logits_V[token]).sum()) < k)
@@ -205,7 +205,7 @@ def against_gradients(
     guide: Pipeline, teller: Pipeline, pictures: Sequence[Picture], magic: Magic, corpus: References
 ) -> Figures:
     """What MAGIC and gradient guidance cost and say on the same pictures."""
-    prompt, asked = teller._prompt("lm"), 0
+    prompt, asked = teller.prompt("lm"), 0
 
     def by_gradients(picture: Picture, *, remembering: bool = False) -> str:
         nonlocal asked

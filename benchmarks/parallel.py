@@ -87,7 +87,7 @@ def run_until(content: Content, run_dir: Path, stop: int) -> None:
                 self.ranks.leave()
             raise Stopped
 
-    from openm6.train.loop import Run
+    from openm6.train.run import Run
 
     for each in (Run, ParallelRun):
         save = each.save

@@ -44,9 +44,9 @@ from openm6.model.hf import load_hf
 from openm6.model.stream import causal_stream
 from openm6.tasks.collate import Batch
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run
 from openm6.train.memory import keep_large_blocks, native_bf16
 from openm6.train.recipe import load_recipe
+from openm6.train.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SQUARE = 2048

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openm6 import giant
     from openm6.decode.pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "giant", "load"]
 
 

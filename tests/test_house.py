@@ -1,11 +1,15 @@
-"""The house plan holds: known folders, short files, and a README whose figures were measured."""
+"""The house plan holds: known folders, imports that point down, short files, figures that were measured."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import openm6
 
@@ -26,6 +30,7 @@ HOUSE = [
     "configs",
 ]
 DATA_ONLY = {"checkpoints"}
+BESIDE_THE_MIRROR = {"benchmarks", "docs"}  # folders of tests/ that mirror others than those of openm6/
 MAX_LINES = 450
 
 
@@ -47,22 +52,56 @@ def test_the_package_has_no_loose_modules() -> None:
     assert modules == {"__init__.py", "__main__.py"}
 
 
-def test_the_import_contract_states_the_same_order() -> None:
+def contracts() -> list[dict[str, Any]]:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    [contract] = config["tool"]["importlinter"]["contracts"]
-    assert [layer.strip("()") for layer in contract["layers"]] == HOUSE
+    return config["tool"]["importlinter"]["contracts"]
 
 
-def test_the_house_document_lists_every_folder() -> None:
+def layers(container: str) -> list[str]:
+    """The order that the import contract states for the folders of `container`."""
+    [contract] = [each for each in contracts() if each.get("containers") == [container]]
+    return [layer.strip("()") for layer in contract["layers"]]
+
+
+def rooms_of_the_house_document() -> list[str]:
+    """The first cells of its tables, top to bottom: `cli`, ..., `giant/streaming`, ..."""
     text = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
-    assert [name for name in [*HOUSE, *DATA_ONLY] if f"`{name}/`" not in text] == []
+    return re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE)
+
+
+def test_the_import_contract_states_the_same_order() -> None:
+    assert layers("openm6") == HOUSE
+
+
+def test_imports_point_down_and_never_in_a_circle() -> None:
+    linter = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    result = subprocess.run(
+        [sys.executable, "-c", linter], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    acyclic = [each for each in contracts() if each["type"] == "acyclic_siblings"]
+    assert [each["ancestors"] for each in acyclic] == [["openm6"]]
+
+
+def test_the_house_document_lists_the_folders_in_this_order() -> None:
+    listed = rooms_of_the_house_document()
+    assert [name for name in listed if name in HOUSE] == HOUSE
+    assert set(listed) >= DATA_ONLY
+    rooms = [name.removeprefix("giant/") for name in listed if name.startswith("giant/")]
+    assert rooms == layers("openm6.giant")
+
+
+def test_the_house_document_lists_every_room() -> None:
+    modules = (path.relative_to(ROOT / "openm6") for path in (ROOT / "openm6").rglob("*.py"))
+    rooms = {path.parent.as_posix() for path in modules if len(path.parts) > 2} - {"data/corpus"}
+    listed = {name for name in rooms_of_the_house_document() if "/" in name}
+    assert listed == rooms
 
 
 def test_tests_mirror_the_package() -> None:
-    folders = {
-        path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"
-    }
-    assert folders - set(HOUSE) - {"benchmarks"} == set()
+    tests = (path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("*.py"))
+    folders = {path for path in tests if path.parts and path.parts[0] not in BESIDE_THE_MIRROR}
+    assert [path.as_posix() for path in sorted(folders) if not (ROOT / "openm6" / path).is_dir()] == []
 
 
 def test_files_are_short_enough_to_read() -> None:
@@ -85,3 +124,11 @@ def test_the_readme_shows_the_measured_figures() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), "--check"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_every_document_of_a_release_names_the_same_version_and_day() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, day = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)[0]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert version == openm6.__version__ == str(citation["version"])
+    assert day == str(citation["date-released"])

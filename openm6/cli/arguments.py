@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
+
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        help="Of CSV and JSONL files, such as cp1252; default: UTF-8, UTF-16 and GB 18030 are told apart."
+    ),
+]
 
 
 def split_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:

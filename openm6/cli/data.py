@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from openm6.cli.arguments import pair
+from openm6.cli.arguments import Encoding, pair
 from openm6.cli.output import Json, show
 from openm6.configs import RECIPES, find_recipe
 
@@ -59,6 +59,7 @@ def data(
     ] = None,
     kind: Annotated[str, typer.Option(help="csv, parquet, ..., where the path does not tell.")] = "auto",
     split: Annotated[str | None, typer.Option(help="A split of the data, such as train.")] = None,
+    encoding: Encoding = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Read at most so many records of a source.")
     ] = None,
@@ -71,7 +72,7 @@ def data(
     columns = dict(pair(each, "--column", "FIELD=COLUMN, such as caption_en=title") for each in column or [])
     too_bad = []
     for name in sources:
-        for label, config in configs_of(name, columns, kind, split):
+        for label, config in configs_of(name, columns, kind, split, encoding):
             found = survey(label, config, limit)
             show(result(found), as_json=as_json, line="\n".join(lines(found)))
             if found.bad > config.max_bad_fraction * (found.records + found.bad):
@@ -83,7 +84,7 @@ def data(
 
 
 def configs_of(
-    name: str, columns: dict[str, str], kind: str, split: str | None
+    name: str, columns: dict[str, str], kind: str, split: str | None, encoding: str | None = None
 ) -> list[tuple[str, DataConfig]]:
     """(label, config) of every source that an argument means. Raises ValueError when it means none."""
     from openm6.data import DataConfig
@@ -97,10 +98,10 @@ def configs_of(
         return [(f"{name} {split or 'train'}", DataConfig.model_validate({"kind": name, "split": split}))]
     is_recipe = name.endswith((".yaml", ".yml")) or (RECIPES / f"{name}.yaml").is_file()
     if not is_recipe or Path(name).is_dir():
-        given = {"path": name, "columns": columns, "kind": kind, "split": split}
+        given = {"path": name, "columns": columns, "kind": kind, "split": split, "encoding": encoding}
         return [(f"{name} {split or ''}".strip(), DataConfig.model_validate(given))]
-    if columns or split:
-        raise ValueError(f"{name} is a recipe and says itself which columns and splits to read")
+    if columns or split or encoding:
+        raise ValueError(f"{name} is a recipe and says itself how its data are to be read")
     from openm6.train.config import RunConfig
     from openm6.train.recipe import load_recipe
 

@@ -38,10 +38,10 @@ def train(
     """
     from pydantic import ValidationError
 
-    from openm6.search.clicks import read_page_views
-    from openm6.search.items import Items
-    from openm6.search.learning import train_search
-    from openm6.search.learning_data import LearningConfig
+    from openm6.search.learned.clicks import read_page_views
+    from openm6.search.learned.items import Items
+    from openm6.search.learned.learning import train_search
+    from openm6.search.learned.learning_data import LearningConfig
 
     try:
         config = LearningConfig(passes=passes, view_passes=view_passes, image_size=image_size, seed=seed)
@@ -91,9 +91,9 @@ def simulate(
 
     openm6 search simulate shop.csv --views 3000 --out log
     """
-    from openm6.search.click_simulator import simulate_clicks
-    from openm6.search.encoders import open_encoder
-    from openm6.search.items import Items
+    from openm6.search.learned.items import Items
+    from openm6.search.opening import open_encoder
+    from openm6.search.simulated.click_simulator import simulate_clicks
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue") as status:

@@ -17,7 +17,8 @@ class DataConfig(BaseModel):
     `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps our fields
     (image, caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to
     their columns. `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or what the file
-    names begin with. `sets` keeps only the pictures of these icon sets (corpus-emoji).
+    names begin with. `encoding` is that of CSV and JSONL files, as Python names it; without it, UTF-8, UTF-16 and
+    GB 18030 are told apart. `sets` keeps only the pictures of these icon sets (corpus-emoji).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +28,7 @@ class DataConfig(BaseModel):
     columns: dict[str, str] = Field(default_factory=dict)
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     split: str | None = Field(default=None, min_length=1)
+    encoding: str | None = Field(default=None, min_length=1, description="of CSV and JSONL; None = detected")
     sets: list[str] | None = Field(default=None, min_length=1)
     shuffle: bool = True
     image_size: int | None = Field(

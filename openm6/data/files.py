@@ -1,13 +1,14 @@
-"""Finding the files of a source, and telling from them which kind of source it is."""
+"""Finding the files of a source, and the kind of the source that they make."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from openm6.data.images import IMAGE_SUFFIXES
+from openm6.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 SUFFIXES = {
     "csv": frozenset({".csv", ".tsv"}),
@@ -15,6 +16,7 @@ SUFFIXES = {
     "parquet": frozenset({".parquet"}),
     "webdataset": frozenset({".tar"}),
 }
+METADATA = "metadata"  # the name of the table beside the pictures of a Hugging Face image folder
 HUGGINGFACE_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -32,15 +34,24 @@ def detect_kind(path: str) -> str:
         return kinds[0]
     if len(kinds) > 1:
         raise ValueError(f"{path} holds {' and '.join(kinds)} files: say which kind to read.")
+    # A table that describes pictures may lie beside them in the folder of each split.
+    beside = (
+        {found.suffix.lower() for found in place.glob(f"*/{METADATA}.*")} if place.is_dir() else set[str]()
+    )
+    kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & beside]
+    if len(kinds) == 1:
+        return kinds[0]
     if place.is_dir() and next(walk(place, IMAGE_SUFFIXES), None) is not None:
         return "folder"
     # The files of a split may lie one folder down.
-    below = {entry.suffix.lower() for entry in place.glob("*/*")} if place.is_dir() else set()
+    below = {entry.suffix.lower() for entry in place.glob("*/*")} if place.is_dir() else set[str]()
     kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & below]
     if len(kinds) == 1:
         return kinds[0]
     if not place.exists() and not suffixes:
         raise ValueError(f"there is no file or folder at {path}.")
+    if place.is_dir() and (skipped := skipped_pictures(place)):
+        raise ValueError(f"{path} has {skipped}, which are not read: convert them to PNG or JPEG.")
     raise ValueError(
         f"cannot tell what kind of data {path} is: it should be a folder of pictures, or .csv, .tsv, .jsonl, "
         ".ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
@@ -68,6 +79,13 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
     files = [entry for entry in _visible(place) if entry.suffix.lower() in suffixes and entry.is_file()]
     if split is not None:
         files = [found for found in files if _in_split(found.name, split)]
+    if not files and split is None:
+        below = sorted({found.parent.name for found in place.glob("*/*") if found.suffix.lower() in suffixes})
+        if below:
+            raise ValueError(
+                f"the files of {place} lie in folders below it: choose one of the splits {', '.join(below)}, or "
+                f"name one of the folders, such as {place / below[0]}."
+            )
     if not files:
         wanted = f" of the split {split!r}" if split is not None else ""
         raise ValueError(f"the folder {place} has no {' or '.join(sorted(suffixes))} files{wanted}.")
@@ -81,6 +99,12 @@ def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield Path(folder, name)
+
+
+def skipped_pictures(root: Path) -> str:
+    """The pictures below `root` of formats that are not read, counted: "12 .heic files"; "" if there are none."""
+    counts = Counter(path.suffix.lower() for path in walk(root, UNREAD_SUFFIXES))
+    return " and ".join(f"{n:,} {suffix} file{'s' if n > 1 else ''}" for suffix, n in sorted(counts.items()))
 
 
 def _in_split(name: str, split: str) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from openm6.data.files import walk
+from openm6.data.files import skipped_pictures, walk
 from openm6.data.images import IMAGE_SUFFIXES
 from openm6.data.reader import Indexed, fingerprint
 from openm6.data.records import Fields, Record
+
+log = logging.getLogger(__name__)
 
 
 class FolderReader(Indexed):
@@ -21,9 +24,14 @@ class FolderReader(Indexed):
             raise ValueError(f"there is no folder at {root}.")
         self.name, self.root, self.fields = str(root), root, fields
         self.paths = [path.relative_to(root).as_posix() for path in walk(root, IMAGE_SUFFIXES)]
+        skipped = skipped_pictures(root)
         if not self.paths:
-            raise ValueError(f"the folder {root} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        fields.check(("image", "label", "caption_en"), where=self.name)
+            why = f"; it has {skipped}, which are not read: convert them to PNG or JPEG" if skipped else ""
+            raise ValueError(f"the folder {root} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}){why}.")
+        if skipped:
+            log.warning("%s: skips %s, which are not read: convert them to PNG or JPEG", root, skipped)
+        self.columns = ("image", "label", "caption_en")
+        fields.check(self.columns, where=self.name)
         self.fingerprint = fingerprint(self.paths)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from openm6.data.bad import BadRecord
 from openm6.data.files import HUGGINGFACE_FILES
 from openm6.data.reader import Indexed
-from openm6.data.records import Fields, Record
+from openm6.data.records import PEEKED, Fields, Record
 
 if TYPE_CHECKING:
     import datasets
@@ -28,13 +28,16 @@ class HuggingFaceReader(Indexed):
                 f"a Hugging Face source must be one datasets.Dataset, not {type(dataset).__name__}: choose a "
                 "split, and load it without streaming."
             )
-        fields.check(dataset.column_names, where=name)
+        self.columns = dataset.column_names
         self.name, self.fields, self.fingerprint = name, fields, f"{dataset._fingerprint} {len(dataset)}"
-        dataset = dataset.select_columns(fields.wanted(dataset.column_names)).with_format(None)
+        dataset = dataset.with_format(None)
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Image):
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        self.dataset = dataset
+        fields.check(
+            self.columns, where=name, peek=lambda: dataset.select(range(min(PEEKED, len(dataset)))).to_list()
+        )
+        self.dataset = dataset = dataset.select_columns(fields.wanted(self.columns))
         self.labels = {
             column: feature
             for column, feature in dataset.features.items()

@@ -12,6 +12,7 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +21,11 @@ from openm6.data.bad import BadRecord
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+)
+# Suffixes of pictures that are not read; a folder names what it skips.
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".svg", ".psd", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".raw"}
 )
 MAX_PIXELS = 2**26  # 8,192 x 8,192; at most 256 MiB once decoded
 MAX_BYTES = 2**28  # of the encoded file
@@ -119,7 +124,13 @@ def _decode(data: bytes, size: int | None, where: str, max_pixels: int) -> Image
         )
     if size is not None:
         image.draft(None, (2 * size, 2 * size))  # lets JPEG decode at a half, quarter or eighth of its size
+    sixteen = any("16" in str(tile[3]) for tile in image.tile)
     image.load()
+    clear: object = image.info.get("transparency")
+    if sixteen and isinstance(
+        clear, tuple
+    ):  # PIL keeps the high bytes of 16-bit colours, but not of this one
+        image.info["transparency"] = tuple(value >> 8 for value in cast("tuple[int, ...]", clear))
     return _upright(image)
 
 
@@ -136,11 +147,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode == "RGB" and "transparency" in image.info:
             return image.convert("RGBA")
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: PIL's own convert would clip everything above 255 to white
-        grey = np.asarray(image).astype(np.int64)
-        grey = np.clip(grey // 257 if grey.max(initial=0) > 255 else grey, 0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no fixed scale")
     has_alpha = image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 0 .. 65535 as RGB, or as RGBA where one grey is transparent. The mode gives the scale, not the
+    values: a dark picture stays dark. PIL's own `convert` would clip everything above 255 to white.
+    """
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min(initial=0) < 0 or grey.max(initial=0) > 65_535:
+        raise ValueError("32-bit whole numbers as pixels have no fixed scale")
+    channels = [Image.fromarray((grey // 257).astype(np.uint8))] * 3
+    clear: object = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return Image.merge("RGB", channels)
+    alpha = Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8))
+    return Image.merge("RGBA", [*channels, alpha])

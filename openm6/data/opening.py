@@ -44,7 +44,7 @@ def open_reader(config: DataConfig, fields: Fields | None = None) -> Reader:
         return ParquetReader(files, fields)
     if kind == "webdataset":
         return WebDatasetReader(files, fields)
-    return LinesReader(files, kind, fields)
+    return LinesReader(files, kind, fields, encoding=config.encoding)
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from openm6.data.bad import BadRecord
 from openm6.data.reader import Block, Broken, Reader, fingerprint_files
-from openm6.data.records import Fields, Record
+from openm6.data.records import PEEKED, Fields, Record
 
 BLOCK_BYTES = 2**26  # uncompressed; reading one takes up to four times as much for a moment
 
@@ -50,7 +51,8 @@ class ParquetReader(Reader):
                 metadata = pq.read_metadata(path)
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(f"{path} cannot be read as a Parquet file: {error}") from error
-            fields.check(metadata.schema.to_arrow_schema().names, where=str(path))
+            self.columns = metadata.schema.to_arrow_schema().names
+            fields.check(self.columns, where=str(path), peek=partial(_first_rows, path, self.columns))
             row = 0
             for group in range(metadata.num_row_groups):
                 self.first_rows[number, group] = row
@@ -113,6 +115,16 @@ def _parts(file: int, group: int, metadata: pq.RowGroupMetaData, block_bytes: in
     n_parts = min(rows, -(-metadata.total_byte_size // block_bytes)) or 1
     step = -(-rows // n_parts)
     return [Part(file, group, first, min(step, rows - first), step) for first in range(0, rows, step or 1)]
+
+
+def _first_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """A few rows, for a look at what the columns hold; none where they cannot be read."""
+    try:
+        file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+        batch = next(file.iter_batches(PEEKED, columns=list(columns)), None)
+        return [] if batch is None else batch.to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
+        return []
 
 
 class _ParquetBlock:

@@ -28,10 +28,13 @@ class Block(Protocol):
 
 
 class Reader(ABC):
-    """Records in blocks. `name` goes into messages, `fingerprint` tells changed data from the same data."""
+    """Records in blocks. `name` goes into messages. `fingerprint` is another one when the data have changed.
+    `columns` are those of the rows, where they are known before the rows are read.
+    """
 
     name: str
     fingerprint: str
+    columns: Sequence[str] = ()
 
     @property
     @abstractmethod

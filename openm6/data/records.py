@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from openm6.data.bad import BadRecord
+from openm6.data.columns import caption_field, guessed, is_picture
 from openm6.data.images import read_image
 
+log = logging.getLogger(__name__)
+
 Record = dict[str, Any]
+Row = Mapping[str, Any]
 
 # What tasks read. Content fields must say something; the others may be empty, and are then left out.
 CONTENT_FIELDS = ("caption_en", "caption_zh", "title", "text", "question", "answer", "label")
 KNOWN_FIELDS = ("image", *CONTENT_FIELDS, "author", "form", "id")
+PEEKED = 20  # rows at the beginning of a file that say what its columns hold
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}=*\s*")
 
 
 @dataclass(frozen=True)
 class Fields:
     """How the columns of a row become the fields of a record.
 
-    `columns` maps field -> column, and a record has exactly these fields; when it is empty, the columns that
-    are called like one of `KNOWN_FIELDS` are taken. The field `image` is decoded to uint8 (image_size,
-    image_size, 3|4), content fields are checked to be text, and a field that no task knows is passed on as it
-    is.
+    `columns` maps field -> column, and a record has exactly these fields. When it is empty, the columns that have
+    the name of a field (`KNOWN_FIELDS`) are taken, and the pictures and captions are guessed where no column has
+    their name (`openm6/data/columns.py`). The field `image` is decoded to uint8 (image_size, image_size, 3|4),
+    content fields are checked to be text, and a field that no task knows is passed on as it is.
     """
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
     image_size: int | None = None
 
-    def check(self, available: Iterable[str], *, where: str) -> None:
-        """Raises `ValueError` if a mapped column is not `available`, or nothing `available` is known."""
+    def check(
+        self, available: Iterable[str], *, where: str, peek: Callable[[], Iterable[Row]] = tuple
+    ) -> None:
+        """Raises `ValueError` if a mapped column is not `available`, or nothing `available` is known.
+
+        `peek` gives a few rows, to look at values where names do not decide. A guess is logged.
+        """
         available = list(available)
         for ours, theirs in self.columns.items():
             if theirs not in available:
@@ -42,23 +57,33 @@ class Fields:
                     f"{where} has no column {theirs!r} for the field {ours!r}: its columns are "
                     f"{available}{hint}"
                 )
-        if not self.columns and not set(available) & set(KNOWN_FIELDS):
+        if self.columns:
+            return
+        found = dict.fromkeys(available)
+        by_name = _by_name(next((row for row in peek() if _by_name(row)), found))
+        if not by_name:
             raise ValueError(
                 f"{where} has none of the fields {list(KNOWN_FIELDS)}: map them to its columns "
                 f"{available} with `columns`, as in columns: {{caption_en: {(available or ['text'])[0]}}}."
             )
+        if guess := [f"{ours} from {theirs!r}" for ours, theirs in by_name.items() if ours != theirs]:
+            log.warning(
+                "%s: reads %s, by their names; map `columns` to read others", where, " and ".join(guess)
+            )
 
     def wanted(self, available: Iterable[str]) -> list[str]:
         """The columns that have to be read, in the order of `available`."""
-        names = set(self.columns.values()) or set(KNOWN_FIELDS)
+        available = list(available)
+        known = set(KNOWN_FIELDS) & set(available)
+        names = set(self.columns.values()) or known | set(guessed(available, known).values())
         return [name for name in available if name in names]
 
-    def record(self, row: Mapping[str, Any], *, where: str, folder: Path) -> Record:
+    def record(self, row: Row, *, where: str, folder: Path) -> Record:
         """Makes the record of one row; image paths in it are relative to `folder`. Raises `BadRecord`."""
         record: Record = {}
-        for ours, theirs in (self.columns or {name: name for name in KNOWN_FIELDS if name in row}).items():
+        for ours, theirs in (self.columns or _by_name(row)).items():
             if theirs not in row:
-                raise BadRecord(where, f"has no column {theirs!r}")
+                raise BadRecord(where, f"has no column {theirs!r}: its columns are {_some(row)}")
             value = row[theirs]
             if ours == "image":
                 record["image"] = image_value(value, folder, size=self.image_size, where=where)
@@ -67,14 +92,31 @@ class Fields:
             elif value is not None and value != "":
                 record[ours] = text_value(value, theirs, where=where) if isinstance(value, str) else value
         if not record or (not self.columns and record.keys().isdisjoint(("image", *CONTENT_FIELDS))):
-            raise BadRecord(
-                where, f"has none of the fields {list(self.columns or ('image', *CONTENT_FIELDS))}"
-            )
+            wanted = list(self.columns or ("image", *CONTENT_FIELDS))
+            raise BadRecord(where, f"has none of the fields {wanted}: its columns are {_some(row)}")
         record.setdefault("id", where)
         return record
 
 
-def text_value(value: Any, column: str, *, where: str) -> str:
+def _by_name(row: Row) -> dict[str, str]:
+    """Field -> column of a row that nobody has mapped: by the columns' names, or else by a guess."""
+    found = {name: name for name in KNOWN_FIELDS if name in row}
+    guess = guessed(row, found)
+    picture, caption = guess.get("image"), guess.get("caption")
+    if picture is not None and (row[picture] in (None, "") or is_picture(row[picture])):
+        found["image"] = picture
+    if "image" in found and caption is not None and isinstance(row[caption], (str, bytes)):
+        text = row[caption]
+        found[caption_field(text if isinstance(text, str) else text.decode("utf-8", "replace"))] = caption
+    return found
+
+
+def _some(row: Row) -> list[str]:
+    """The names of a row's columns, for a message."""
+    return [name if len(name) <= 40 else f"{name[:37]}..." for name in [*row][:20]]
+
+
+def text_value(value: object, column: str, *, where: str) -> str:
     """Text, decoded and checked: bytes must be UTF-8, numbers are spelled out, nothing may be empty."""
     if isinstance(value, bytes):
         try:
@@ -94,7 +136,7 @@ def text_value(value: Any, column: str, *, where: str) -> str:
     return value.strip()
 
 
-def image_value(value: Any, folder: Path, *, size: int | None, where: str) -> Any:
+def image_value(value: object, folder: Path, *, size: int | None, where: str) -> np.ndarray:
     """A picture given as `image_source` says, decoded; a relative path starts at `folder`."""
     source = image_source(value, where=where)
     if isinstance(source, bytes):
@@ -102,24 +144,30 @@ def image_value(value: Any, folder: Path, *, size: int | None, where: str) -> An
     try:
         return read_image(folder / source, size=size)
     except BadRecord as error:
-        raise BadRecord(where, f"image {source!r}: {error.why}") from error
+        raise BadRecord(where, f"image {source[:200]!r}: {error.why}") from error
 
 
-def image_source(value: Any, *, where: str) -> bytes | str:
-    """The bytes or the path of a picture: given so, or as a struct of `bytes` and `path` (the Hugging Face
-    layout).
+def image_source(value: object, *, where: str) -> bytes | str:
+    """The bytes or the path of a picture. A struct of `bytes` and `path` (the Hugging Face layout) has either.
 
     A path may leave its folder (`..` or absolute), since lists of absolute paths are common; it is only ever
     opened if it is a regular file, and only ever decoded as a picture.
     """
-    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, Mapping):
+        struct = cast("Mapping[str, object]", value)
+        value = struct.get("bytes") if struct.get("bytes") is not None else struct.get("path")
     if isinstance(value, bytes):
         return value
     if value is None or value == "":
         raise BadRecord(where, "has no image")
     if not isinstance(value, str):
         raise BadRecord(where, f"the image must be bytes or a path, not {type(value).__name__}")
+    if value.startswith("data:") or _BASE64.fullmatch(value):
+        raise BadRecord(
+            where,
+            f"the image is {len(value):,} characters of base64, not a path: write it to a file and name that, or "
+            "keep its bytes in a Parquet file",
+        )
     if "://" in value:
-        raise BadRecord(where, f"the image {value!r} is an address, not a file; download it first")
+        raise BadRecord(where, f"the image {value[:200]!r} is an address, not a file; download it first")
     return value

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor
 
 from openm6.decode.decoder import SCORES
 from openm6.decode.inputs import read_texts
+from openm6.decode.opened import Opened
 from openm6.tasks.collate import collate, length_of
 from openm6.tasks.layout import Branch
 from openm6.tasks.task import language_of
-
-if TYPE_CHECKING:
-    from openm6.decode.pipeline import Pipeline
 
 ROW = 256  # positions of a picture and captions of it; a longer caption has a row of its own
 
@@ -29,10 +26,10 @@ ROW = 256  # positions of a picture and captions of it; a longer caption has a r
 class Captions:
     """Pictures, and texts as captions of any of them: Chinese where one has a Chinese character, else English."""
 
-    def __init__(self, m6: Pipeline, images: Sequence[np.ndarray | None], texts: str | Sequence[str]):
+    def __init__(self, m6: Opened, images: Sequence[np.ndarray | None], texts: str | Sequence[str]):
         self.m6, self.images = m6, images
         self.captions = [
-            m6._prompt("caption", image=None, lang=language_of(text), caption=text)
+            m6.prompt("caption", image=None, lang=language_of(text), caption=text)
             for text in read_texts(texts, "a text")
         ]
 
@@ -68,7 +65,7 @@ class Captions:
         """What each predicted token costs, and the number of the pair that it belongs to."""
         model, P = self.m6.model, self.m6.model.config.image_tokens
         batch, order = collate(examples, row=row, image_tokens=P, pad=self.m6.tokenizer.pad)
-        stream = replace(batch.stream, images_NCHW=self.m6._pixels([examples[e][0] for e in order]))
+        stream = replace(batch.stream, images_NCHW=self.m6.pixels([examples[e][0] for e in order]))
         logits_MV = model.text_logits(model(stream).flatten(0, 1)[batch.text_at])
         nats_M = F.cross_entropy(logits_MV.float(), batch.text_target, reduction="none")
         # The branches of an example are counted from 1.

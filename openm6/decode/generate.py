@@ -147,8 +147,17 @@ class _Finished:
 
 
 @torch.no_grad()
-def beam_search(decoder: Decoder, *, beams: int, eos: int, max_new: int) -> list[list[int]]:
+def beam_search(
+    decoder: Decoder,
+    *,
+    beams: int,
+    eos: int,
+    max_new: int,
+    allowed: Callable[[int, Sequence[int]], Tensor | None] = lambda row, tokens: None,
+) -> list[list[int]]:
     """The most probable text of every row among `beams` kept ones; one beam is greedy search.
+
+    `allowed` returns which tokens may follow those of a row, (V) bool, or None for all; some must be left.
 
     A row ends when none of its open beams can still beat its best finished one. A text that is open after
     `max_new` tokens is returned only where none has ended.
@@ -162,6 +171,10 @@ def beam_search(decoder: Decoder, *, beams: int, eos: int, max_new: int) -> list
     for place in range(1, max_new + 1):
         log_p = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
         vocab = log_p.shape[-1]
+        for row, beam in ((row, beam) for row in range(rows) for beam in range(beams)):
+            mask = allowed(row, tokens[row][beam])
+            if mask is not None:
+                log_p[row * beams + beam].masked_fill_(~mask, float("-inf"))
         totals = scores_RW[:, :, None] + log_p.view(rows, beams, vocab)
         # Twice as many as needed, for at most `beams` of them can be ends.
         values, flat = totals.view(rows, -1).topk(2 * beams)

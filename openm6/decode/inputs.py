@@ -65,7 +65,7 @@ def read_texts(given: str | Sequence[str], what: str) -> list[str]:
     texts = list(given) if is_list(given) else [given]
     if not texts:
         raise ValueError(f"the list that should hold {what} for each output is empty")
-    return [_check_text(text, what) for text in texts]
+    return [check_text(text, what) for text in texts]
 
 
 def read_questions(
@@ -91,7 +91,8 @@ def check_tokens(max_tokens: int) -> None:
         raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
 
 
-def _check_text(text: object, what: str) -> str:
+def check_text(text: object, what: str) -> str:
+    """The text. Raises ValueError naming `what` if it is empty or no text."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be text that says something, not {text!r}")
     try:

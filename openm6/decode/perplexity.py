@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from openm6.decode.opened import Opened
 from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
 from openm6.tasks.write import ANY_FORM
-
-if TYPE_CHECKING:
-    from openm6.decode.pipeline import Pipeline
 
 POSITIONS = 4096  # run at a time
 
 
 @torch.no_grad()
-def poem_nll(m6: Pipeline, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
+def poem_nll(m6: Opened, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
     """(total nats, characters) of the records' texts given their titles, the end of the text included."""
     branches = [
-        m6._prompt("write", title=record["title"], form=ANY_FORM, text=record["text"]) for record in records
+        m6.prompt("write", title=record["title"], form=ANY_FORM, text=record["text"]) for record in records
     ]
     nats = 0.0
     for chunk in _of_like_length(branches, POSITIONS):

@@ -11,34 +11,24 @@ What `openm6.load()` returns:
     m6.draw("soccer ball").save("ball.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
-    m6.rank_texts("a.png", names)                # match, its best judged again by captions and cross encoders
+    m6.rank_texts("a.png", names)                # match; captions and cross encoders judge its best again
+    m6.run("caption", {"image": "a.png", "lang": "zh"})    # any task of openm6.tasks.TASKS, yours too
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from openm6.data.augment import normalise, over_white, stack_rgba
-from openm6.decode.decoder import SCORES, Decoder, prompt_stream
-from openm6.decode.folder import find_checkpoint
-from openm6.decode.generate import Sampling, beam_search
-from openm6.decode.inputs import (
-    MAX_PROMPT,
-    Picture,
-    Texts,
-    check_tokens,
-    like,
-    read_pictures,
-    read_questions,
-    read_texts,
-)
+from openm6.data.augment import over_white, stack_rgba
+from openm6.decode.any_task import run_task
+from openm6.decode.generate import Sampling
+from openm6.decode.inputs import Picture, Texts, check_tokens, like, read_questions, read_texts
+from openm6.decode.language import LANGUAGES
 from openm6.decode.live import (
     DRAWING,
     WRITING,
@@ -51,20 +41,15 @@ from openm6.decode.live import (
     write_poems,
 )
 from openm6.decode.magic import Magic
+from openm6.decode.opened import BATCH, Opened
 from openm6.decode.perplexity import poem_nll
-from openm6.decode.rank import By, Run, rank
+from openm6.decode.rank import By, rank
 from openm6.decode.tell import tell
-from openm6.modalities.codes import ImageTokenizer
-from openm6.modalities.text import TextTokenizer
-from openm6.model.checkpoint import load_model
-from openm6.tasks import TASKS
-from openm6.tasks.layout import Branch
 
-BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
 MAX_TEXT = 40  # tokens of a caption or an answer, unless told otherwise
 
 
-class Pipeline:
+class Pipeline(Opened):
     """A model ready to use. Every method takes one input or a list, and gives one output or a list.
 
     Lists of any length are read first (16 KB a picture of 64 x 64), then computed in batches of bounded
@@ -72,14 +57,6 @@ class Pipeline:
     the seed `seed + i`. All methods raise ValueError for an empty list, an empty text, and a picture that
     cannot be read, which they name.
     """
-
-    def __init__(self, folder: str | Path | None = None):
-        """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
-        self.folder = path = find_checkpoint(folder)
-        self.model = load_model(path)
-        self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
-        has_codes = (path / "image_tokenizer.json").is_file()
-        self.image_tokenizer = ImageTokenizer.load(path) if has_codes else None
 
     # -- one method a task ---------------------------------------------------------------------------------
 
@@ -99,11 +76,14 @@ class Pipeline:
         beams: int = 4,
         max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """What each picture shows, in English (`en`) or Chinese (`zh`), in at most `max_tokens`."""
-        if lang not in ("en", "zh"):
+        """A caption of each picture, in English (`en`) or Chinese (`zh`), of at most `max_tokens`.
+
+        It keeps to that language, and to the checkpoint's words where it lists them (`openm6.decode.language`).
+        """
+        if lang not in LANGUAGES:
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
-        prompts = [self._prompt("caption", image=picture, lang=lang) for picture in self._pictures(images)]
-        return like(self._beam(prompts, beams, max_tokens), images)
+        prompts = [self.prompt("caption", image=picture, lang=lang) for picture in self.pictures(images)]
+        return like(self.beam(prompts, beams, max_tokens, [lang] * len(prompts)), images)
 
     @overload
     def tell(
@@ -129,7 +109,7 @@ class Pipeline:
         if not isinstance(teller, Pipeline):
             raise ValueError(f"the teller must be a model that openm6.load has opened, not {teller!r}")
         check_tokens(max_tokens)
-        told = tell(self, teller, self._pictures(images), magic=magic, rows=BATCH, max_new=max_tokens)
+        told = tell(self, teller, self.pictures(images), magic=magic, rows=BATCH, max_new=max_tokens)
         return like(told, images)
 
     @overload
@@ -157,10 +137,10 @@ class Pipeline:
     ) -> str | list[str]:
         """The answer to each question about its picture; one question may go to many pictures, or back."""
         prompts = [
-            self._prompt("ask", image=picture, question=question)
+            self.prompt("ask", image=picture, question=question)
             for picture, question in read_questions(images, questions, self.model.config.image_size)
         ]
-        return like(self._beam(prompts, beams, max_tokens), images, questions)
+        return like(self.beam(prompts, beams, max_tokens), images, questions)
 
     @overload
     def draw(
@@ -272,10 +252,6 @@ class Pipeline:
         begin = [Beginning(text, seed + i) for i, text in enumerate(read_texts(beginnings, "a beginning"))]
         return like(continue_texts(self, begin, max_tokens=max_tokens, sampling=sampling), beginnings)
 
-    def match(self, images: Picture | Sequence[Picture], texts: str | Sequence[str]) -> np.ndarray:
-        """Cosine of every picture with every text, (pictures, texts); higher fits better."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
-
     def rank_texts(
         self,
         images: Picture | Sequence[Picture],
@@ -284,11 +260,12 @@ class Pipeline:
         candidates: int = 128,
         by: By | None = None,
     ) -> np.ndarray:
-        """How well texts fit each picture, (pictures, texts): `match`, the best judged again.
+        """How well texts fit each picture, (pictures, texts): `match`, with a second look at the best.
 
-        Each picture's best `candidates` by cosine are judged by how likely the model is to say so in a caption
-        (`by` "captions"), by the cross encoders of a model trained with R2D2 ("encoders"), or by all it has (None);
-        all others score -inf. Raises ValueError for a model without them.
+        `by` names the judge of each picture's best `candidates`: "captions" (how likely the model is to caption the
+        picture with that text), "encoders" (cross encoders, which a run of `openm6 train r2d2-emoji` or
+        `r2d2-photo` has and the shipped model has not), or None for all that the model has. All other texts score
+        -inf. Raises ValueError for a model without that judge.
         """
         return rank(self, images, texts, candidates=candidates, by=by)
 
@@ -303,15 +280,48 @@ class Pipeline:
         """How well pictures fit each text, (texts, pictures); see `rank_texts`."""
         return rank(self, images, texts, candidates=candidates, by=by, of_texts=True)
 
+    @overload
+    def run(
+        self,
+        task: str,
+        records: Mapping[str, object],
+        *,
+        beams: int = ...,
+        max_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        seed: int = ...,
+    ) -> Any: ...
+    @overload
+    def run(
+        self,
+        task: str,
+        records: Sequence[Mapping[str, object]],
+        *,
+        beams: int = ...,
+        max_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        seed: int = ...,
+    ) -> list[Any]: ...
+    def run(
+        self,
+        task: str,
+        records: Mapping[str, object] | Sequence[Mapping[str, object]],
+        *,
+        beams: int = 4,
+        max_tokens: int = MAX_TEXT,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Any registered task (`openm6.tasks.TASKS`): what its instruction predicts from each record.
+
+        A record holds the fields that the instruction reads, such as `{"image": "a.png", "lang": "zh"}`. The result
+        is a text, a picture, or an embedding. `openm6.decode.any_task` has the details and the errors.
+        """
+        listed = [records] if isinstance(records, Mapping) else list(records)
+        made = run_task(self, task, listed, beams=beams, max_tokens=max_tokens, sampling=sampling, seed=seed)
+        return like(made, records)
+
     # -- what the tasks are made of ------------------------------------------------------------------------
-
-    def embed_images(self, images: Picture | Sequence[Picture]) -> np.ndarray:
-        """Unit match embeddings of pictures, (n, match_dim)."""
-        return self._embed(self._image_prompts(images))
-
-    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Unit match embeddings of texts, (n, match_dim)."""
-        return self._embed(self._text_prompts(texts))
 
     @overload
     def reconstruct(self, images: Picture) -> Image.Image: ...
@@ -323,7 +333,7 @@ class Pipeline:
         if self.image_tokenizer is None:
             raise ValueError(f"the checkpoint {self.folder} has no image tokenizer")
         back: list[Image.Image] = []
-        pictures = self._pictures(images)
+        pictures = self.pictures(images)
         for start in range(0, len(pictures), BATCH):
             pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
             codes = self.image_tokenizer.encode(pixels)
@@ -333,59 +343,3 @@ class Pipeline:
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
         """(total nats, characters) of the records' texts given their titles, the end of the text included."""
         return poem_nll(self, records)
-
-    def _pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
-        return read_pictures(images, self.model.config.image_size)
-
-    def _prompt(self, task: str, layout: int = 0, **fields: object) -> Branch:
-        prompt = TASKS[task].layouts[layout].branch(task, fields, self.tokenizer)
-        self._short(prompt.source)
-        return prompt
-
-    def _short(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        if len(tokens) > MAX_PROMPT:
-            raise ValueError(f"a text of {len(tokens)} tokens is too long: at most {MAX_PROMPT} are read")
-        return tokens
-
-    def _pixels(self, prompts: Sequence[Branch]) -> Tensor | None:
-        images = [prompt.image for prompt in prompts if prompt.image is not None]
-        return normalise(over_white(stack_rgba(images, self.model.config.image_size))) if images else None
-
-    def _slices(self, prompts: Sequence[Branch], new: int, *, rows: int = BATCH) -> Iterator[slice]:
-        """Parts of the prompts to run together: at most `rows`, fewer where they would fill the memory."""
-        longest = self.model.config.image_tokens + max(len(prompt.source) for prompt in prompts) + new
-        size = max(1, min(rows, SCORES // longest**2))
-        return (slice(start, start + size) for start in range(0, len(prompts), size))
-
-    @torch.no_grad()
-    def _beam(self, prompts: list[Branch], beams: int, max_tokens: int) -> list[str]:
-        check_tokens(max_tokens)
-        if not 1 <= beams <= BATCH:
-            raise ValueError(f"beams must lie between 1 and {BATCH}, not {beams}")
-        outputs: list[list[int]] = []
-        for part in self._slices(prompts, max_tokens, rows=BATCH // beams):
-            chunk = prompts[part]
-            decoder = Decoder(self.model, chunk, self._pixels(chunk), max_new=max_tokens)
-            outputs += beam_search(decoder, beams=beams, eos=self.tokenizer.eos, max_new=max_tokens)
-        return [self.tokenizer.decode(tokens) for tokens in outputs]
-
-    def _image_prompts(self, images: Picture | Sequence[Picture]) -> list[Branch]:
-        return [self._prompt("match", image=picture) for picture in self._pictures(images)]
-
-    def _text_prompts(self, texts: str | Sequence[str]) -> list[Branch]:
-        return [self._prompt("match", 1, text=text) for text in read_texts(texts, "a text")]
-
-    @torch.no_grad()
-    def _runs(self, prompts: Sequence[Branch]) -> Iterator[Run]:
-        for part in self._slices(prompts, 0):
-            chunk, P = prompts[part], self.model.config.image_tokens
-            stream, length_B = prompt_stream(chunk, self._pixels(chunk), image_tokens=P)
-            mark_at_B = torch.arange(len(chunk)) * stream.tokens_BT.shape[1] + length_B - 1
-            yield Run(self.model(stream), stream, mark_at_B)
-
-    @torch.no_grad()
-    def _embed(self, prompts: Sequence[Branch]) -> np.ndarray:
-        runs = self._runs(prompts)
-        return torch.cat(
-            [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
-        ).numpy()

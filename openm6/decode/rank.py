@@ -1,6 +1,7 @@
-"""Pre-ranking, then ranking (R2D2, 2205.03860): each query's best by cosine, judged again.
+"""Pre-ranking, then ranking (R2D2, 2205.03860): judges score each query's best by cosine again.
 
-There are two judges: R2D2's cross encoders, where the model has them, and the model's captions (`captions.py`).
+There are two judges: R2D2's cross encoders, which only a model trained with R2D2 has, and the model's own captions
+(`captions.py`).
 
 Legend: I pictures, T texts, N pairs, D width.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,30 +18,20 @@ from torch import Tensor
 
 from openm6.decode.captions import Captions
 from openm6.decode.inputs import Picture
-from openm6.model import M6, Stream
+from openm6.decode.opened import Opened, Run
+from openm6.model import M6
 from openm6.model.ranking import States
 from openm6.tasks.pairs import image_places, text_places
 
-if TYPE_CHECKING:
-    from openm6.decode.pipeline import Pipeline
-
-NO_CANDIDATE = -math.inf  # no judge says so of anything
+NO_CANDIDATE = -math.inf  # below every score of a judge
 PAIRS = 256  # judged at a time
 
 By = Literal["captions", "encoders"]
 
 
-class Run(NamedTuple):
-    """Some prompts of `match`, run through the stack: its states, the stream, flat indices of the marks."""
-
-    hidden_BTD: Tensor
-    stream: Stream
-    mark_at_B: Tensor
-
-
 @torch.no_grad()
 def rank(
-    m6: Pipeline,
+    m6: Opened,
     images: Picture | Sequence[Picture],
     texts: str | Sequence[str],
     *,
@@ -50,13 +41,13 @@ def rank(
 ) -> np.ndarray:
     """Scores of every picture's (`of_texts`: every text's) `candidates` best by cosine, (I, T) or (T, I).
 
-    A candidate's score is its cosine plus what the judges say, in nats, over the scale of the cosines (its inverse
-    temperature); all others have -inf. The cross encoders learned from wrong pairs that were drawn by
-    exp(scale x cosine), so what they can tell is how far the truth lies from that; captions are a second opinion
-    of the whole, and count as much as the first. (R2D2's authors add a probability to the cosine instead, which
-    lets encoders that know little spoil the order.) A caption's likelihood falls with its length, which the cosine
-    knows nothing of: texts of a picture are compared fairly where they are of one kind.
-    For cross encoders the states of all inputs are kept in memory: 17 KB a picture of 16 tokens at width 256.
+    A candidate's score is its cosine plus the verdicts of the judges: nats, divided by the scale of the cosines
+    (their inverse temperature). All others have -inf. The cross encoders learned from wrong pairs that were drawn
+    by exp(scale x cosine), so their verdict adds to the cosine. Captions are a second estimate of the whole and
+    count as much as the first. (R2D2's authors add a probability to the cosine instead, so encoders that know
+    little spoil the order.) A caption's likelihood falls with its length, and a cosine does not: the texts of a
+    picture are compared fairly where they are of one kind.
+    For cross encoders the states of all inputs stay in memory: 17 KB for a picture of 16 tokens at width 256.
     Raises ValueError when `candidates` is below 1, or the model lacks what is asked for.
     """
     model = m6.model
@@ -68,14 +59,14 @@ def rank(
         raise ValueError(f"the checkpoint {m6.folder} does not match, so it cannot rank")
     if by == "encoders" and model.ranking is None:
         raise ValueError(
-            f"the checkpoint {m6.folder} has no cross encoders: its ranking_layers are 0; train one with the "
-            "objective r2d2, or rank by captions"
+            f"the checkpoint {m6.folder} has no cross encoders (the shipped model has none): train some with "
+            "openm6 train r2d2-emoji or r2d2-photo and open that run, or rank by='captions'"
         )
-    pictures, words = m6._image_prompts(images), m6._text_prompts(texts)
+    pictures, words = m6.image_prompts(images), m6.text_prompts(texts)
     encoders = None if by == "captions" else model.ranking
     captions = None if by == "encoders" else Captions(m6, [each.image for each in pictures], texts)
-    image_ID, image = _read(model, m6._runs(pictures), image_states if encoders else None)
-    text_TD, text = _read(model, m6._runs(words), text_states if encoders else None)
+    image_ID, image = _read(model, m6.runs(pictures), image_states if encoders else None)
+    text_TD, text = _read(model, m6.runs(words), text_states if encoders else None)
     cosine_IT, scale = image_ID @ text_TD.T, model.inverse_temperature()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:
@@ -103,7 +94,7 @@ def text_states(_: M6, run: Run) -> States:
 def _read(
     model: M6, runs: Iterable[Run], states: Callable[[M6, Run], States] | None
 ) -> tuple[Tensor, States | None]:
-    """Match embeddings and, where somebody reads them, states of all prompts."""
+    """Match embeddings of all prompts and, where `states` is given, their states."""
     embeddings, found = list[Tensor](), list[States]()
     for run in runs:
         embeddings.append(model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]))
@@ -115,7 +106,7 @@ def _read(
 def _refine(
     cosine_IT: Tensor, correction: Callable[[Tensor, Tensor], Tensor], candidates: int, *, of_texts: bool
 ) -> Tensor:
-    """Cosines of candidates with their `correction(i, t)`, picture by picture: each is then read once."""
+    """Cosines of candidates plus their `correction(i, t)`, picture by picture, so that each is read once."""
     dim = 0 if of_texts else 1
     best = cosine_IT.topk(min(candidates, cosine_IT.shape[dim]), dim=dim).indices
     i_N, t_N = torch.zeros_like(cosine_IT, dtype=torch.bool).scatter_(dim, best, True).nonzero(as_tuple=True)

@@ -6,7 +6,6 @@ Legend: B pictures, K candidates, U different texts, D match_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor
 from openm6.decode.decoder import Decoder
 from openm6.decode.magic import Magic, magic_search
 from openm6.decode.magic_beams import magic_beam_search
-
-if TYPE_CHECKING:
-    from openm6.decode.pipeline import Pipeline
+from openm6.decode.opened import Opened
 
 MAX_BEAMS = 64  # as many as rows that are decoded at a time
 MOST_KNOWN = 100_000  # texts whose embeddings are remembered: 50 MB at 128 numbers
@@ -46,7 +43,7 @@ class MatchLogits:
         return (text_BKD @ self.image_BD[list(rows), :, None])[..., 0]
 
 
-def match_logits(guide: Pipeline, teller: Pipeline, pictures: Sequence[np.ndarray]) -> MatchLogits:
+def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) -> MatchLogits:
     """How well texts that the teller begins fit each picture: scale x cosine, as `match` was trained to say it.
 
     Raises ValueError for a guide that does not match.
@@ -55,7 +52,7 @@ def match_logits(guide: Pipeline, teller: Pipeline, pictures: Sequence[np.ndarra
         raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")
 
     def embed(texts: Sequence[str]) -> Tensor:  # unlike embed_texts it takes a text without a word yet
-        return torch.from_numpy(guide._embed([guide._prompt("match", 1, text=text) for text in texts]))
+        return torch.from_numpy(guide.embed([guide.prompt("match", 1, text=text) for text in texts]))
 
     image_BD = torch.from_numpy(guide.embed_images(pictures))
     scale = guide.model.inverse_temperature().detach()
@@ -79,8 +76,8 @@ class Remembering:
 
 
 def tell(
-    guide: Pipeline,
-    teller: Pipeline,
+    guide: Opened,
+    teller: Opened,
     pictures: Sequence[np.ndarray],
     *,
     magic: Magic,
@@ -98,7 +95,7 @@ def tell(
     return told_by(logits, teller, magic=magic, rows=rows, max_new=max_new)
 
 
-def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, rows: int, max_new: int) -> list[str]:
+def told_by(logits: MatchLogits, teller: Opened, *, magic: Magic, rows: int, max_new: int) -> list[str]:
     """What the teller says of each picture of `logits`."""
     # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
     search = magic_beam_search if magic.beams > 1 else magic_search
@@ -106,7 +103,7 @@ def told_by(logits: MatchLogits, teller: Pipeline, *, magic: Magic, rows: int, m
     outputs: list[list[int]] = []
     for image_BD in logits.image_BD.split(max(1, rows // magic.beams)):
         part = MatchLogits(image_BD, logits.embed, logits.decode)
-        prompts = [teller._prompt("lm")] * len(image_BD)
+        prompts = [teller.prompt("lm")] * len(image_BD)
         decoder = Decoder(teller.model, prompts, None, max_new=max_new, candidates=candidates)
         outputs += search(decoder, magic=magic, eos=teller.tokenizer.eos, max_new=max_new, image_logits=part)
     return [teller.tokenizer.decode(tokens).strip() for tokens in outputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -71,6 +71,17 @@ class TextTokenizer:
         pre_tokenizer = self._tokenizer.pre_tokenizer
         assert pre_tokenizer is not None, "`train_tokenizer` makes none without"
         return [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes of each token, of which a character may have a part; none for a special token."""
+        # Of the 256 bytes, those that are visible stand for themselves; the others, in order, for 256 and on.
+        visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        hidden = [byte for byte in range(256) if byte not in visible]
+        byte_of = {chr(byte): byte for byte in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+        special = self._tokenizer.get_added_tokens_decoder()
+        tokens = [self._tokenizer.id_to_token(i) or "" for i in range(self.size)]
+        return [b"" if i in special else bytes(map(byte_of.__getitem__, t)) for i, t in enumerate(tokens)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -33,10 +33,15 @@ def save_weights(
     weights: dict[str, torch.Tensor], folder: Path, *, config: ModelConfig, sharing: list[int]
 ) -> None:
     """Write the folder from narrowed weights by name, wherever they come from."""
+    save_config(folder, config=config, sharing=sharing)
+    save_file(weights, str(folder / "model.safetensors"))
+
+
+def save_config(folder: Path, *, config: ModelConfig, sharing: list[int]) -> None:
+    """Make the folder and write config.json: the shape of the model, and the slot of each layer."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model": config.model_dump(), "sharing": sharing}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(weights, str(folder / "model.safetensors"))
 
 
 def load_model(folder: Path) -> M6:

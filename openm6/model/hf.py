@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openm6.model.config import ModelConfig
+from openm6.model.hf_folder import CONFIG, WEIGHTS, Checkpoint, read_config
 from openm6.model.layers import Block
 from openm6.model.m6 import M6
 
 FAMILIES = ("qwen3", "qwen2", "llama")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 Readers = Mapping[str, Callable[[], Tensor]]  # a tensor is read when it is called for
 
@@ -38,13 +38,15 @@ def load_hf(source: str | Path | nn.Module, *, dtype: torch.dtype = torch.float3
     Raises ValueError if the folder is not complete, or the model has something that the stack does not
     (another family, scaled rotary positions, a sliding window, biases outside q, k and v).
     """
+    readers: Readers
     if isinstance(source, nn.Module):
         hf_config: dict[str, Any] = source.config.to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         where = type(source).__name__
-        readers: Readers = {name: tensor.detach for name, tensor in source.state_dict().items()}
+        readers = {name: tensor.detach for name, tensor in source.state_dict().items()}
     else:
-        folder, where = Path(source), str(source)
-        hf_config, readers = read_json(folder / "config.json"), _open_folder(folder)
+        where = str(source)
+        hf_config, checkpoint = read_config(source), Checkpoint(source)
+        readers = {name: partial(checkpoint.tensor, name) for name in checkpoint.specs}
     readers = {
         name.removeprefix("model."): read for name, read in readers.items() if "rotary_emb" not in name
     }
@@ -160,7 +162,7 @@ def export_hf(model: M6, folder: str | Path) -> None:
         if family == "qwen3" and config.qkv_bias:  # their output projection has a bias too
             weights[f"model.layers.{layer}.self_attn.o_proj.bias"] = torch.zeros(config.width)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     save_file(copies, str(folder / WEIGHTS), metadata={"format": "pt"})
 
@@ -214,38 +216,3 @@ def _convert(model: M6, readers: Readers, *, dtype: torch.dtype, where: str) -> 
             continue  # tied to the embedding; a bias that adds nothing
         raise ValueError(f"{where}: the stack has no place for the tensor {name}")
     return state
-
-
-def _open_folder(folder: Path) -> Readers:
-    """Which file holds each tensor; nothing but headers is read here."""
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
-        files = [folder / Path(name).name for name in sorted(set(weight_map.values()))]
-    else:
-        files = [folder / WEIGHTS]
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"{folder} has no {file.name} (pickled checkpoints are not opened: save as safetensors)"
-            )
-        try:
-            opened = safe_open(str(file), framework="pt")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
-        for name in opened.keys():  # noqa: SIM118 - a file handle, not a dict
-            readers[name] = lambda opened=opened, name=name: opened.get_tensor(name)
-    return readers
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a Hugging Face folder; ValueError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} is not a Hugging Face folder: it has no {path.name}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content

@@ -211,7 +211,7 @@ def _place(
     """
     settings = replace(parts.settings, budget=limit)
     if _whole(parts):
-        near = solve_placement(parts.slots, settings, fixed_bytes=fixed, settled={})
+        near = solve_placement(parts.slots, settings, fixed_bytes=fixed, staying={})
     else:
         near = solve(parts.layouts, budget_bytes=limit, fixed_bytes=fixed)
     beside = hardware.host_bytes_per_device

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from openm6.giant.measure.budget import settle
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.measure.budget import release_memory
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.modalities.resnet import ResNet, ResNetConfig
 from openm6.model import ModelConfig
@@ -65,13 +65,13 @@ def probe(name: str, folder: Path, *, disk_bytes: int = 1 << 30) -> Hardware:
 
     Takes 15 to 30 seconds on a machine that does nothing else. Raises ValueError if the disk has no room.
     """
-    before = settle()
+    before = release_memory()
     in_fp32, in_bf16 = list(_measure(False)), list(_measure(True))
     rates, error = fit_rates([*in_fp32, in_bf16[0], in_bf16[-1]])
     # Casts and smaller products: in bf16 the same bytes take another time. What it leaves in fp32 is the first.
     rates_bf16, error_bf16 = fit_rates([*in_bf16, in_fp32[0], in_fp32[2], in_fp32[-1]])
     updates = {kind: _update(*each) for kind, each in _OPTIMIZERS.items()}
-    library = max(64 << 20, settle() - before)
+    library = max(64 << 20, release_memory() - before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware(
         name=name,
@@ -249,6 +249,8 @@ def _nonnegative(a: np.ndarray, b: np.ndarray, rounds: int = 20_000) -> np.ndarr
 _OPTIMIZERS: dict[str, tuple[PartOptimizer, torch.dtype]] = {
     "adamw-fp32": (AdamW(clip=1.0), torch.float32),
     "adamw-bf16": (AdamW(clip=1.0), torch.bfloat16),
+    "adamw8bit-fp32": (AdamW8bit(clip=1.0), torch.float32),
+    "adamw8bit-bf16": (AdamW8bit(clip=1.0), torch.bfloat16),
     "adafactor-fp32": (Adafactor(), torch.float32),
     "adafactor-bf16": (Adafactor(), torch.bfloat16),
 }
@@ -267,7 +269,9 @@ def _updating(optimizer: PartOptimizer, dtype: torch.dtype, shape: tuple[int, in
     state = {spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in specs}
     optimizer.initialise(weights, state)
     gradient = {"w": torch.randn(shape).mul_(1e-3)}
-    return _time(lambda: optimizer.update(weights, gradient, state, lr=1e-9, step=2, seed=1), seconds=0.3)
+    return _time(
+        lambda: optimizer.update(weights, gradient, state, lr=1e-9, steps={"w": 2}, seed=1), seconds=0.3
+    )
 
 
 # -------------------- disk and loopback

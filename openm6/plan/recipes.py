@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from openm6.giant.measure.budget import parse_bytes, settle
+from openm6.giant.measure.budget import parse_bytes, release_memory
 from openm6.modalities.text import TextTokenizer
 from openm6.plan.hardware import PROFILES, Hardware, profile_names
 from openm6.plan.job import Job
@@ -102,7 +102,7 @@ def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None
         budget=parse_bytes(memory.host) if memory else None,
         durability=memory.durability if memory else "none",
         activations=memory.activations if memory else "host",
-        process_bytes=settle(),
+        process_bytes=release_memory(),
     )
 
 

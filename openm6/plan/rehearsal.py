@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openm6.giant.measure.budget import settle
+from openm6.giant.measure.budget import release_memory
 from openm6.plan.job import Job, Stage
 from openm6.plan.plan import Plan, make_plan
 from openm6.plan.workload import Pieces
@@ -57,7 +57,7 @@ def _seconds(plan: Plan, config: RunConfig, layers: int) -> dict[Stage, float]:
     delink_at = 0.5 if len(plan.stages) == 2 else plan.job.delink_at
     budget = copy_budget(plan)
     if budget is not None:  # it is of the whole process, which has grown since it was planned
-        budget += max(0, settle() - plan.job.process_bytes)
+        budget += max(0, release_memory() - plan.job.process_bytes)
     job = replace(plan.job, model=model, delink_at=delink_at, budget=budget)
     folder = config.memory.disk if config.memory and config.memory.disk else Path()
     folder.mkdir(parents=True, exist_ok=True)

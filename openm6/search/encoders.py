@@ -27,6 +27,7 @@ class Encoder(Protocol):
     fingerprint: str  # of its weights
     dim: int
     image_size: int
+    reads_words: bool  # if not, `texts` raises ValueError
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (N, D)."""
@@ -38,13 +39,14 @@ class Encoder(Protocol):
 
 
 class Wordless:
-    """What an encoder of pictures alone says of words."""
+    """An encoder of pictures alone."""
 
     name: str
+    reads_words = False
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         raise ValueError(
-            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+            f"the encoder {self.name} reads no words: search by a picture, or index with --encoder m6."
         )
 
 
@@ -56,11 +58,13 @@ def fingerprint(weights: Path) -> str:
 class M6Encoder:
     """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
 
+    reads_words = True
+
     def __init__(self, folder: str | None = None) -> None:
-        import openm6
+        from openm6.decode.pipeline import Pipeline
 
         self.name = "m6" if folder is None else f"m6:{Path(folder).resolve()}"
-        self.pipeline = openm6.load(folder)
+        self.pipeline = Pipeline(folder)
         config = self.pipeline.model.config
         if not config.match_dim:
             raise ValueError(f"the checkpoint {self.pipeline.folder} does not match, so it cannot search.")
@@ -98,18 +102,3 @@ class PhotoEncoder(Wordless):
                 features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
                 found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
         return np.concatenate(found)
-
-
-def open_encoder(name: str) -> Encoder:
-    """The encoder of a name (see above). Raises ValueError if there is none."""
-    if name == "photo":
-        return PhotoEncoder()
-    if name == "m6" or name.startswith("m6:"):
-        return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
-    if Path(name).is_dir():
-        from openm6.search.photo_net import LearnedEncoder
-
-        return LearnedEncoder(name)
-    raise ValueError(
-        f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train."
-    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from openm6.decode.inputs import Picture, read_pictures
-from openm6.search.category import NEIGHBOURS, neighbour_vote
 from openm6.search.index import Index
-from openm6.search.photo_net import LearnedEncoder
+from openm6.search.learned.category import NEIGHBOURS, neighbour_vote
+from openm6.search.learned.encoder import LearnedEncoder
 from openm6.search.where import Condition
 
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from openm6.data.atomic import replacing
 from openm6.data.corpus import load_emoji
 from openm6.search.encoders import M6Encoder
 from openm6.serve.shop import Shop
@@ -57,8 +58,7 @@ def write_catalogue(folder: Path, *, limit: int | None = None) -> Path:
     pictures.mkdir(parents=True, exist_ok=True)
     rows = [row for row in load_emoji().to_pylist() if row["set"] == SET and row["group_en"] in GROUPS]
     rows = rows[:: max(1, len(rows) // limit)][:limit] if limit else rows
-    partial = path.with_suffix(".partial")  # complete, or not there
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows:
@@ -77,7 +77,6 @@ def write_catalogue(folder: Path, *, limit: int | None = None) -> Path:
                     price(row["name_en"]),
                 )
             )
-    partial.replace(path)
     return path
 
 

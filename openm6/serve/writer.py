@@ -1,7 +1,7 @@
 """Live-stream scripts: a host's words for an item of the catalogue, by one of two writers.
 
 `QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint, in M6's own stack (`openm6.model.hf`), told the item's facts.
-`SlotWriter`: a small M6 that learned scripts with slots (`script_texts.py`), filled with the item's values.
+`SlotWriter`: a small M6 trained on `openm6.serve.simulated.scripts`; its slots get the values of the item.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from openm6.decode.folder import shipped_checkpoint
 from openm6.decode.generate import Sampling, chances, sample_text
 from openm6.decode.live import OnText, Poem, write_poems
 from openm6.decode.pipeline import Pipeline
-from openm6.model.hf import load_hf, read_json
-from openm6.serve.script_texts import SLOTS, source
+from openm6.model.hf import load_hf
+from openm6.model.hf_folder import read_json
+from openm6.serve.slots import SLOTS, source
 from openm6.tasks.layout import Branch
 from openm6.tasks.task import language_of
 

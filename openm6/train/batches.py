@@ -96,9 +96,13 @@ class Batches:
                 pictures.update({index: image for (index, _, _), image in zip(seen, images, strict=True)})
         if not examples:
             tasks = ", ".join({name: None for part in self.mix for name in part.tasks})
+            columns = [
+                *dict.fromkeys(name for each in self.sources for one in each for name in one.reader.columns)
+            ]
             raise ValueError(
-                f"no record of step {self.step} has what its tasks ({tasks}) read: check the data's columns, "
-                "or raise per_step or the rates"
+                f"no record of step {self.step} has what its tasks ({tasks}) read: map the data's columns "
+                f"({', '.join(columns) or 'openm6 data shows them'}) to fields, as in "
+                "mix.0.data.columns.image=file mix.0.data.columns.caption_en=title, or raise per_step or the rates"
             )
         batch, image_order = collate(
             examples,

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openm6.modalities.codes import ImageTokenizer, ImageTokenizerConfig, psnr
-from openm6.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from openm6.train.checkpoints.folder import latest_checkpoint
+from openm6.train.checkpoints.opening import load_checkpoint
+from openm6.train.checkpoints.whole import save_checkpoint
 from openm6.train.config import OptimizerConfig
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter

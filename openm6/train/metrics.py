@@ -7,12 +7,13 @@ wall-clock keys.
 
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from openm6.data.atomic import replacing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -98,12 +99,8 @@ class MetricsWriter:
         kept = []
         if resume_step is not None:
             kept = [record for record in read_metrics(self.path.parent) if record["step"] <= resume_step]
-        fresh = self.path.with_suffix(".jsonl.tmp")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(self._line(record) for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self.path)
+        with replacing(self.path, durable=True) as fresh:
+            fresh.write_text("".join(self._line(record) for record in kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
         # A resumed run's clock goes on from its last kept line, so that time never runs backwards in the
         # file.

@@ -24,11 +24,14 @@ from openm6.model import M6
 from openm6.model.checkpoint import narrowed, save_weights
 from openm6.model.experts import Routing, balance_loss
 from openm6.tasks.collate import Batch, to_device
-from openm6.train import checkpoint, sharded_checkpoint
+from openm6.train.checkpoints.folder import latest_checkpoint
+from openm6.train.checkpoints.opening import load_on_rank
+from openm6.train.checkpoints.sharded import save_shards
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run
+from openm6.train.objectives.partial import partial_losses
 from openm6.train.objectives.seq2seq import total_loss
-from openm6.train.shares import Share, figures, partial_losses, take
+from openm6.train.run import Run
+from openm6.train.shares import Share, figures, take
 from openm6.train.streamed import StreamedRun, tiers_folder
 from openm6.train.tokenizers import open_tokenizers
 
@@ -42,7 +45,7 @@ class ParallelRun(Run):
         super().__init__(config, run_dir)
 
     def _latest(self) -> Path | None:
-        found = self.ranks.agree(lambda: _named(checkpoint.latest_checkpoint(self.run_dir)))
+        found = self.ranks.agree(lambda: _named(latest_checkpoint(self.run_dir)))
         return None if found is None else Path(found)
 
     def _place(self) -> None:
@@ -54,11 +57,7 @@ class ParallelRun(Run):
             self.parallel.shard(self.optimizer)
 
     def _load(self, path: Path) -> None:
-        if (path / checkpoint.MODEL_FILE).is_file():
-            load = sharded_checkpoint.load_whole
-        else:
-            load = sharded_checkpoint.load_shards
-        load(path, model=self.model, optimizer=self.optimizer, objective=self.objective)
+        load_on_rank(path, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
     def _correlations(self, work: Batch) -> list[float]:
         """The mean over ranks, each of its own rows: so all decide alike."""
@@ -101,7 +100,7 @@ class ParallelRun(Run):
         return self.parallel.clip(limit)
 
     def save(self) -> None:
-        sharded_checkpoint.save_shards(
+        save_shards(
             self.run_dir,
             self.step,
             model=self.model,
@@ -124,7 +123,7 @@ class ParallelRun(Run):
 
 
 class ParallelStreamedRun(StreamedRun):
-    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its piece
+    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its slice
     of every slot (`openm6.giant.ranks.ranked_store`)."""
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):

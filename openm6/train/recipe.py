@@ -12,7 +12,6 @@ number, 1 is no boolean.
 
 import difflib
 import json
-import os
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+
+from openm6.data.atomic import replacing
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -316,6 +317,5 @@ def dump_recipe(config: BaseModel, path: Path) -> None:
     """Write the resolved config as YAML that `load_recipe` reads back equal; replaces the file atomically."""
     content = config.model_dump(mode="json", round_trip=True)
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-    fresh = Path(path).with_name(f".{Path(path).name}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")

@@ -11,13 +11,13 @@ whose images are file names in samples/, or null.
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from openm6.data.atomic import replacing
 from openm6.train.memory import machine
 from openm6.train.metrics import read_metrics
 from openm6.train.plots import HELD_OUT, OTHER, Chart, Curve, Points, draw
@@ -380,7 +380,6 @@ def write_report(run_dir: Path) -> Path:
         page["no_charts"] = True
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = environment.from_string(PAGE).render(page)
-    fresh = run_dir / f".{REPORT_FILE}.tmp"
-    fresh.write_text(html, encoding="utf-8")
-    os.replace(fresh, run_dir / REPORT_FILE)
+    with replacing(run_dir / REPORT_FILE) as fresh:
+        fresh.write_text(html, encoding="utf-8")
     return run_dir / REPORT_FILE

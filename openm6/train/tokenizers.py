@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from openm6.data.atomic import replacing
 from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer, train_tokenizer
 from openm6.tasks.questions import WORDINGS, YES_NO
@@ -34,9 +34,8 @@ def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, Im
             *(w for ws in WORDINGS.values() for w in ws),
             *sum(YES_NO.values(), ()),
         ]
-        fresh = path.with_name(f".{path.name}.tmp")
-        train_tokenizer(texts, vocab_size=config.model.vocab_text).save(fresh)
-        os.replace(fresh, path)  # a run killed while it writes finds no half of a tokenizer
+        with replacing(path) as fresh:
+            train_tokenizer(texts, vocab_size=config.model.vocab_text).save(fresh)
     text = TextTokenizer.load(path)
     if text.size > config.model.vocab_text:
         raise ValueError(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.clothing import read_split, retrieval, run
-from openm6.search.learning_data import LearningConfig
+from openm6.search.learned.learning_data import LearningConfig
 from tests.search.conftest import COLOURS, png
 
 

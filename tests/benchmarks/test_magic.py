@@ -100,11 +100,11 @@ def test_what_is_within_all_tokens_is_everything_and_within_one_what_greedy_says
 
 
 def test_the_recipes_train_a_teller_without_eyes_and_a_guide_of_begun_texts():
-    teller = load_recipe(magic.CONFIGS / "tell.yaml", [], RunConfig)
+    teller = load_recipe(magic.RECIPES / "tell.yaml", [], RunConfig)
     assert (
         teller.model.image is None and set(teller.mix[0].tasks) == {"lm"} and teller.contrastive == {"lm": 1}
     )
-    guide = load_recipe(magic.CONFIGS / "match-begun.yaml", magic.GUIDE, RunConfig)
+    guide = load_recipe(magic.RECIPES / "match-begun.yaml", magic.GUIDE, RunConfig)
     assert guide.init == "shipped" and {task for part in guide.mix for task in part.tasks} == {
         "match",
         "match_begun",

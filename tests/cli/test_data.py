@@ -30,6 +30,16 @@ def test_columns_are_mapped_and_reading_can_stop_early(cli: Any, data_folder: Pa
     assert found["output"]["first"][1]["caption_en"] == "what colour is it?"
 
 
+def test_the_encoding_can_be_said(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("title,text\ncafé,crème\n".encode("cp1252"))
+    assert "is not UTF-8" in cli("data", tmp_path / "a.csv").stdout
+    [found] = cli.objects("data", tmp_path / "a.csv", "--encoding", "cp1252")
+    assert found["output"]["first"][0]["title"] == "café"
+    assert "there is no encoding 'klingon'" in cli.mistake(
+        "data", tmp_path / "a.csv", "--encoding", "klingon"
+    )
+
+
 def test_the_kind_can_be_said(cli: Any, data_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "poems.txt"
     file.write_bytes((data_folder / "poems.jsonl").read_bytes())

@@ -51,7 +51,11 @@ def test_what_a_user_causes_is_told_in_a_sentence(error: BaseException, code: in
         (["caption", "cat.png"], "openm6.load", None),
         (["search", "query", "cat", "-i", "OUT"], "openm6.search.Index.open", None),
         (["search", "index", "shop.csv", "--to", "OUT"], "openm6.search.Index.open", "items"),
-        (["search", "train", "shop.csv", "-o", "OUT"], "openm6.search.items.Items.read", "checkpoint"),
+        (
+            ["search", "train", "shop.csv", "-o", "OUT"],
+            "openm6.search.learned.items.Items.read",
+            "checkpoint",
+        ),
         (["train", "quickstart"], "openm6.cli.train.find_recipe", "checkpoint"),
         (["quickstart"], "openm6.cli.quickstart.find_recipe", "checkpoint"),
     ],

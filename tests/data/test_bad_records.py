@@ -79,7 +79,9 @@ def test_folder(tmp_path, fault):
         (b"caf\xe9.png,a text", "no such file"),
         (b"0.png", "the row has 1 fields, the header has 2"),
         (b"0.png,a text,more", "the row has 3 fields, the header has 2"),
-        (b'0.png,"' + b"x" * 200_000 + b'"', "not a CSV row"),
+        (b'0.png,"' + b"x" * 2**24 + b'"', "the row is huge"),
+        (b'0.png,"24in', "a quote opens a field in this line and does not close it"),
+        (b'0.png,"24"in', "text follows a closing quote"),
     ],
 )
 def test_csv(tmp_path, line, why):

@@ -165,3 +165,35 @@ def test_a_damaged_file_is_a_picture_or_a_bad_record(data):
     except BadRecord:
         return
     assert array.shape[:2] == (8, 8) and array.dtype == np.uint8
+
+
+def png_16(pixels: np.ndarray, kind: int, clear: bytes = b"") -> bytes:
+    """A 16-bit PNG of grey (kind 0) or colours (2); `clear` is its tRNS chunk."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0))
+    trns = chunk(b"tRNS", clear) if clear else b""
+    return b"\x89PNG\r\n\x1a\n" + header + trns + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("largest", [255, 256, 65_535])
+def test_16_bits_are_scaled_by_their_mode_not_by_what_is_in_them(largest):
+    array = read_image(png_16(np.array([[0, 100, largest]]), 0))
+    assert array[0, :, 0].tolist() == [0, 0, largest // 257]
+
+
+def test_16_bit_pictures_keep_what_is_transparent():
+    grey = read_image(png_16(np.array([[0, 256, 257, 65_535]]), 0, struct.pack(">H", 256)))
+    assert grey.shape == (1, 4, 4) and grey[0, :, 3].tolist() == [255, 0, 255, 255]
+    assert grey[0, :, 0].tolist() == [0, 0, 1, 255]
+    colours = np.array([[[256, 512, 768], [65_535, 0, 0]]])
+    coloured = read_image(png_16(colours, 2, struct.pack(">HHH", 256, 512, 768)))
+    assert coloured[0].tolist() == [[1, 2, 3, 0], [255, 0, 0, 255]]
+
+
+def test_whole_numbers_beyond_16_bits_have_no_scale():
+    with pytest.raises(BadRecord, match="have no fixed scale"):
+        read_image(encode(Image.new("I", (2, 2), 70_000), "TIFF"))

@@ -91,7 +91,7 @@ def test_parquet_reads_paths_and_only_the_columns_it_needs(tmp_path):
     )
     found = records(tmp_path / "a.parquet")
     assert [(record["title"], int(record["image"][0, 0, 0])) for record in found] == [("a", 9), ("b", 7)]
-    assert [set(record) for record in found] == [{"id", "title", "image"}] * 2
+    assert [set(record) for record in found] == [{"id", "title", "caption_en", "image"}] * 2
 
 
 def test_webdataset_columns(tmp_path):
@@ -203,8 +203,8 @@ def test_splits_of_files(tmp_path):
 
 
 def test_wrong_columns_are_named_when_the_data_is_opened(tmp_path):
-    (tmp_path / "a.csv").write_text("picture,titel\na.png,b\n")
-    with pytest.raises(ValueError, match=r"map them to its columns \['picture', 'titel'\]"):
+    (tmp_path / "a.csv").write_text("pikture,titel\na.png,b\n")
+    with pytest.raises(ValueError, match=r"map them to its columns \['pikture', 'titel'\]"):
         records(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="did you mean 'titel'"):
         records(tmp_path / "a.csv", columns={"title": "title"})

@@ -18,10 +18,10 @@ TEXTS = ["green frog", "黄色星星", "a black hat with a very long brim"]
 
 @torch.no_grad()
 def by_decoding(m6: Pipeline, picture: np.ndarray, text: str, lang: str) -> float:
-    [image] = m6._pictures(picture)
-    prompt = m6._prompt("caption", image=image, lang=lang)
+    [image] = m6.pictures(picture)
+    prompt = m6.prompt("caption", image=image, lang=lang)
     tokens = [*m6.tokenizer.encode(text), m6.tokenizer.eos]
-    decoder, nats = Decoder(m6.model, [prompt], m6._pixels([prompt]), max_new=len(tokens)), 0.0
+    decoder, nats = Decoder(m6.model, [prompt], m6.pixels([prompt]), max_new=len(tokens)), 0.0
     for token in tokens:
         nats += m6.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)[0, token].item()
         decoder.step(torch.tensor([token]))
@@ -38,7 +38,7 @@ def test_a_pair_is_as_likely_as_decoding_says_whatever_is_judged_with_it(
         ]
         for picture in PICTURES
     ]
-    judge = Captions(pipeline, pipeline._pictures(PICTURES), TEXTS)
+    judge = Captions(pipeline, pipeline.pictures(PICTURES), TEXTS)
     image_N, text_N = torch.tensor([2, 0, 0, 1, 2, 0, 1]), torch.tensor([1, 0, 2, 2, 0, 1, 2])
     expected = np.array(wanted)[image_N, text_N]
     assert np.ptp(expected) > 1

@@ -17,7 +17,7 @@ RECORDS = [{"title": title, "text": text} for title, _, _, text in tiny.POEMS]
 @torch.no_grad()
 def nats(m6: Pipeline, title: str, text: str) -> float:
     """Token by token."""
-    decoder = Decoder(m6.model, [m6._prompt("write", title=title, form="any")], None, max_new=200)
+    decoder = Decoder(m6.model, [m6.prompt("write", title=title, form="any")], None, max_new=200)
     total = 0.0
     for token in (*m6.tokenizer.encode(text), m6.tokenizer.eos):
         said = torch.tensor([token])

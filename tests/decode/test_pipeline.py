@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import openm6
-from openm6.decode import live
+from openm6.decode import live, opened
 from openm6.decode import pipeline as module
 from openm6.decode.generate import Sampling
 from openm6.decode.magic import Magic
@@ -66,7 +66,8 @@ def test_batches_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
     scores = pipeline.match(PICTURES, texts)
     with monkeypatch.context() as patch:
         patch.setattr(module, "BATCH", 4)
-        patch.setattr(module, "SCORES", 1)  # one row at a time
+        patch.setattr(opened, "BATCH", 4)
+        patch.setattr(opened, "SCORES", 1)  # one row at a time
         assert everything() == together
         np.testing.assert_allclose(pipeline.match(PICTURES, texts), scores, atol=1e-5)
     assert [pipeline.write(text, seed=3 + i) for i, text in enumerate(texts)] == together[2]
@@ -85,7 +86,7 @@ def test_long_prompts_are_run_in_fewer_rows(pipeline: Pipeline, monkeypatch: pyt
         return run_layers(x_BTD, positions, bias, **more)
 
     monkeypatch.setattr(pipeline.model, "run_layers", watched)
-    monkeypatch.setattr(module, "SCORES", 2**14)
+    monkeypatch.setattr(opened, "SCORES", 2**14)
     pipeline.embed_texts(["frog " * 20] * 40)
     assert len(most) > 3 and max(most) <= 2**14
 
@@ -153,13 +154,13 @@ def test_seeds_reproduce_and_matter(pipeline: Pipeline):
 
 def test_author_form_style_and_language_reach_the_model(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     sources: list[tuple[int, ...]] = []
-    branch_of, encode = pipeline._prompt, pipeline.tokenizer.encode
+    branch_of, encode = pipeline.prompt, pipeline.tokenizer.encode
 
     def watched(task: str, layout: int = 0, **fields: object) -> Any:
         sources.append((made := branch_of(task, layout, **fields)).source)
         return made
 
-    monkeypatch.setattr(pipeline, "_prompt", watched)
+    monkeypatch.setattr(pipeline, "prompt", watched)
     mark = pipeline.tokenizer.mark
 
     pipeline.write("春晓", author="李白", form="五绝")

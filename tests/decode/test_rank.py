@@ -36,11 +36,11 @@ def one_by_one(m6: Pipeline) -> np.ndarray:
     log_odds = np.zeros((len(PICTURES), len(TEXTS)))
     assert m6.model.ranking is not None
     for i, picture in enumerate(PICTURES):
-        [run] = m6._runs(m6._image_prompts(picture))
+        [run] = m6.runs(m6.image_prompts(picture))
         x = run.hidden_BTD[:, [4, 0, 1, 2, 3]]
         image = States(x, torch.tensor([[4, 0, 1, 2, 3]]), torch.ones(1, 5, dtype=torch.bool))
         for t, words in enumerate(TEXTS):
-            [run] = m6._runs(m6._text_prompts(words))
+            [run] = m6.runs(m6.text_prompts(words))
             length = run.hidden_BTD.shape[1]
             text = States(
                 run.hidden_BTD.flip(1),
@@ -106,12 +106,12 @@ def test_captions_alone_keep_no_states_and_read_a_picture_once_whatever_asks(
         read.append(len(prompts))
         return plain(prompts)
 
-    plain = ranker._pixels
+    plain = ranker.pixels
     monkeypatch.setattr(ranking_module, "PAIRS", 5)
     expected = ranker.rank_texts(PICTURES, TEXTS, by="captions")
     monkeypatch.setattr(ranking_module, "image_states", None)
     monkeypatch.setattr(ranking_module, "text_states", None)
-    monkeypatch.setattr(ranker, "_pixels", pixels)
+    monkeypatch.setattr(ranker, "pixels", pixels)
     np.testing.assert_allclose(ranker.rank_texts(PICTURES, TEXTS, by="captions"), expected, atol=1e-5)
     by_texts = sum(read)
     read.clear()
@@ -120,7 +120,9 @@ def test_captions_alone_keep_no_states_and_read_a_picture_once_whatever_asks(
 
 
 def test_what_cannot_rank_says_so(ranker: Pipeline, pipeline: Pipeline):
-    with pytest.raises(ValueError, match="no cross encoders: its ranking_layers are 0"):
+    with pytest.raises(
+        ValueError, match=r"the shipped model has none.: train some with openm6 train r2d2-emoji"
+    ):
         pipeline.rank_texts(PICTURES, TEXTS, by="encoders")
     with pytest.raises(ValueError, match="by must be 'captions' or 'encoders' or None, not 'encoder'"):
         ranker.rank_texts(PICTURES, TEXTS, by="encoder")  # pyright: ignore[reportArgumentType]

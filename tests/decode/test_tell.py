@@ -58,14 +58,13 @@ def test_a_pipeline_tells_what_the_formula_says(
     def by_match(rows: Sequence[int], texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         images = pipeline.embed_images(pictures)[list(rows)]
         words = [
-            pipeline._embed([pipeline._prompt("match", 1, text=tokenizer.decode(t)) for t in e])
-            for e in texts
+            pipeline.embed([pipeline.prompt("match", 1, text=tokenizer.decode(t)) for t in e]) for e in texts
         ]
         return scale.detach().exp() * torch.einsum(
             "bd,bkd->bk", torch.from_numpy(images), torch.tensor(np.stack(words))
         )
 
-    decoder = Decoder(pipeline.model, [pipeline._prompt("lm")] * 3, None, max_new=NEW, candidates=6)
+    decoder = Decoder(pipeline.model, [pipeline.prompt("lm")] * 3, None, max_new=NEW, candidates=6)
     expected = search(decoder, magic=magic, eos=tokenizer.eos, max_new=NEW, image_logits=by_match)
     assert told == [tokenizer.decode(tokens).strip() for tokens in expected]
 
@@ -94,8 +93,8 @@ def test_pictures_together_ask_for_their_first_words_once(
         asked.extend(str(prompt.source) for prompt in prompts if prompt.image is None)
         return plain(prompts)
 
-    plain = pipeline._embed
-    monkeypatch.setattr(pipeline, "_embed", embed)
+    plain = pipeline.embed
+    monkeypatch.setattr(pipeline, "embed", embed)
     pipeline.tell([tiny.picture(i) for i in range(4)], pipeline, magic=Magic(k=6), max_tokens=2)
     assert len(asked) == len(set(asked)) and 6 < len(asked) < 4 * 12
 

@@ -29,7 +29,7 @@ class Part:
         self, parameters: dict[str, nn.Parameter], optimizer: PartOptimizer, layers: int, expert: int | None
     ) -> None:
         self.parameters, self.optimizer, self.layers, self.expert = parameters, optimizer, layers, expert
-        self.updates = 0
+        self.updates = dict.fromkeys(parameters, 0)
         specs = [TensorSpec(name, tuple(w.shape), w.dtype) for name, w in self.weights().items()]
         self.state = {s.name: torch.zeros(s.shape, dtype=s.dtype) for s in optimizer.state_specs(specs)}
         optimizer.initialise(self.weights(), self.state)
@@ -48,10 +48,11 @@ class Part:
 
     def update(self, lr: float, scale: float) -> None:
         if gradients := self.gradients():
-            self.updates += 1
             weights = {name: weight for name, weight in self.weights().items() if name in gradients}
+            for name in weights:
+                self.updates[name] += 1
             self.optimizer.update(
-                weights, gradients, self.state, lr=lr, step=self.updates, seed=0, scale=scale
+                weights, gradients, self.state, lr=lr, steps=self.updates, seed=0, scale=scale
             )
 
     def _mine(self, tensor: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class Naive:
         width = (len(fresh.parts) - 1) // len(origin)
         for place, part in enumerate(fresh.parts):
             source = old[-1] if place == len(fresh.parts) - 1 else old[origin[place // width] + place % width]
-            _, state, part.updates = before[id(source)]
+            _, state, updates = before[id(source)]
+            part.updates = dict(updates)
             part.state = {name: tensor.clone() for name, tensor in state.items()}
         self.parts = fresh.parts
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from openm6.search.encoders import Encoder
-from openm6.search.store import Store, open_store
+from openm6.search.opening import open_store
+from openm6.search.store import Store
 
 COLOURS = {"red": (220, 30, 40), "green": (40, 180, 60), "blue": (30, 60, 220), "grey": (120, 120, 120)}
 SIDE = 8
@@ -20,7 +21,7 @@ SIDE = 8
 class ColourEncoder:
     """Mean colour of the quarters of a picture, (12,); words are names of colours."""
 
-    name, fingerprint, dim, image_size = "colour", "c0105", 12, SIDE
+    name, fingerprint, dim, image_size, reads_words = "colour", "c0105", 12, SIDE, True
 
     def __init__(self) -> None:
         self.encoded = 0  # pictures

@@ -9,9 +9,10 @@ import pytest
 
 from openm6.data import read_image
 from openm6.search import Index
-from openm6.search.category import neighbour_vote
 from openm6.search.encoders import Encoder
-from openm6.search.photo_net import LearnedEncoder, PhotoNet, PhotoNetConfig
+from openm6.search.learned.category import neighbour_vote
+from openm6.search.learned.encoder import LearnedEncoder
+from openm6.search.learned.photo_net import PhotoNet, PhotoNetConfig
 from openm6.search.prediction import predict_category
 from tests.search.conftest import COLOURS, png
 

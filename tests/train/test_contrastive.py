@@ -15,10 +15,11 @@ from openm6.tasks import TASKS
 from openm6.tasks.collate import collate
 from openm6.tasks.layout import Branch
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run, train
+from openm6.train.loop import train
 from openm6.train.metrics import read_metrics
 from openm6.train.objectives.contrastive import MARGIN, contrastive_loss
 from openm6.train.objectives.seq2seq import task_losses, total_loss
+from openm6.train.run import Run
 from tests import tiny
 
 

@@ -18,9 +18,10 @@ from openm6.modalities.efficientnet import EfficientNetLite0
 from openm6.model import M6
 from openm6.model.checkpoint import narrowed
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run, train
+from openm6.train.loop import train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.objectives.seq2seq import task_losses, total_loss
+from openm6.train.run import Run
 from tests import kills, tiny
 
 Content = dict[str, Any]
@@ -90,6 +91,7 @@ def test_the_losses_fall_in_both_stages_and_the_model_opens(folder: Path, tmp_pa
     assert m6.draw("frog", candidates=2).size == (tiny.SIDE, tiny.SIDE)
 
 
+@pytest.mark.bits
 def test_two_runs_of_a_recipe_are_equal_to_the_last_bit_and_another_seed_is_not(folder: Path, tmp_path: Path):
     content = tiny.recipe(folder, steps=4, precision="auto")
     for name in ("a", "b"):

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from openm6.model.checkpoint import load_model
-from openm6.train.checkpoint import latest_checkpoint
+from openm6.train.checkpoints.folder import latest_checkpoint
 from openm6.train.config import RunConfig
 from openm6.train.loop import check_can_spread, train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
@@ -116,12 +116,13 @@ def test_a_run_goes_on_on_another_number_of_ranks(
 
 def stopped(content: Content, run_dir: Path, stop: int) -> None:
     """Leave, all ranks alike, when the checkpoint of step `stop` is there."""
-    from openm6.train import loop, parallel_run, sharded_checkpoint
+    from openm6.train import parallel_run
+    from openm6.train import run as alone
 
     class Stopped(Exception):
         pass
 
-    save, save_alone = sharded_checkpoint.save_shards, loop.save_checkpoint
+    save, save_alone = parallel_run.save_shards, alone.save_checkpoint
 
     def then(function: Any) -> Any:
         def both(folder: Path, step: int, **rest: Any) -> None:
@@ -133,13 +134,13 @@ def stopped(content: Content, run_dir: Path, stop: int) -> None:
 
         return both
 
-    parallel_run.sharded_checkpoint.save_shards, loop.save_checkpoint = then(save), then(save_alone)
+    parallel_run.save_shards, alone.save_checkpoint = then(save), then(save_alone)
     try:
         work(content, run_dir)
     except Stopped:
         pass
     finally:
-        parallel_run.sharded_checkpoint.save_shards, loop.save_checkpoint = save, save_alone
+        parallel_run.save_shards, alone.save_checkpoint = save, save_alone
 
 
 def test_a_run_that_was_stopped_ends_bit_for_bit_the_same_on_as_many_ranks(folder: Path, tmp_path: Path):

@@ -10,13 +10,15 @@ import torch
 
 import openm6
 from openm6.tasks.collate import Batch
-from openm6.train.checkpoint import OBJECTIVE_FILE, latest_checkpoint
+from openm6.train.checkpoints.folder import latest_checkpoint
+from openm6.train.checkpoints.whole import OBJECTIVE_FILE
 from openm6.train.config import RunConfig
-from openm6.train.loop import Run, check_can_spread, train
+from openm6.train.loop import check_can_spread, train
 from openm6.train.metrics import WALL_CLOCK_KEYS, read_metrics
 from openm6.train.objectives.pair_losses import pre_ranking_loss
 from openm6.train.objectives.r2d2 import R2D2
 from openm6.train.objectives.seq2seq import _info_nce
+from openm6.train.run import Run
 from tests import tiny
 from tests.ranked import on_ranks
 

@@ -16,7 +16,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.streaming import build
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.tiers.parts import Section
-from openm6.giant.tiers.pieces import Tier
+from openm6.giant.tiers.stored import Tier
 from openm6.train import streamed
 from openm6.train.config import RunConfig
 from openm6.train.loop import train
@@ -96,6 +96,7 @@ def test_a_run_learns_and_its_model_opens(folder: Path, tmp_path: Path, kind: st
     assert isinstance(Pipeline(exported).caption(tiny.picture(0)), str)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_parts_live_does_not_change_a_bit(
     folder: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest

@@ -74,7 +74,7 @@ def resident_bytes() -> int:
     return peak_resident_bytes() if now is None else now
 
 
-def settle() -> int:
+def release_memory() -> int:
     """Hand what the allocator holds in reserve back to the system; returns the resident bytes afterwards.
 
     glibc keeps freed blocks of up to 32 MiB for reuse, and each thread's arena keeps its own. To be called

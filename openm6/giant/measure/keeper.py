@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from openm6.giant.measure.budget import resident_bytes, settle
+from openm6.giant.measure.budget import release_memory, resident_bytes
 
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -30,13 +30,13 @@ class Keeper:
 
     def __init__(self, budget_bytes: int, work_bytes: Mapping[str, int], growing: Callable[[], int]) -> None:
         self.budget_bytes, self.work_bytes, self.growing = budget_bytes, work_bytes, growing
-        self.settled = 0  # times that reserves were handed back
+        self.releases = 0  # times that reserves were handed back
 
     def check(self, kind: str) -> None:
         """A piece of work of this kind begins."""
         if _resident() + self.work_bytes.get(kind, 0) + self.growing() > self.budget_bytes:
-            settle()
-            self.settled += 1
+            release_memory()
+            self.releases += 1
 
 
 def _resident() -> int:

@@ -260,10 +260,9 @@ def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None
 
     `loss(model, batch)` returns a scalar tensor, a dict of them, or an object with `.loss`; by default the
     model is called with the batch (`**` a mapping, `*` a tuple). `layers` names the ModuleList if there are
-    several. Raises ValueError for a model without such a stack, with frozen parameters, with adapters, or whose
-    shared layers are not neighbours.
+    several. Raises ValueError for a model without such a stack, with frozen parameters, or whose shared layers
+    are not neighbours.
     """
-    model = unwrapped(model)
     stack = find_stack(model, layers)
     if isinstance(stack, SlotStack) and not isinstance(model, M6):
         raise ValueError(
@@ -272,22 +271,6 @@ def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None
     if isinstance(stack, SlotStack) and loss is None:
         raise ValueError("M6 has many tasks: pass loss=lambda model, batch: ..., for instance task_losses.")
     return Frame(model, stack, loss or call_model)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` or a data-parallel wrapper. Raises ValueError for one with adapters."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None or (
-        isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        and (inner := model.module) is not None
-    ):
-        assert isinstance(inner, nn.Module)
-        model = inner
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            f"{type(model).__name__} has adapters beside frozen weights, and streaming trains every parameter; "
-            "merge them first (merge_and_unload), or stream the model without them."
-        )
-    return model
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

@@ -3,39 +3,44 @@
 model = skeleton(folder, dtype=torch.float32)       # config.json alone is read
 source = Source(folder, model)                      # every tensor is checked, none is read
 source.read("model.layers.3.mlp.up_proj.weight", out)
-save_folder("tuned", model, specs, tensors, source=folder)
+save_folder("tuned", model, groups, source=folder)  # a layer's tensors at a time
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from openm6.giant.models.shards import SHARD_BYTES, Checkpoint, ShardWriter
+from openm6.giant.models.conversions import LoadPlan, SavePlan
+from openm6.giant.models.shards import SHARD_BYTES, ShardWriter
 from openm6.giant.sharing.stack import assign
 from openm6.giant.tiers.parts import TensorSpec
-from openm6.model.hf import read_json
+from openm6.model.hf_folder import CONFIG, Checkpoint, read_config, read_json
 
-# What makes a folder complete beside its weights and config.json: copied as it is.
+GENERATION = "generation_config.json"
+# What makes a folder complete beside weights, config.json and generation_config.json: copied as it is.
 COMPANIONS = (
     "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
+    "*_tokens*.json",
+    "vocab*",
     "merges.txt",
+    "bpe.codes",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
     "chat_template*",
-    "generation_config.json",
+    "additional_chat_templates/*",
+    "*processor_config.json",
 )
 
 
@@ -54,25 +59,91 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def skeleton(folder: str | Path, *, dtype: torch.dtype) -> nn.Module:
-    """The causal language model that a folder's config.json describes: parameters on meta, buffers real.
+    """The model that a folder's config.json describes: parameters on meta, buffers real.
 
-    `dtype`: what the model computes in. Raises ValueError if the folder has no usable config.json.
+    It is of the class that `architectures` names, or else a causal language model. Its generation
+    config is the folder's. `dtype` is the one that the model computes in.
+
+    Raises ValueError if the folder has no usable config.json, if its weights are quantized, and if it takes Python
+    code of its own, which is never run.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, GenerationMixin
 
-    read_json(Path(folder) / "config.json")
+    content, where = read_config(folder), f"{folder}/{CONFIG}"
+    _check_no_code(content, where)
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        build = _builder(config)
         with _EmptyOnMeta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/config.json describes no causal language model: {error}") from error
+            model: nn.Module = build(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{where} describes no model that transformers can build: {reason}") from error
     for tensors in tied_parameters(model).values():
         parameter = model.get_parameter(tensors[0])
         put_parameter(model, tensors, parameter.detach().to("meta"))
     for name, buffer in model.named_buffers():
         assert not buffer.is_meta, f"{name} has no values"
+    if isinstance(model, GenerationMixin) and model.can_generate():  # pyright: ignore[reportCallIssue]
+        model.generation_config = _generation_config(Path(folder))
     return model.eval()
+
+
+def _check_no_code(content: Mapping[str, Any], where: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"auto_map in {where} asks for Python code that came with the folder, which is never run: transformers "
+            f"itself must know the model_type ({content.get('model_type')!r})"
+        )
+
+
+def _builder(config: Any) -> Callable[..., Any]:
+    """What builds a model of a configuration."""
+    import transformers
+
+    for name in config.architectures or ():
+        kind = getattr(transformers, name, None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            return kind._from_config
+    return transformers.AutoModelForCausalLM.from_config
+
+
+def _generation_config(folder: Path) -> Any:
+    """The folder's own, or else what its config.json says of generating, as old models' do."""
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {"config_file_name": CONFIG, "_from_model_config": True}
+    if (folder / GENERATION).is_file():
+        read_json(folder / GENERATION)  # a damaged one is refused, not passed over
+        options = {}
+    return GenerationConfig.from_pretrained(str(folder), local_files_only=True, **options)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that change nothing but names: `torch.compile`, data parallelism.
+
+    Raises ValueError for a model that is quantized, or has adapters (PEFT) beside its weights.
+    """
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        else:
+            break
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            f"{type(model).__name__} has adapters, and streaming trains a model's own weights: put them into the "
+            "weights with model.merge_and_unload(), and stream what it returns"
+        )
+    if getattr(getattr(model, "config", None), "quantization_config", None):
+        raise ValueError(
+            f"quantization_config of {type(model).__name__} says that the weights are quantized, which cannot be "
+            "streamed: load the model in bfloat16"
+        )
+    return model
 
 
 def tied_parameters(model: nn.Module) -> dict[str, list[str]]:
@@ -92,43 +163,47 @@ def put_parameter(model: nn.Module, names: Iterable[str], tensor: Tensor) -> Non
 class Source:
     """The tensors of a folder by the names that `model` has for them.
 
-    The folder may leave out the model's prefix ("transformer.h.0..." or "h.0..."), or either name of a tied
-    pair, and may hold tensors that the model's class says it ignores.
+    The folder may have the names and shapes of any checkpoint that `transformers` opens (experts one by one, a
+    prefix left out), and either name of a tied pair. It may hold tensors that the model's class says it ignores.
 
-    Raises ValueError, on opening, for a tensor that is missing, left over or of another shape: the first one,
-    and its file; and whatever `Checkpoint` raises.
+    Raises ValueError, on opening, for a tensor that is missing, left over or of another shape, with its file; for a
+    tied pair of two values; and whatever `Checkpoint` raises.
     """
 
     def __init__(self, folder: str | Path, model: nn.Module) -> None:
         self.checkpoint = Checkpoint(folder)
-        self._name: dict[str, str] = {}  # of the model -> of the checkpoint
-        prefix = getattr(model, "base_model_prefix", "") + "."
+        self._model = model
+        self._plan = plan = LoadPlan(model, self.checkpoint.specs)
+        self._known: dict[str, str] = {}  # by each name of a parameter: the one that the plan knows
         ties = tied_parameters(model)
-        saved = dict.fromkeys(model.state_dict())
-        buffers = [name for name in saved if name not in {n for group in ties.values() for n in group}]
+        named = {name for group in ties.values() for name in group}
+        buffers = [name for name in model.state_dict() if name not in named]
         for first, names in [*ties.items(), *((name, [name]) for name in buffers)]:
-            known = [other for name in names for other in (name, name.removeprefix(prefix))]
-            found = next((name for name in known if name in self.checkpoint.specs), None)
+            found = next((name for name in names if name in plan.names or name in plan.recipes), None)
             if found is None:
+                if first in buffers and _any(getattr(model, "_keys_to_ignore_on_load_missing", None), first):
+                    continue  # it keeps what the model computed
                 raise ValueError(
                     f"{self.checkpoint.listing} has no tensor {first}, which {type(model).__name__} needs"
                 )
-            want = tuple(model.get_parameter(first).shape if first in ties else model.get_buffer(first).shape)
-            self.checkpoint.check_shape(found, want)
-            self._name |= dict.fromkeys(names, found)
-        placed = set(self._name.values()) | {n.removeprefix(prefix) for n in self._name}
+            self._check_tie([name for name in names if name in plan.names])
+            if found in plan.names:
+                want = model.get_parameter(first) if first in ties else model.get_buffer(first)
+                self.checkpoint.check_shape(plan.names[found], tuple(want.shape))
+            self._known |= dict.fromkeys(names, found)
         ignored = [
             *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []),
-            r"rotary_emb\.inv_freq",
+            r"rotary_emb\.inv_freq",  # both were saved once, and follow from the configuration
+            r"(^|\.)position_ids$",
         ]
-        for name in self.checkpoint.specs:
-            is_ignored = any(re.search(pattern, name) for pattern in ignored)
-            if name not in placed and name not in self._name and not is_ignored:
+        for name in plan.surplus:
+            if not _any(ignored, name):
                 raise ValueError(
                     f"{self.checkpoint.file(name)}: {type(model).__name__} has no place for the tensor {name}"
                 )
         for name in buffers:
-            self.read(name, model.get_buffer(name))
+            if name in self._known:
+                self.read(name, model.get_buffer(name))
 
     @property
     def folder(self) -> Path:
@@ -136,33 +211,76 @@ class Source:
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that a parameter has in the folder."""
-        return self.checkpoint.specs[self._name[name]].dtype
+        return self.checkpoint.specs[self._keys(name)[0]].dtype
 
+    @torch.no_grad()
     def read(self, name: str, out: Tensor, expert: int | None = None) -> None:
-        """Copy a parameter or saved buffer into `out`, of the same shape and any dtype."""
+        """Copy a parameter or saved buffer into `out`, of the same shape and any dtype.
+
+        What the checkpoint has in pieces is read piece by piece to its place. What has to be computed takes, for as
+        long, the memory of the tensors that it is computed from.
+        """
         assert expert is None, "their experts are not parts"
-        self.checkpoint.read(self._name[name], out)
+        known = self._known[name]
+        recipe = self._plan.recipes.get(known)
+        if recipe is None:
+            self.checkpoint.read(self._plan.names[known], out)
+            return
+        specs = self.checkpoint.specs
+        places = recipe.places({key: specs[key].shape for key in recipe.keys}, out)
+        if places is None:
+            out.copy_(recipe.make(self._model, self.checkpoint.tensor)[known])
+            return
+        for key, view in places:
+            if view.is_contiguous():
+                self.checkpoint.read(key, view)
+            else:
+                view.copy_(self.checkpoint.tensor(key))
+
+    def has_rows(self, name: str) -> bool:
+        """Whether a matrix lies in the folder as the model has it, so that `rows` can look into it."""
+        return self._known[name] in self._plan.names
 
     def rows(self, name: str, rows_N: Tensor) -> Tensor:
         """Rows of a matrix: (V, D) and N indices give (N, D), in the folder's dtype."""
-        return self.checkpoint.rows(self._name[name], rows_N)
+        return self.checkpoint.rows(self._plan.names[self._known[name]], rows_N)
+
+    def _keys(self, name: str) -> list[str]:
+        known = self._known[name]
+        recipe = self._plan.recipes.get(known)
+        return [self._plan.names[known]] if recipe is None else recipe.keys
+
+    def _check_tie(self, names: Sequence[str]) -> None:
+        keys = list(dict.fromkeys(self._plan.names[name] for name in names))
+        for other in keys[1:]:
+            if not self.checkpoint.equal(keys[0], other):
+                raise ValueError(
+                    f"{self.checkpoint.file(other)}: {keys[0]} and {other} differ, but the configuration ties "
+                    f"them; set tie_word_embeddings to false in {self.folder / CONFIG}"
+                )
+
+
+def _any(patterns: Iterable[str] | None, name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns or ())
 
 
 def save_folder(
     folder: str | Path,
     model: nn.Module,
-    specs: Sequence[TensorSpec],
-    tensors: Iterable[tuple[str, Tensor]],
+    specs: Sequence[Sequence[TensorSpec]],
+    groups: Iterable[Mapping[str, Tensor]],
     *,
     source: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained` opens: shards, index, config.json, tokenizer files.
+    """Write what `from_pretrained` opens: shards, index, config.json, generation_config.json, tokenizer files.
+
+    Tensors get the names and shapes that checkpoints of the model's class have.
 
     Args:
-        model: whose `config` is written (none is written for a module without one), and whose saved buffers.
-        specs: what `tensors` will yield, in any order: the model's parameters by name, a tied one once.
-        tensors: one at a time, so that no more than one needs to be in memory.
+        model: whose `config` and `generation_config` are written, if it has them, and whose saved buffers.
+        specs: what `groups` will yield, in the same order: the model's parameters by name, a tied one once.
+        groups: a layer's tensors at a time, so that no more than a layer needs to be in memory.
         source: the folder that the model came from; its tokenizer files are copied.
 
     Raises ValueError if `folder` is `source`, or the disk has not the space.
@@ -170,20 +288,64 @@ def save_folder(
     folder = Path(folder)
     if source is not None and folder.exists() and folder.samefile(source):
         raise ValueError(f"{folder} is the folder that the model was opened from; save to another one")
-    parameters = {name for group in tied_parameters(model).values() for name in group}
-    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    specs = [*specs, *(TensorSpec(n, tuple(b.shape), b.dtype) for n, b in buffers.items())]
-    with ShardWriter(folder, specs, shard_bytes=shard_bytes) as writer:
-        for name, tensor in itertools.chain(buffers.items(), tensors):
-            writer.write(name, tensor)
-    if (config := getattr(model, "config", None)) is not None and hasattr(config, "save_pretrained"):
-        config = copy.deepcopy(config)
-        config.dtype = _main_dtype(specs)
-        config.architectures = config.architectures or [type(model).__name__]
-        config.save_pretrained(str(folder))
+    model = plain_model(model)
+    given = {_without_wrapper(spec.name) for group in specs for spec in group}
+    parameters = {name for names in tied_parameters(model).values() for name in names}
+    buffers = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name not in parameters and _without_wrapper(name) not in given
+    }
+    plan = SavePlan(model, [_named(buffers, meta=True), *map(_empty, specs)])
+    written = [TensorSpec(name, tuple(made.shape), made.dtype) for name, made in plan.specs.items()]
+
+    def all_groups() -> Iterator[dict[str, Tensor]]:
+        yield _named(buffers)
+        for group in groups:
+            yield _named(group)
+
+    with ShardWriter(folder, written, shard_bytes=shard_bytes) as writer:
+        for group in all_groups():
+            for made in plan.convert(group):
+                for name, tensor in made.items():
+                    writer.write(name, tensor)
+    _save_config(folder, model, _main_dtype(written))
     for pattern in COMPANIONS if source is not None else ():
         for file in sorted(Path(source or folder).glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+            copied = folder / file.relative_to(source or folder)
+            if file.is_file():
+                copied.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copied)
+
+
+def _without_wrapper(name: str) -> str:
+    """A layer that was compiled by itself says so in the names of its parameters."""
+    return name.replace("_orig_mod.", "")
+
+
+def _named(tensors: Mapping[str, Tensor], *, meta: bool = False) -> dict[str, Tensor]:
+    return {_without_wrapper(name): each.to("meta") if meta else each for name, each in tensors.items()}
+
+
+def _empty(specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    return {
+        _without_wrapper(spec.name): torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+        for spec in specs
+    }
+
+
+def _save_config(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "save_pretrained"):
+        return
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(str(folder))
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        # As it is: `save_pretrained` refuses combinations that `generate` accepts.
+        generation.to_json_file(str(folder / GENERATION), use_diff=True)
 
 
 def _main_dtype(specs: Sequence[TensorSpec]) -> torch.dtype:

@@ -7,7 +7,7 @@ Shape suffixes:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,7 +88,7 @@ class Adafactor(PartOptimizer):
         state: Tensors,
         *,
         lr: float,
-        step: int,
+        steps: Mapping[str, int],
         seed: int,
         scale: float = 1.0,
     ) -> bool:
@@ -97,10 +97,10 @@ class Adafactor(PartOptimizer):
         total = sum(each.max().item() for means in sums.values() for each in means)  # NaN if one is
         if not math.isfinite(scale * scale * total):
             return False
-        keep = step**-self.decay  # 1 - beta2_t
         for index, (name, weight) in enumerate(weights.items()):
             change = _Change(self, lr, scale, lr * self.weight_decay if weight.dim() >= 2 else 0.0)
             place = mix(seed, index)
+            keep = steps[name] ** -self.decay  # 1 - beta2_t
             if not is_factored(weight.shape):
                 square_N = state[f"{name}.square"].view(-1)
                 change.vector(weight.view(-1), gradients[name].reshape(-1), square_N, keep, work, place)
@@ -162,7 +162,7 @@ class _Change:
             work.store(new_N, weight_N[piece], seed, piece.start)
 
     def _rate(self, weight: Tensor, sum_of_squares: float, work: _Workspace) -> float:
-        """What multiplies the gradients over their root mean squares; given is the sum of that's squares."""
+        """Step factor for U = G / sqrt(V), given the sum of the squares of U."""
         rms = math.sqrt(sum_of_squares / weight.numel())
         rate = -self.lr * self.scale / max(1.0, rms / self.rule.clip)
         if self.rule.scale_parameter:

@@ -49,7 +49,7 @@ class PartOptimizer(ABC):
         state: Tensors,
         *,
         lr: float,
-        step: int,
+        steps: Mapping[str, int],
         seed: int,
         scale: float = 1.0,
     ) -> bool:
@@ -60,8 +60,8 @@ class PartOptimizer(ABC):
             gradients: the same names and shapes; fp32, or bf16 if it `reads_bf16`.
             state: what `state_specs` named.
             lr: learning rate.
-            step: counts from 1.
-            seed: unique to the run, the part and the step; stochastic rounding depends on nothing else.
+            steps: for each weight, how often it is updated with this update; from 1.
+            seed: unique to the run, the part and the update; stochastic rounding depends on nothing else.
             scale: multiplies all gradients (a global clip's factor).
 
         Returns:
@@ -86,7 +86,7 @@ class ElementwiseOptimizer(PartOptimizer):
         state: Tensors,
         *,
         lr: float,
-        step: int,
+        steps: Mapping[str, int],
         decayed: Collection[str],
     ) -> None:
         """One step on these weights, or on flat pieces of them, in place; `decayed` names those that decay."""
@@ -98,7 +98,7 @@ class ElementwiseOptimizer(PartOptimizer):
         state: Tensors,
         *,
         lr: float,
-        step: int,
+        steps: Mapping[str, int],
         seed: int,
         scale: float = 1.0,
     ) -> bool:
@@ -106,7 +106,7 @@ class ElementwiseOptimizer(PartOptimizer):
         prepared = self.prepare({name: gradients[name] for name in weights}, scale=scale)
         if prepared is None:
             return False
-        self.change(weights, prepared, state, lr=lr, step=step, decayed=decayed(weights))
+        self.change(weights, prepared, state, lr=lr, steps=steps, decayed=decayed(weights))
         return True
 
 

@@ -1,9 +1,9 @@
-"""A part cut among ranks: each keeps an even share of every weight, and of what the optimizer keeps beside it.
+"""A part cut among ranks: each rank keeps a slice of every weight, and of the optimizer's state of that weight.
 
-A weight is laid flat, filled up to a multiple of the number of ranks, and rank r has the r-th piece. So an
-update that works weight by weight (AdamW) works on pieces, each rank on its own; a matrix's piece has two axes
-still, for weight decay asks that. Before a layer is computed the pieces are gathered; behind it the ranks'
-gradients are added up, each rank getting its own piece of the sum.
+A weight is laid flat and filled up to a multiple of the number of ranks; rank r has the r-th slice. An update
+that works weight by weight (AdamW) works on slices, each rank on its own. A slice of a matrix keeps two axes,
+because weight decay falls on tensors of two axes. Before a layer is computed, the ranks gather the slices;
+after it they add up their gradients, and each rank gets its own slice of the sum.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from openm6.giant.ranks.collectives import Group, all_gather, reduce_scatter
 from openm6.giant.tiers.parts import TensorSpec
 
 
-def pieces(weights: Sequence[TensorSpec], ranks: int) -> tuple[TensorSpec, ...]:
-    """What one rank has of these weights."""
-    return tuple(replace(spec, shape=_piece_shape(spec.shape, ranks)) for spec in weights)
+def sliced(weights: Sequence[TensorSpec], ranks: int) -> tuple[TensorSpec, ...]:
+    """The specs of one rank's slices of these weights."""
+    return tuple(replace(spec, shape=_slice_shape(spec.shape, ranks)) for spec in weights)
 
 
-def _piece_shape(shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
+def _slice_shape(shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
     length = -(-torch.Size(shape).numel() // ranks)
     return (1, length) if len(shape) > 1 else (length,)
 
 
-def piece(whole: Tensor, rank: int, ranks: int) -> Tensor:
-    """The rank's piece of a weight, or of a tensor of state with a weight's shape."""
-    shape = _piece_shape(tuple(whole.shape), ranks)
+def slice_of(whole: Tensor, rank: int, ranks: int) -> Tensor:
+    """The rank's slice of a weight, or of a tensor of state with a weight's shape."""
+    shape = _slice_shape(tuple(whole.shape), ranks)
     return _padded(whole, shape[-1] * ranks).view(ranks, -1)[rank].clone().view(shape)
 
 
@@ -41,7 +41,7 @@ def _padded(whole: Tensor, length: int) -> Tensor:
 
 
 def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group) -> dict[str, Tensor]:
-    """The whole weights from every rank's pieces; all ranks must call it alike."""
+    """The whole weights from every rank's slices; all ranks must call it alike."""
     weights = {}
     for spec in whole:
         mine = own[spec.name].reshape(-1)
@@ -55,7 +55,7 @@ def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group)
 def add_up(
     gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: Group, *, cut: bool
 ) -> dict[str, Tensor]:
-    """The sums over ranks, fp32, of gradients by name: with `cut` this rank's pieces of them, else all of each.
+    """The sums over ranks, fp32, of gradients by name: with `cut` this rank's slices of them, else all of each.
     `weights` are all of the part; the gradients may be used up.
 
     A rank may have no gradient where others have one. A weight that no rank has a gradient of has none.
@@ -70,7 +70,7 @@ def add_up(
             dist.all_reduce(own, group=group.handle)
             sums[name] = own
             continue
-        shape = _piece_shape(shape, group.size)
+        shape = _slice_shape(shape, group.size)
         sums[name] = torch.empty(shape)
         whole = _padded(own, shape[-1] * group.size)
         reduce_scatter(sums[name].view(-1), whole, group=group.handle)

@@ -1,15 +1,14 @@
-"""Tiers of several ranks: every rank's store holds its piece of each part, and whoever uses a part sees all of it.
+"""Tiers of several ranks: every rank's store holds a slice of each part, and a use of a part sees all of it.
 
     parts of slots that layers share, and the frame     whole on every rank
-    parts of slots that are one layer's                 cut: this rank streams its piece alone
+    parts of slots that are one layer's                 cut: this rank streams its slice alone
 
-A use gathers the pieces, an update adds up gradients and changes this rank's piece, and the pieces go to and
+A use gathers the slices, an update adds up gradients and changes this rank's slice, and the slices go to and
 from this rank's disk as any part does. All ranks use the same parts in the same order; a commit is one of all.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from openm6.data.atomic import finish, temporary
 from openm6.giant.ranks.collectives import Group
-from openm6.giant.ranks.cuts import gather, piece
-from openm6.giant.tiers.commit import RECORD, TEMPORARY, CommitRecord, read_record
-from openm6.giant.tiers.direct_io import TierError, sync_folder
+from openm6.giant.ranks.cuts import gather, slice_of
+from openm6.giant.tiers.commit import RECORD, CommitRecord, read_record
+from openm6.giant.tiers.direct_io import TierError
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
@@ -51,12 +51,14 @@ class RankedStore(TieredStore):
             yield views
 
     def cut(self, source: str, part: str, layout: PartLayout) -> None:
-        """Make `part`, of this layout, of this rank's pieces of the whole part `source`, which it may replace."""
+        """Make `part`, of this layout, of this rank's slices of the whole part `source`, which it may replace."""
         group = self.group
         own: dict[Section, dict[str, Tensor]] = {}
         with super().use(Access(source, ("weights", "state"))) as views:
             for section, tensors in views.items():
-                own[section] = {name: piece(each, group.rank, group.size) for name, each in tensors.items()}
+                own[section] = {
+                    name: slice_of(each, group.rank, group.size) for name, each in tensors.items()
+                }
         if part in self.parts:
             self.remove(part)
         with self.create(part, layout) as views:
@@ -81,9 +83,8 @@ def agreed_record(folder: Path, group: Group) -> CommitRecord | None:
     steps: list[Any] = [None] * group.size
     dist.all_gather_object(steps, None if record is None else record.step, group=group.handle)
     newest = max((step for step in steps if step is not None), default=None)
-    if newest is not None and steps[group.rank] != newest and (folder / TEMPORARY).exists():
-        os.rename(folder / TEMPORARY, folder / RECORD)
-        sync_folder(folder)
+    if newest is not None and steps[group.rank] != newest and temporary(folder / RECORD).exists():
+        finish(folder / RECORD)
         record = read_record(folder)
     found = None if record is None else record.step
     dist.all_gather_object(steps, found, group=group.handle)

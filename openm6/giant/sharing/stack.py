@@ -12,9 +12,9 @@ Words: a *layer* is a step of the stack, a *slot* is the parameters that one or 
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -158,8 +158,9 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     """The stack of `model`: the one at the dotted path `layers`, or else the only one there is.
 
     A `slots` + `sharing` pair wins over everything else; without one, the candidates are the outermost
-    `ModuleList`s of two or more layers that all have parameters: those whose layers agree in the names, shapes and
-    dtypes of these, or, where there are none, the others.
+    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype, and the one that is as long
+    as a Hugging Face configuration says, if it has more weights than they; its layers may differ. Where there are
+    none, they are the outermost ones of layers that have parameters at all.
 
     Raises `ValueError` if the path leads to no `ModuleList`, or if there are no candidates, or several.
     """
@@ -179,8 +180,15 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     elif slot_stacks:
         candidates = list(slot_stacks)
     else:
-        outer = _outermost(lists, _is_mixed_stack)
-        candidates = [path for path in outer if _is_stack(lists[path])] or outer
+        equal = [path for path, module in lists.items() if _is_stack(module)]
+        main = _main(model, lists)
+        candidates = [path for path in equal if _outermost(path, [*equal, *main])]
+        # Layers of several kinds are a stack as well, lest an image tower be taken for the model.
+        if main and all(_weights(lists[path]) < _weights(lists[main[0]]) for path in candidates):
+            candidates += main
+        if not candidates:
+            mixed = [path for path, module in lists.items() if _is_mixed_stack(module)]
+            candidates = [path for path in mixed if _outermost(path, mixed)]
     if not candidates:
         raise ValueError(
             f"{type(model).__name__} has no ModuleList of two or more layers with parameters "
@@ -189,12 +197,43 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     if len(candidates) > 1:
         raise ValueError(
             f"{type(model).__name__} has several stacks ({', '.join(candidates)}); "
-            f"choose one, for instance with layers={candidates[0]!r}."
+            f"choose one, for instance with layers={_suggested(model, lists, candidates)!r}."
         )
     path = candidates[0]
     if path in slot_stacks:
         return SlotStack(cast(HasSlots, slot_stacks[path]), path)
     return TiedStack(lists[path], path)
+
+
+def _main(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> list[str]:
+    """The list of the language model's layers, if a configuration says how many there are."""
+    depth = _depth(model)
+    deep = [path for path, module in lists.items() if len(module) == depth and _outermost(path, lists)]
+    return sorted(deep, key=lambda path: -_weights(lists[path]))[:1]
+
+
+def _suggested(model: nn.Module, lists: Mapping[str, nn.ModuleList], candidates: Sequence[str]) -> str:
+    """Of several stacks one of the language model: as deep as its configuration says, with most weights."""
+    depth = _depth(model)
+    return max(candidates, key=lambda path: (len(lists[path]) == depth, _weights(lists[path])))
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _depth(model: nn.Module) -> int | None:
+    """How many layers the language model has by a Hugging Face configuration."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        with suppress(ValueError):  # there are several such configurations
+            depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+            return depth if isinstance(depth, int) and depth > 1 else None
+    return None
+
+
+def _outermost(path: str, paths: Iterable[str]) -> bool:
+    return not any(path.startswith(f"{other}.") for other in paths)
 
 
 def first_layers(sharing: Sequence[int]) -> list[int]:
@@ -217,14 +256,6 @@ def _is_stack(layers: nn.ModuleList) -> bool:
 
 def _is_mixed_stack(layers: nn.ModuleList) -> bool:
     return len(layers) > 1 and all(any(True for _ in layer.parameters()) for layer in layers)
-
-
-def _outermost(lists: Mapping[str, nn.ModuleList], fits: Callable[[nn.ModuleList], bool]) -> list[str]:
-    found: list[str] = []
-    for path, module in lists.items():
-        if fits(module) and not any(path.startswith(f"{outer}.") for outer in found):
-            found.append(path)
-    return found
 
 
 def _check_same_shapes(path: str, layers: nn.ModuleList, first: int, layer: int) -> None:

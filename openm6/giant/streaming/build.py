@@ -17,14 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openm6.giant.measure.budget import settle
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import FRAME, Slot, specs
 from openm6.giant.optimizers.named import PartOptimizer
 from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_name, blocks_of
 from openm6.giant.ranks.collectives import Group
-from openm6.giant.ranks.cuts import piece, pieces
+from openm6.giant.ranks.cuts import slice_of, sliced
 from openm6.giant.ranks.ranked_store import RankedStore, agreed_record
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
@@ -95,7 +95,7 @@ def state_blocks(slots: Sequence[Slot], settings: Settings) -> dict[str, tuple[B
 def _slot_layout(slot: Slot, weights: tuple[TensorSpec, ...], settings: Settings) -> PartLayout:
     if settings.group is None or len(slot.layers) > 1:
         return _layout(weights, (), settings)
-    return replace(_layout(pieces(weights, settings.group.size), (), settings), whole=weights)
+    return replace(_layout(sliced(weights, settings.group.size), (), settings), whole=weights)
 
 
 def frame_layout(frame: Frame, settings: Settings) -> PartLayout:
@@ -153,7 +153,7 @@ def empty_frame(frame: Frame, names: Sequence[str]) -> None:
 def fill_part(
     slot: Slot, part: str, weights: dict[str, Tensor], fill: Fill, group: Group | None = None
 ) -> None:
-    """First values of a part's weights, or of this rank's pieces of them."""
+    """First values of a part's weights, or of this rank's slices of them."""
     shapes, expert = next((shapes, expert) for name, shapes, expert in slot.parts() if name == part)
     for name, shape in shapes.items():
         path, out = f"{slot.path}.{name}", weights[name]
@@ -162,7 +162,7 @@ def fill_part(
             continue
         whole = torch.empty(shape, dtype=out.dtype)
         fill(path, whole, expert)
-        out.copy_(piece(whole, group.rank, group.size))
+        out.copy_(slice_of(whole, group.rank, group.size))
 
 
 # -------------------- memory and placement
@@ -173,7 +173,7 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
     leaving = sum(p.nbytes for p in set(frame.weights.values()) if not p.is_meta)
     layout = frame_layout(frame, settings)
     waiting = layout.section_bytes("state") + layout.section_bytes("gradients")
-    return settle() - leaving + waiting
+    return release_memory() - leaving + waiting
 
 
 def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
@@ -216,9 +216,9 @@ def solve_placement(
     settings: Settings,
     *,
     fixed_bytes: int,
-    settled: Mapping[str, Mapping[Section, Tier]],
+    staying: Mapping[str, Mapping[Section, Tier]],
 ) -> Placement:
-    """Where parts live. What the settings say goes before the budget, and `settled` parts stay where they are.
+    """Where parts live. What the settings say goes before the budget, and `staying` parts stay where they are.
 
     A mixture slot that layers share stays in memory: its experts are in use together, for their gradients wait
     for the first of those layers.
@@ -241,7 +241,7 @@ def solve_placement(
         budget_bytes=settings.budget,
         fixed_bytes=fixed_bytes,
         buffer_bytes=settings.buffer_bytes,
-        override={**together, **wanted, **settled},
+        override={**together, **wanted, **staying},
     )
 
 
@@ -277,7 +277,7 @@ def last_commit(settings: Settings) -> CommitRecord | None:
     before, now = record.extra["giant"].get("ranks", 1), ranks(settings)
     if before != now:
         raise ValueError(
-            f"{settings.disk} holds the tiers of a run on {before} processes, each with its piece of every part: "
+            f"{settings.disk} holds the tiers of a run on {before} processes, each with its slice of every part: "
             f"start it with {before}, not {now}, or delete the folder to start anew"
         )
     return record

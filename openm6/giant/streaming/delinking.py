@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from openm6.giant.models.slots import Slot
+from openm6.giant.optimizers.counts import Counts
 from openm6.giant.optimizers.state_blocks import state_parts
 from openm6.giant.ranks.ranked_store import RankedStore
 from openm6.giant.tiers.parts import PartLayout
@@ -19,9 +20,9 @@ def copy_parts(
     old: Sequence[Slot],
     new: Sequence[Slot],
     layouts: Mapping[str, PartLayout],
-    counts: dict[str, int],
+    counts: Counts,
 ) -> None:
-    """Make the parts of the slots `new` out of those of `old`; `counts` (updates of a part) go with them."""
+    """Make the parts of the slots `new` out of those of `old`; `counts` (of updates) go with them."""
     # Ranks share a slot whole and cut each layer's own: then even the first of the new slots is another part.
     # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
     for slot in reversed(new):
@@ -42,6 +43,4 @@ def copy_parts(
                     store.remove(part)
                 store.copy(source_part, part)
             if part != source_part:
-                counts.pop(part, None)
-                if source_part in counts:
-                    counts[part] = counts[source_part]
+                counts.copy(source_part, part)

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openm6.giant.measure.budget import settle
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Buffers, Frame
 from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.sharing.pseudo_to_real import split_runs
-from openm6.giant.streaming import build, delinking, export, inference
+from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
@@ -40,6 +40,7 @@ from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
+from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
 
@@ -196,7 +197,7 @@ class Giant:
         machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
         machine.scratch.clear()
         machine.cast.clear()
-        settle()  # the copies need what the allocator holds in reserve
+        release_memory()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
         self.slots = self.frame.slots
@@ -221,7 +222,8 @@ class Giant:
         self._check_whole("commit")
         own = {
             "sharing": self.frame.sharing,
-            "updates": self._updates.counts,
+            **self._updates.counts.record(),
+            "settings": resuming.settings_record(self.settings),
             "ranks": build.ranks(self.settings),
         }
         self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
@@ -300,7 +302,7 @@ class Giant:
     @property
     def updates(self) -> Mapping[str, int]:
         """How often each part was updated."""
-        return self._updates.counts
+        return self._updates.counts.parts
 
     def layouts(self) -> dict[str, PartLayout]:
         """The layout of every part of the slots."""
@@ -383,7 +385,7 @@ class Giant:
             with machine.store.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
         self._machine = machine
-        settle()
+        release_memory()
 
     def _ready(self, what: str) -> Machine:
         if self._machine is None:
@@ -397,15 +399,15 @@ class Giant:
         record = build.last_commit(self.settings)
         if record is None:
             return
+        resuming.check(record, self.frame, self.settings)
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
-        self._updates.counts |= record.extra["giant"]["updates"]
-        self.frame.regroup(record.extra["giant"]["sharing"])
+        self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
-    def _place(self, settled: Mapping[str, Mapping[Section, Tier]]) -> Placement:
-        """Solve the placement; `settled` parts stay where they are."""
+    def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
+        """Solve the placement; `staying` parts stay where they are."""
         self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
-            self.slots, self.settings, fixed_bytes=self._fixed_bytes, settled=settled
+            self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying
         )
         return self.placement
 

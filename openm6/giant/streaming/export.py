@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.ranks.ranked_store import RankedStore
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore
+from openm6.model.checkpoint import save_config
 from openm6.model.m6 import M6
 
 
@@ -24,24 +23,23 @@ def save(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
 ) -> None:
     """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
-    ranks, which hold a piece of each part, the first writes.
+    ranks, which hold a slice of each part, the first writes.
 
     Raises ValueError if the disk has not the space, or `folder` is `source`.
     """
     if isinstance(store, RankedStore) and store.group.rank:
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
-                pass  # its pieces have gone to the rank that writes
-    elif frame.is_m6:
+                pass  # its slices have gone to the rank that writes
+    elif isinstance(frame.model, M6):
         _save_m6(store, frame, slots, folder)
     else:
         _save_module(store, frame, slots, folder, source)
 
 
 def _save_m6(store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"model": cast(M6, frame.model).config.model_dump(), "sharing": frame.sharing}
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    assert isinstance(frame.model, M6)
+    save_config(folder, config=frame.model.config, sharing=frame.sharing)
     kept = {**frame.parameters, **frame.buffers}
     specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]
     for slot in slots:
@@ -60,22 +58,25 @@ def _save_m6(store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Pa
 def _save_module(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, source: Path | None
 ) -> None:
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield from frame.parameters.items()
+    def groups() -> Iterator[dict[str, Tensor]]:
+        yield dict(frame.parameters)
         for slot in slots:
             with store.use(Access(slot.name, ("weights",))) as views:
                 for layer in slot.layers:  # a shared slot once for each layer: others know no sharing
-                    for name, weight in views["weights"].items():
-                        yield f"{frame.paths[layer]}.{name}", weight
+                    path = frame.paths[layer]
+                    yield {f"{path}.{name}": weight for name, weight in views["weights"].items()}
 
-    specs = [TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items()]
+    specs = [[TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items()]]
     for slot in slots:
         for layer in slot.layers:
-            specs += [
-                TensorSpec(f"{frame.paths[layer]}.{spec.name}", spec.shape, spec.dtype)
-                for spec in store.layout(slot.name).weights
-            ]
-    save_folder(folder, frame.model, specs, tensors(), source=source)
+            path = frame.paths[layer]
+            specs.append(
+                [
+                    TensorSpec(f"{path}.{spec.name}", spec.shape, spec.dtype)
+                    for spec in store.layout(slot.name).weights
+                ]
+            )
+    save_folder(folder, frame.model, specs, groups(), source=source)
 
 
 def _narrow(dtype: torch.dtype) -> torch.dtype:

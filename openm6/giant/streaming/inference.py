@@ -30,6 +30,8 @@ from openm6.giant.tiers.store import Access
 class Rows(Protocol):
     """What `DiskEmbedding` reads from: `hugging_face.Source`."""
 
+    def has_rows(self, name: str) -> bool: ...
+
     def rows(self, name: str, rows_N: Tensor) -> Tensor: ...
 
 
@@ -64,10 +66,11 @@ def embeddings_on_disk(
     used_once = {names[0] for names in tied_parameters(model).values() if len(names) == 1}
     for path, module in list(model.named_modules() if modules is None else modules):
         plain = type(module) is nn.Embedding and module.max_norm is None
-        if (plain or isinstance(module, NarrowEmbedding)) and f"{path}.weight" in used_once:
+        name = f"{path}.weight"
+        if (plain or isinstance(module, NarrowEmbedding)) and name in used_once and source.has_rows(name):
             parent, _, leaf = path.rpartition(".")
             assert isinstance(module, (nn.Embedding, NarrowEmbedding))
-            setattr(model.get_submodule(parent), leaf, DiskEmbedding(source, f"{path}.weight", module))
+            setattr(model.get_submodule(parent), leaf, DiskEmbedding(source, name, module))
 
 
 @contextmanager

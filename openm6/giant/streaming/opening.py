@@ -12,7 +12,7 @@ from torch import nn
 from openm6.giant.measure.budget import parse_bytes
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Loss, open_frame
-from openm6.giant.models.hugging_face import Source, skeleton
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
@@ -28,7 +28,7 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
     weights_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
@@ -54,8 +54,8 @@ def stream(
             a causal language model of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" (clips each part's gradient norm to 1, if there is no global clip), "adafactor", or
-            one made by hand; None to run the model only.
+        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
+            "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
         weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
             float32, and so are norms and biases of any frame.
@@ -91,7 +91,7 @@ def stream(
         model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
         opened = Source(source, model)
         fill = fill or opened.read
-    frame = open_frame(model, loss=loss, layers=layers)
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
     if not frame.is_m6:
         store_frame_as(frame.model, weights_dtype, frame.modules())
     if opened is not None and optimizer is None:

@@ -27,7 +27,7 @@ from typing import get_args
 from openm6.giant.measure.budget import format_bytes, format_least
 from openm6.giant.optimizers.state_blocks import owner
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section
-from openm6.giant.tiers.pieces import Tier
+from openm6.giant.tiers.stored import Tier
 
 Override = Mapping[str, Mapping[Section, Tier]]
 
@@ -77,9 +77,9 @@ class Placement:
         lines = [f"memory budget {format_bytes(self.budget_bytes)}"]
         groups: dict[tuple[str, Section, str], list[str]] = {}
         sizes: Counter[tuple[str, Section, str]] = Counter()
-        kinds = Counter(_kind(part) for part in self.layouts)
+        kinds = Counter(kind_of(part) for part in self.layouts)
         for part, section, tier, bytes in self._sections():
-            group = (tier, section, _kind(part))
+            group = (tier, section, kind_of(part))
             groups.setdefault(group, []).append(part)
             sizes[group] += bytes
         rows = [("host", "fixed", self.fixed_bytes, "process, frame, activations, gradients of a part")]
@@ -88,7 +88,7 @@ class Placement:
             groups, key=lambda g: ("device host disk".index(g[0]), SECTIONS.index(g[1]), g[2])
         ):
             tier, section, kind = group
-            names = f"{len(groups[group])} of {kinds[kind]} {kind}: {_ranges(groups[group], self.layouts)}"
+            names = f"{len(groups[group])} of {kinds[kind]} {kind}: {ranges(groups[group], self.layouts)}"
             rows.append((tier, section, sizes[group], names))
         rows.append(("host", "unused", self.unused_bytes, ""))
         lines += [f"  {t:<6} {s:<9} {format_bytes(b):>10}  {names}".rstrip() for t, s, b, names in rows]
@@ -126,7 +126,7 @@ def solve(
             matches no part, or names a section or a tier that there is not.
     """
     fixed_tiers = _overridden(parts, override or {})
-    order = [item for item in _by_worth(parts) if item not in fixed_tiers]
+    order = [item for item in by_worth(parts) if item not in fixed_tiers]
     available = budget_bytes - fixed_bytes
     prefixes = list(_prefixes(parts, fixed_tiers, order))
 
@@ -196,12 +196,12 @@ class _Prefix:
     largest: int  # bytes on disk that are in use together, at most
 
 
-def _by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
+def by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
     """Sections, those first whose bytes save most traffic; bodies before experts, which may not be chosen."""
     seen: Counter[str] = Counter()
     keyed, trains = [], _trains(parts)
     for part, layout in parts.items():
-        kind = _kind(part)
+        kind = kind_of(part)
         spread = _radical_inverse(seen[kind])
         seen[kind] += 1
         for section in SECTIONS:
@@ -259,7 +259,7 @@ def _overridden(parts: Mapping[str, PartLayout], override: Override) -> dict[_It
         names = [part for part in parts if fnmatchcase(part, pattern) or fnmatchcase(owner(part), pattern)]
         if not names:
             raise ValueError(
-                f"placement: no part is called {pattern!r}; there are {_ranges(list(parts), parts) or 'none'}"
+                f"placement: no part is called {pattern!r}; there are {ranges(list(parts), parts) or 'none'}"
             )
         for section, tier in sections.items():
             if section not in SECTIONS or tier not in get_args(Tier):
@@ -274,13 +274,15 @@ def _overridden(parts: Mapping[str, PartLayout], override: Override) -> dict[_It
 # -------------------- words
 
 
-def _kind(part: str) -> str:
+def kind_of(part: str) -> str:
     return "blocks" if owner(part) != part else "experts" if "." in part else "slots"
 
 
-def _ranges(names: list[str], everything: Mapping[str, PartLayout]) -> str:
+def ranges(names: list[str], everything: Mapping[str, PartLayout]) -> str:
     """ "slot-0000 to slot-0003, slot-0007": names that follow one another, at most four runs of them."""
-    place = {name: index for index, name in enumerate(n for n in everything if _kind(n) == _kind(names[0]))}
+    place = {
+        name: index for index, name in enumerate(n for n in everything if kind_of(n) == kind_of(names[0]))
+    }
     runs: list[list[str]] = []
     for name in names:
         if runs and place.get(name) == place.get(runs[-1][-1], -2) + 1:

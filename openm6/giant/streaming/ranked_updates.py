@@ -1,4 +1,4 @@
-"""Updates of a run of several ranks: gradients are added up over the ranks, each rank updates its own piece."""
+"""Updates of a run of several ranks: gradients are added up over the ranks, each rank updates its own slice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openm6.giant.tiers.store import TieredStore, Views
 
 
 class RankedUpdates(Updates):
-    """Updates from gradients that are added up over the ranks, each of this rank's piece; the clip is that of
+    """Updates from gradients that are added up over the ranks, each of this rank's slice; the clip is that of
     the whole part."""
 
     def __init__(
@@ -27,8 +27,8 @@ class RankedUpdates(Updates):
     ) -> None:
         if not isinstance(optimizer, AdamW):
             raise ValueError(
-                "optimizer: several processes cut every matrix among themselves, which adafactor's rows and "
-                "columns do not allow yet; use adamw, or one process"
+                f"optimizer: several processes cut every matrix among themselves, and {type(optimizer).__name__} "
+                "needs it whole; use adamw, or one process"
             )
         super().__init__(replace(optimizer, clip=None), seed=seed, trace=trace)
         self.group, self.clip = group, optimizer.clip

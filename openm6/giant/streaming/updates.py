@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from openm6.giant.measure.trace import Trace
+from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import FRAME
+from openm6.giant.optimizers.counts import Counts
 from openm6.giant.optimizers.part_optimizer import ElementwiseOptimizer, PartOptimizer, decayed
 from openm6.giant.optimizers.state_blocks import Block, block_name
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
 
 class Updates:
-    """Updates of a run. `counts` says how often each part was updated: bias corrections go by that."""
+    """Updates of a run. `counts` says how often each part, and each of its weights, was updated."""
 
     def __init__(
         self,
@@ -39,10 +41,10 @@ class Updates:
         self.optimizer, self.seed, self.global_clip = optimizer, seed, global_clip
         self.trace = trace or Trace()
         self.blocks: Mapping[str, tuple[Block, ...]] = {}  # of the parts whose state comes in blocks
-        self.counts: dict[str, int] = {}
+        self.counts = Counts()
         self.lr = 0.0
         self.skipped: list[str] = []  # parts of this step whose gradients were not finite
-        self._norms: dict[str, list[Tensor]] = {}  # of the gradients that wait, by part
+        self._norms: dict[str, dict[str, Tensor]] = {}  # of the gradients that wait, by part and weight
 
     def begin(self, lr: float) -> None:
         """A step begins."""
@@ -87,20 +89,28 @@ class Updates:
                 waiting.copy_(gradients[name])
             else:
                 waiting.zero_()
-        in_order = [gradients[name] for name in views["gradients"] if name in gradients]
-        self._norms[part] = [torch.linalg.vector_norm(gradient) for gradient in in_order]
+        if norms := {
+            name: torch.linalg.vector_norm(gradients[name])
+            for name in views["gradients"]
+            if name in gradients
+        }:
+            self._norms[part] = norms
 
     @torch.no_grad()
     def finish(self, store: TieredStore) -> float | None:
         """The second pass of a global clip; returns the norm of all gradients."""
         if self.global_clip is None:
             return None
+        if not self._norms:
+            return 0.0
         order = sorted(self._norms, key=lambda part: (part == FRAME, part))
-        norm = torch.linalg.vector_norm(torch.stack([each for part in order for each in self._norms[part]]))
+        norms = [each for part in order for each in self._norms[part].values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         scale = torch.clamp(self.global_clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
-        for part in self._norms:
+        for part, names in self._norms.items():
             with store.use(_waiting(part)) as views:
-                self._update(store, part, views["weights"], views["gradients"], scale=scale.item())
+                gradients = {name: views["gradients"][name] for name in names}
+                self._update(store, part, views["weights"], gradients, scale=scale.item())
         self._norms.clear()
         return norm.item()
 
@@ -114,20 +124,23 @@ class Updates:
         scale: float,
     ) -> None:
         assert self.optimizer is not None
-        count = self.counts.get(part, 0) + 1
         weights = {name: weights[name] for name in weights if name in gradients}
+        if not weights:
+            return
+        steps = self.counts.next(part, weights)
         if part in self.blocks:
-            done = self._update_blocks(store, part, weights, gradients, step=count, scale=scale)
+            done = self._update_blocks(store, part, weights, gradients, steps=steps, scale=scale)
         else:
             [access] = self.state_accesses(part)
             # A part's first update is its own: no two of a run get the same random bits.
+            count = self.counts.parts.get(part, 0) + 1
             seed = zlib.crc32(f"{self.seed} {part} {count}".encode())
             with store.use(access) as views, self._span(part):
                 done = self.optimizer.update(
-                    weights, gradients, views["state"], lr=self.lr, step=count, seed=seed, scale=scale
+                    weights, gradients, views["state"], lr=self.lr, steps=steps, seed=seed, scale=scale
                 )
         if done:
-            self.counts[part] = count
+            self.counts.add(part, weights)
         else:
             self.skipped.append(part)
 
@@ -138,7 +151,7 @@ class Updates:
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         *,
-        step: int,
+        steps: Mapping[str, int],
         scale: float,
     ) -> bool:
         optimizer = self.optimizer
@@ -149,20 +162,28 @@ class Updates:
             return False
         with_decay = decayed(weights)
         for access, block in zip(self.state_accesses(part), self.blocks[part], strict=True):
-            pieces = [each for each in block if each.weight in weights]  # those that got gradients
+            ranges = [each for each in block if each.weight in weights]  # those that got gradients
+            if not ranges:
+                continue
             with store.use(access) as views, self._span(part):
                 optimizer.change(
-                    {each.weight: each.of(weights) for each in pieces},
-                    {each.weight: each.of(prepared) for each in pieces},
+                    {each.weight: each.of(weights) for each in ranges},
+                    {each.weight: each.of(prepared) for each in ranges},
                     views["state"],
                     lr=self.lr,
-                    step=step,
+                    steps=steps,
                     decayed=with_decay,
                 )
         return True
 
     def _span(self, part: str) -> AbstractContextManager[None]:
         return self.trace.span("compute", f"{part} update")
+
+
+def weight_names(frame: Frame) -> dict[str, list[str]]:
+    """The names of the weights of every part of a model."""
+    names = {part: list(shapes) for slot in frame.slots for part, shapes, _ in slot.parts()}
+    return {**names, FRAME: list(frame.parameters)}
 
 
 def _waiting(part: str) -> Access:

@@ -24,10 +24,11 @@ from typing import Any, Literal
 import torch
 import xxhash
 
-from openm6.giant.tiers.direct_io import TierError, reported, sync_folder
+from openm6.data.atomic import replacing
+from openm6.giant.tiers.direct_io import TierError, reported
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
 
-RECORD, TEMPORARY = "commit.json", "commit.json.tmp"
+RECORD = "commit.json"
 SIDES = ("a", "b")
 
 Side = Literal["a", "b"]
@@ -38,7 +39,7 @@ _SEAL = '{"xxh3_64": "%s", "content": '
 
 
 @dataclass(frozen=True)
-class Stored:
+class SectionRecord:
     """Where a section's committed bytes lie, and their checksum."""
 
     side: Side
@@ -51,7 +52,7 @@ class PartRecord:
 
     layout: PartLayout
     stem: str
-    sections: Mapping[Section, Stored]
+    sections: Mapping[Section, SectionRecord]
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,21 @@ def write_record(folder: Path, record: CommitRecord, ready: Callable[[], None] |
     check_json(record.extra, "extra")
     text = json.dumps(_content(record))
     sealed = (_SEAL % xxhash.xxh3_64_hexdigest(text.encode())) + text + "}"
-    temporary, final = folder / TEMPORARY, folder / RECORD
-    with reported("write", temporary, f"the commit record of step {record.step}"):
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            rest = memoryview(sealed.encode())
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if ready is not None:
-            sync_folder(folder)
-            ready()
-        os.rename(temporary, final)
-    sync_folder(folder)
+    with (
+        reported("write", folder / RECORD, f"the commit record of step {record.step}"),
+        replacing(folder / RECORD, durable=True, ready=ready) as fresh,
+    ):
+        _write(fresh, sealed.encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+    finally:
+        os.close(handle)
 
 
 def read_record(folder: Path) -> CommitRecord | None:
@@ -201,7 +202,7 @@ def _record(content: dict[str, Any]) -> CommitRecord:
         name: PartRecord(
             layouts[part["layout"]],
             part["stem"],
-            {section: Stored(*kept) for section, kept in part["sections"].items()},
+            {section: SectionRecord(*kept) for section, kept in part["sections"].items()},
         )
         for name, part in content["parts"].items()
     }

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
+import time
+import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+from openm6.data.atomic import temporary
 from openm6.giant.tiers.commit import (
     RECORD,
     SIDES,
-    TEMPORARY,
     CommitRecord,
     part_file,
     read_record,
     write_record,
 )
 from openm6.giant.tiers.direct_io import TierError, allocate, free_bytes, reported, sync_folder
-from openm6.giant.tiers.pieces import Part, Piece
+from openm6.giant.tiers.stored import StoredPart, StoredSection
 
 LOCK = "store.lock"
+PATIENCE = 2.0  # seconds that a run of this process gets to let go of a folder
 
 
 class Folder:
@@ -42,24 +47,20 @@ class Folder:
         lock = path / LOCK
         with reported("lock", lock, "the folder"):
             path.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            # Also frees the lock when this object is dropped without `close`.
+            self._closing = weakref.finalize(self, os.close, handle)
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = os.read(self._handle, 20).decode(errors="replace").strip()
-                os.close(self._handle)
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise TierError(
-                    f"{path} is in use by another run (process {owner}); wait for it to end, or choose "
-                    "another folder."
-                ) from error
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+                _lock(handle, path)
+            except BaseException:
+                self.close()
+                raise
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Let another process have the folder."""
-        os.close(self._handle)
+        """Let others have the folder."""
+        self._closing()
 
     def begin(self) -> None:
         """Clear what is left of a run that never committed.
@@ -73,8 +74,14 @@ class Folder:
                 f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
                 "folder to start anew."
             )
-        self.sweep(set())
+        lost = self.sweep(set())
         if self.two_sided:
+            if lost:
+                warnings.warn(
+                    f"{self.path}: the run before never committed a step, so this one begins anew; call commit() "
+                    "after a step to be able to go on from it.",
+                    stacklevel=2,
+                )
             (self.path / RECORD).unlink(missing_ok=True)
         else:
             write_record(self.path, CommitRecord(0, {}, {}, "none"))
@@ -93,12 +100,12 @@ class Folder:
             )
         return record
 
-    def file(self, piece: Piece) -> Path:
-        """Where the newest bytes of a piece are, once they are on the disk."""
-        assert piece.side is not None
-        return part_file(self.path, piece.stem, piece.side)
+    def file(self, stored: StoredSection) -> Path:
+        """Where the newest bytes of a section are, once they are on the disk."""
+        assert stored.side is not None
+        return part_file(self.path, stored.stem, stored.side)
 
-    def require_space(self, parts: Sequence[Part]) -> None:
+    def require_space(self, parts: Sequence[StoredPart]) -> None:
         """Raise `TierError` unless the disk can take the files of these parts."""
         ranges = [each for part in parts for side in part.ranges(self.two_sided).values() for each in side]
         needed = sum(nbytes for _, nbytes in ranges)
@@ -110,7 +117,7 @@ class Folder:
                 f"{needed:,}{twice if self.two_sided else ''}; free some space or choose another folder."
             )
 
-    def create(self, part: Part) -> None:
+    def create(self, part: StoredPart) -> None:
         """The files of a new part, with their space claimed; nothing is left of them if the disk is full."""
         made: list[Path] = []
         try:
@@ -126,22 +133,22 @@ class Folder:
             raise
         self._new_names |= bool(made)
 
-    def adopt(self, part: Part) -> None:
+    def adopt(self, part: StoredPart) -> None:
         """Check the sizes of a committed part's files, and claim the space of the sides that it will write.
 
         Raises:
             TierError: a file that the commit needs is missing or too short, or the disk is full.
         """
-        for piece in part.pieces.values():
-            if piece.committed is None:
+        for stored in part.sections.values():
+            if stored.committed is None:
                 continue
-            file = self.file(piece)
-            with reported("open", file, str(piece)):
+            file = self.file(stored)
+            with reported("open", file, str(stored)):
                 size = file.stat().st_size
-            end = piece.offset + piece.nbytes
+            end = stored.offset + stored.nbytes
             if size < end:
                 raise TierError(
-                    f"{file} is truncated: {piece} end at byte {end:,} and the file at {size:,}; restore it "
+                    f"{file} is truncated: {stored} end at byte {end:,} and the file at {size:,}; restore it "
                     "from a copy, or start from an older checkpoint."
                 )
         for side, ranges in part.ranges(self.two_sided).items():
@@ -149,22 +156,51 @@ class Folder:
             self._new_names |= not file.exists()
             allocate(file, ranges)
 
-    def delete(self, part: Part) -> None:
+    def delete(self, part: StoredPart) -> None:
         """The files of a part that no commit needs."""
         for side in part.ranges(self.two_sided):
             file = part_file(self.path, part.stem, side)
             with reported("delete", file, part.name):
                 file.unlink(missing_ok=True)
 
-    def sweep(self, stems: set[str]) -> None:
-        """Delete what a killed run left: files that no commit names."""
+    def sweep(self, stems: set[str]) -> int:
+        """Delete what a killed run left, files that no commit names; returns how many."""
+        count = 0
         for path in self.path.iterdir() if self._known else ():
             stem, _, side = path.name.rpartition(".")
-            if path.name == TEMPORARY or (side in SIDES and stem not in stems and path.is_file()):
+            if path == temporary(self.path / RECORD) or (
+                side in SIDES and stem not in stems and path.is_file()
+            ):
                 path.unlink()
+                count += 1
+        return count
 
     def sync_names(self) -> None:
         """Make the names of new files safe on the disk."""
         if self._new_names:
             sync_folder(self.path)
             self._new_names = False
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Take the lock, or raise `TierError` that says who has it."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
+            if owner != str(os.getpid()):
+                raise TierError(
+                    f"{path} is in use by another run (process {owner}); wait for it to end, or choose "
+                    "another folder."
+                ) from error
+            if time.monotonic() > give_up:
+                raise TierError(
+                    f"{path} is open in this process already; close() the giant or the store that has it, or "
+                    "choose another folder."
+                ) from error
+        # A run that was dropped without close() may wait for the cycle collector, or for its last writes.
+        gc.collect()
+        time.sleep(0.05)

@@ -1,8 +1,8 @@
-"""Which pieces are in the buffers: reads run ahead of use in announced order, writes go behind it.
+"""Which sections are in the buffers: reads run ahead of use in announced order, writes go behind it.
 
-All buffers come from one bounded pool. A buffer is busy while a use is open on its piece, while an announced
+All buffers come from one bounded pool. A buffer is busy while a use is open on its section, while an announced
 access holds it, or while an I/O thread works on it; otherwise it is idle and keeps its bytes until another
-piece needs the memory. So a use finds what was written last, also when the write is still under way.
+section needs the memory. So a use finds what was written last, also when the write is still under way.
 
 A use that finds no room takes it from the reads that ran ahead (the furthest first) and waits for what the
 I/O threads have in hand. What is left then is held by open uses alone, and a use that still does not fit says
@@ -26,13 +26,13 @@ from openm6.giant.measure.trace import Trace
 from openm6.giant.tiers.buffers import BufferPool
 from openm6.giant.tiers.direct_io import Disk, TierError, copy_range
 from openm6.giant.tiers.folder import Folder
-from openm6.giant.tiers.pieces import Access, Piece
+from openm6.giant.tiers.stored import Access, StoredSection
 
 
 @dataclass(eq=False)
 class _Announced:
     access: Access
-    pieces: list[Piece]  # to read
+    sections: list[StoredSection]  # to read
     pinned: bool = False
 
 
@@ -41,7 +41,7 @@ _SPARE = 2
 
 
 class ReadAhead:
-    """Brings pieces into memory and back. `check` raises what went wrong in the background."""
+    """Brings sections into memory and back. `check` raises what went wrong in the background."""
 
     def __init__(self, disk: Disk, buffer_bytes: int, trace: Trace, folder: Folder | None) -> None:
         self._disk = disk
@@ -96,13 +96,13 @@ class ReadAhead:
 
     # -------------------- what comes next
 
-    def announce(self, accesses: Iterable[tuple[Access, list[Piece], list[Piece]]]) -> None:
-        """Replace what was announced: (access, pieces to read, pieces to write)."""
+    def announce(self, accesses: Iterable[tuple[Access, list[StoredSection], list[StoredSection]]]) -> None:
+        """Replace what was announced: (access, sections to read, sections to write)."""
         coming, unread = deque[_Announced](), 0
         for access, reads, writes in accesses:
             coming.append(_Announced(access, reads))
             if access.writes:
-                fresh = (piece.nbytes for piece in writes if not piece.resident and piece not in reads)
+                fresh = (stored.nbytes for stored in writes if not stored.resident and stored not in reads)
                 unread = max(unread, sum(fresh))
         with self._lock:
             self._spare = _SPARE * unread
@@ -130,10 +130,10 @@ class ReadAhead:
         self._pumping = True
         while self._far and self._failure is None:
             entry = self._far[0]
-            for piece in entry.pieces:
-                piece.pins += 1
+            for stored in entry.sections:
+                stored.pins += 1
             entry.pinned = True
-            if not self._bring(entry.pieces, entry.pieces, spare=self._spare):
+            if not self._bring(entry.sections, entry.sections, spare=self._spare):
                 self._unpin(entry)
                 break
             self._near.append(self._far.popleft())
@@ -142,64 +142,66 @@ class ReadAhead:
     def _unpin(self, entry: _Announced) -> None:
         if entry.pinned:
             entry.pinned = False
-            for piece in entry.pieces:
-                piece.pins -= 1
-                self._rest(piece)
+            for stored in entry.sections:
+                stored.pins -= 1
+                self._rest(stored)
 
     # -------------------- memory
 
-    def _bring(self, pieces: Sequence[Piece], reads: Collection[Piece], *, spare: int = 0) -> bool:
-        """Give every piece memory, and start reads into what is new; False, and nothing, if there is no room.
+    def _bring(
+        self, sections: Sequence[StoredSection], reads: Collection[StoredSection], *, spare: int = 0
+    ) -> bool:
+        """Give every section memory, and start reads into what is new; False, and nothing, if there is no room.
 
-        The caller has pinned the pieces.
+        The caller has pinned the sections.
         """
-        absent = [piece for piece in pieces if not piece.resident and piece.memory is None]
-        asleep = [piece for piece in pieces if piece.memory and self._pool.is_idle(piece.memory)]
-        needed = sum(piece.nbytes for piece in [*absent, *asleep])
+        absent = [stored for stored in sections if not stored.resident and stored.memory is None]
+        asleep = [stored for stored in sections if stored.memory and self._pool.is_idle(stored.memory)]
+        needed = sum(stored.nbytes for stored in [*absent, *asleep])
         if needed and not self._pool.fits(needed + spare):
             return False
-        for piece in asleep:
-            assert piece.memory is not None
-            self._pool.wake(piece.memory)
-        for piece in absent:
-            piece.memory = self._pool.take(piece.nbytes, piece.lose)
-            if piece in reads:
-                self.start("read", piece)
+        for stored in asleep:
+            assert stored.memory is not None
+            self._pool.wake(stored.memory)
+        for stored in absent:
+            stored.memory = self._pool.take(stored.nbytes, stored.lose)
+            if stored in reads:
+                self.start("read", stored)
         return True
 
-    def _rest(self, piece: Piece) -> None:
-        free = not (piece.resident or piece.users or piece.pins or piece.busy)
-        if free and piece.memory is not None and not self._pool.is_idle(piece.memory):
-            self._pool.rest(piece.memory)
+    def _rest(self, stored: StoredSection) -> None:
+        free = not (stored.resident or stored.users or stored.pins or stored.busy)
+        if free and stored.memory is not None and not self._pool.is_idle(stored.memory):
+            self._pool.rest(stored.memory)
 
-    def start(self, verb: Literal["read", "write"], piece: Piece) -> None:
+    def start(self, verb: Literal["read", "write"], stored: StoredSection) -> None:
         """Let the I/O threads read the newest bytes, or write what is in memory to the working side."""
         with self._lock:
-            assert self._folder is not None and piece.memory is not None and piece.busy is None
-            piece.busy = verb
+            assert self._folder is not None and stored.memory is not None and stored.busy is None
+            stored.busy = verb
             self._flying += 1
-            memory, offset = piece.memory.memory, piece.offset
+            memory, offset = stored.memory.memory, stored.offset
             if verb == "write":
-                piece.side, piece.checksum = piece.working_side, ""
-                future = self._disk.write(self._folder.file(piece), offset, memory, str(piece))
+                stored.side, stored.checksum = stored.working_side, ""
+                future = self._disk.write(self._folder.file(stored), offset, memory, str(stored))
             else:
-                piece.error = None
-                file = self._folder.file(piece)
-                future = self._disk.read(file, offset, memory, str(piece), piece.checksum)
-            future.add_done_callback(partial(self._done, piece))
+                stored.error = None
+                file = self._folder.file(stored)
+                future = self._disk.read(file, offset, memory, str(stored), stored.checksum)
+            future.add_done_callback(partial(self._done, stored))
 
-    def _done(self, piece: Piece, future: Future[str]) -> None:
+    def _done(self, stored: StoredSection, future: Future[str]) -> None:
         error = future.exception()
         with self._lock:
-            verb, piece.busy = piece.busy, None
+            verb, stored.busy = stored.busy, None
             self._flying -= 1
             if error is None:
-                piece.checksum = future.result()
+                stored.checksum = future.result()
             elif verb == "read":
-                piece.error = error
+                stored.error = error
             else:
                 self._failure = self._failure or error
-            self._rest(piece)
+            self._rest(stored)
             self._pump()
             self._lock.notify_all()
 
@@ -208,63 +210,73 @@ class ReadAhead:
     @contextmanager
     def using(
         self,
-        pieces: Sequence[Piece],
+        sections: Sequence[StoredSection],
         *,
-        reads: Collection[Piece],
-        writes: Collection[Piece],
+        reads: Collection[StoredSection],
+        writes: Collection[StoredSection],
         access: Access | None = None,
         precious: bool = True,
     ) -> Iterator[None]:
-        """Inside, `pieces` are in memory, and no I/O thread changes them or reads what may change.
+        """Inside, `sections` are in memory, and no I/O thread changes them or reads what may change.
 
         On leaving without an exception, `writes` are the newest bytes and are written behind. With one, they
         are neither the old nor the new bytes: a failure of the store if they are `precious`.
         """
         with self._lock:
             self.check()
-            self._refuse(pieces, reads, writes)
+            self._refuse(sections, reads, writes)
             entry = self._next(access)
-            for piece in pieces:
-                piece.users += 1
-                piece.writer = piece in writes
+            for stored in sections:
+                stored.users += 1
+                stored.writer = stored in writes
             if entry is not None:
                 self._unpin(entry)
         changing = False
         try:
-            self._enter(pieces, reads, writes)
+            self._enter(sections, reads, writes)
             changing = bool(writes)
             yield
             with self._lock:
-                for piece in writes:
-                    piece.filled = piece.dirty = True
-                    if not piece.resident:
-                        self.start("write", piece)
+                for stored in writes:
+                    stored.filled = stored.dirty = True
+                    if not stored.resident:
+                        self.start("write", stored)
             changing = False
         finally:
             with self._lock:
                 if changing and precious:
-                    reason = f"changing {pieces[0].part} was interrupted by {sys.exc_info()[1]!r}"
+                    reason = f"changing {sections[0].part} was interrupted by {sys.exc_info()[1]!r}"
                     self.fail(TierError(f"{reason}; go on from the last commit."))
-                for piece in pieces:
-                    piece.users -= 1
-                    piece.writer = False
-                    self._rest(piece)
+                for stored in sections:
+                    stored.users -= 1
+                    stored.writer = False
+                    self._rest(stored)
                 self._pump()
 
-    def _refuse(self, pieces: Sequence[Piece], reads: Collection[Piece], writes: Collection[Piece]) -> None:
-        for piece in pieces:
-            if piece.writer or (piece.users and piece in writes):
-                raise TierError(f"{piece} are in use already; leave that use first.")
-            if piece in reads and not piece.filled:
-                raise TierError(f"{piece} were never written; name them in `writes` alone first.")
+    def _refuse(
+        self,
+        sections: Sequence[StoredSection],
+        reads: Collection[StoredSection],
+        writes: Collection[StoredSection],
+    ) -> None:
+        for stored in sections:
+            if stored.writer or (stored.users and stored in writes):
+                raise TierError(f"{stored} are in use already; leave that use first.")
+            if stored in reads and not stored.filled:
+                raise TierError(f"{stored} were never written; name them in `writes` alone first.")
 
-    def _enter(self, pieces: Sequence[Piece], reads: Collection[Piece], writes: Collection[Piece]) -> None:
+    def _enter(
+        self,
+        sections: Sequence[StoredSection],
+        reads: Collection[StoredSection],
+        writes: Collection[StoredSection],
+    ) -> None:
         start = time.perf_counter()
         with self._lock:
-            waited = self._find_room(pieces, reads)
+            waited = self._find_room(sections, reads)
             self._pump()
             try:
-                waited |= self._wait_until_ready(pieces, writes)
+                waited |= self._wait_until_ready(sections, writes)
             except BaseException as error:
                 # What was to be written without being read has lost its bytes.
                 if not set(writes) <= set(reads):
@@ -273,27 +285,27 @@ class ReadAhead:
             if waited:
                 stop = time.perf_counter()
                 self._disk.traffic.wait_seconds += stop - start
-                self._trace.add("compute", f"wait for {pieces[0].part}", start, stop)
+                self._trace.add("compute", f"wait for {sections[0].part}", start, stop)
 
-    def _wait_until_ready(self, pieces: Sequence[Piece], writes: Collection[Piece]) -> bool:
+    def _wait_until_ready(self, sections: Sequence[StoredSection], writes: Collection[StoredSection]) -> bool:
         def ready() -> bool:
             # Bytes on their way out may be read meanwhile, but not changed.
-            return not any(piece.busy == "read" or (piece.busy and piece in writes) for piece in pieces)
+            return not any(stored.busy == "read" or (stored.busy and stored in writes) for stored in sections)
 
         waited = not ready()
         self._lock.wait_for(ready)
         self.check()
-        for piece in pieces:
-            if piece.error is not None:
-                raise piece.error
+        for stored in sections:
+            if stored.error is not None:
+                raise stored.error
         return waited
 
-    def _find_room(self, pieces: Sequence[Piece], reads: Collection[Piece]) -> bool:
-        """Bring the pieces into memory; whether that took waiting."""
+    def _find_room(self, sections: Sequence[StoredSection], reads: Collection[StoredSection]) -> bool:
+        """Bring the sections into memory; whether that took waiting."""
         waited = False
         self._hungry += 1
         try:
-            while not self._bring(pieces, reads):
+            while not self._bring(sections, reads):
                 if self._near:
                     entry = self._near.pop()
                     self._unpin(entry)
@@ -303,15 +315,15 @@ class ReadAhead:
                     self._lock.wait()
                     self.check()
                 else:
-                    needed = sum(piece.nbytes for piece in pieces if not piece.resident)
+                    needed = sum(stored.nbytes for stored in sections if not stored.resident)
                     least = self._pool.busy + sum(
-                        piece.nbytes
-                        for piece in pieces
-                        if not piece.resident and (not piece.memory or self._pool.is_idle(piece.memory))
+                        stored.nbytes
+                        for stored in sections
+                        if not stored.resident and (not stored.memory or self._pool.is_idle(stored.memory))
                     )
                     raise TierError(
                         f"buffer_bytes={self._pool.limit:,} cannot hold the {needed:,} bytes of "
-                        f"{pieces[0].part} beside what else is in use; set it to at least {least:,}."
+                        f"{sections[0].part} beside what else is in use; set it to at least {least:,}."
                     )
         finally:
             self._hungry -= 1
@@ -319,8 +331,8 @@ class ReadAhead:
 
     # -------------------- rest
 
-    def copy(self, old: Piece, new: Piece) -> None:
-        """Fill a new piece, that nothing else knows yet, with the newest bytes of another."""
+    def copy(self, old: StoredSection, new: StoredSection) -> None:
+        """Fill a new section, which nothing else knows yet, with the newest bytes of another."""
         new.side = None if new.resident else new.working_side
         with self._lock:
             self.check()
@@ -349,28 +361,28 @@ class ReadAhead:
             new.checksum = old.checksum
         new.filled = new.dirty = True
 
-    def settle(self, pieces: Collection[Piece]) -> None:
-        """Wait until no I/O thread works on these pieces."""
+    def drain(self, sections: Collection[StoredSection]) -> None:
+        """Wait until no I/O thread works on these sections."""
         with self._lock:
-            self._lock.wait_for(lambda: all(piece.busy is None for piece in pieces))
+            self._lock.wait_for(lambda: all(stored.busy is None for stored in sections))
 
-    def forget(self, pieces: Collection[Piece]) -> None:
-        """Let go of the memory of pieces that no use is open on, and of what was announced of them."""
+    def forget(self, sections: Collection[StoredSection]) -> None:
+        """Let go of the memory of sections that no use is open on, and of what was announced of them."""
         with self._lock:
-            assert not any(piece.users for piece in pieces)
+            assert not any(stored.users for stored in sections)
             for entry in self._near:
-                if not set(pieces).isdisjoint(entry.pieces):
+                if not set(sections).isdisjoint(entry.sections):
                     self._unpin(entry)
             self._near, self._far = (
-                deque(entry for entry in entries if set(pieces).isdisjoint(entry.pieces))
+                deque(entry for entry in entries if set(sections).isdisjoint(entry.sections))
                 for entries in (self._near, self._far)
             )
             self._announced = Counter(entry.access for entry in [*self._near, *self._far])
-            self._lock.wait_for(lambda: all(piece.busy is None for piece in pieces))
-            for piece in pieces:
-                if piece.memory is not None and not piece.resident:
-                    self._pool.discard(piece.memory)
-                piece.memory = None
+            self._lock.wait_for(lambda: all(stored.busy is None for stored in sections))
+            for stored in sections:
+                if stored.memory is not None and not stored.resident:
+                    self._pool.discard(stored.memory)
+                stored.memory = None
             self._pump()
 
     def close(self) -> None:

@@ -32,12 +32,12 @@ from torch import Tensor
 
 from openm6.giant.measure.trace import Trace
 from openm6.giant.tiers.buffers import Buffer
-from openm6.giant.tiers.commit import CommitRecord, Durability, Stored, check_json, write_record
+from openm6.giant.tiers.commit import CommitRecord, Durability, SectionRecord, check_json, write_record
 from openm6.giant.tiers.direct_io import Disk, TierError, Traffic
 from openm6.giant.tiers.folder import Folder
 from openm6.giant.tiers.parts import PartLayout, Section
-from openm6.giant.tiers.pieces import Access, Part, Piece, Tier
 from openm6.giant.tiers.readahead import ReadAhead
+from openm6.giant.tiers.stored import Access, StoredPart, StoredSection, Tier
 
 __all__ = ["Access", "Tier", "TierError", "TieredStore", "Traffic"]
 
@@ -121,8 +121,8 @@ class TieredStore:
     ) -> None:
         trace = trace or Trace()
         self._placement = placement
-        self._parts: dict[str, Part] = {}
-        self._removed: list[Part] = []  # in the last commit, so their files go with the next one
+        self._parts: dict[str, StoredPart] = {}
+        self._removed: list[StoredPart] = []  # in the last commit, so their files go with the next one
         self._step: int | None = None
         self._folder: Folder | None = None
         with ExitStack() as undo:
@@ -139,22 +139,22 @@ class TieredStore:
         """The state of the last commit."""
         record = folder.last_commit()
         for name, kept in record.parts.items():
-            part = Part.of(name, kept.layout, kept.stem, self._tiers(name))
+            part = StoredPart.of(name, kept.layout, kept.stem, self._tiers(name))
             part.restore(kept)
             self._parts[name] = part
         folder.sweep({part.stem for part in self._parts.values()})
         for part in self._parts.values():
             folder.adopt(part)
-        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
-        for piece in pieces:
-            if piece.resident:
-                piece.memory = Buffer(piece.nbytes)
-                if piece.filled:
-                    self._ahead.start("read", piece)
-        self._ahead.settle(pieces)
-        for piece in pieces:
-            if piece.error is not None:
-                raise piece.error
+        sections = [stored for part in self._parts.values() for stored in part.sections.values()]
+        for stored in sections:
+            if stored.resident:
+                stored.memory = Buffer(stored.nbytes)
+                if stored.filled:
+                    self._ahead.start("read", stored)
+        self._ahead.drain(sections)
+        for stored in sections:
+            if stored.error is not None:
+                raise stored.error
         self._step = record.step
         return record.extra
 
@@ -179,7 +179,10 @@ class TieredStore:
     def resident_bytes(self) -> int:
         """Memory of resident sections; buffers come on top."""
         return sum(
-            piece.nbytes for part in self._parts.values() for piece in part.pieces.values() if piece.resident
+            stored.nbytes
+            for part in self._parts.values()
+            for stored in part.sections.values()
+            if stored.resident
         )
 
     @property
@@ -203,7 +206,9 @@ class TieredStore:
         Raises:
             TierError: it cannot; the message tells both figures.
         """
-        self._require_space([Part.of(name, each, name, self._tiers(name)) for name, each in layouts.items()])
+        self._require_space(
+            [StoredPart.of(name, each, name, self._tiers(name)) for name, each in layouts.items()]
+        )
 
     @contextmanager
     def create(self, part: str, layout: PartLayout) -> Iterator[Views]:
@@ -213,11 +218,11 @@ class TieredStore:
             TierError: the part exists, the disk is full, or `buffer_bytes` cannot hold the part.
         """
         with self._new(part, layout) as new:
-            pieces = [piece for piece in new.pieces.values() if not piece.scratch]
-            with self._ahead.using(pieces, reads=(), writes=pieces, precious=False):
-                for piece in pieces:
-                    assert piece.memory is not None
-                    piece.memory.tensor.zero_()
+            sections = [stored for stored in new.sections.values() if not stored.scratch]
+            with self._ahead.using(sections, reads=(), writes=sections, precious=False):
+                for stored in sections:
+                    assert stored.memory is not None
+                    stored.memory.tensor.zero_()
                 yield {"weights": new.views("weights"), "state": new.views("state")}
 
     def copy(self, source: str, part: str) -> None:
@@ -228,15 +233,15 @@ class TieredStore:
         """
         old = self._part(source)
         with self._new(part, old.layout) as new:
-            for section, piece in new.pieces.items():
-                if not piece.scratch and old.pieces[section].filled:
-                    self._ahead.copy(old.pieces[section], piece)
+            for section, stored in new.sections.items():
+                if not stored.scratch and old.sections[section].filled:
+                    self._ahead.copy(old.sections[section], stored)
 
     def remove(self, part: str) -> None:
         """Forget a part. Its files go at once, or with the next commit if the last one needs them."""
         gone = self._part(part)
         self._drop(gone)
-        if any(piece.committed for piece in gone.pieces.values()):
+        if any(stored.committed for stored in gone.sections.values()):
             self._removed.append(gone)
         else:
             self._delete(gone)
@@ -252,7 +257,7 @@ class TieredStore:
         """
         self._ahead.announce(
             [
-                (each, self._pieces(each.part, each.sections), self._pieces(each.part, each.writes))
+                (each, self._stored(each.part, each.sections), self._stored(each.part, each.writes))
                 for each in accesses
             ]
         )
@@ -272,9 +277,9 @@ class TieredStore:
         part = self._part(access.part)
         sections: list[Section] = list(dict.fromkeys([*access.sections, *access.writes]))
         with self._ahead.using(
-            self._pieces(access.part, sections),
-            reads=self._pieces(access.part, access.sections),
-            writes=self._pieces(access.part, access.writes),
+            self._stored(access.part, sections),
+            reads=self._stored(access.part, access.sections),
+            writes=self._stored(access.part, access.writes),
             access=access,
         ):
             yield {section: part.views(section) for section in sections}
@@ -298,26 +303,26 @@ class TieredStore:
                 "'step'."
             )
         check_json(extra, "extra")
-        pieces = [piece for part in self._parts.values() for piece in part.pieces.values()]
-        for piece in pieces:
-            if piece.writer:
-                raise TierError(f"{piece} are in use for writing; leave that use before the commit.")
-        changed = [piece for piece in pieces if piece.dirty and not piece.scratch]
+        sections = [stored for part in self._parts.values() for stored in part.sections.values()]
+        for stored in sections:
+            if stored.writer:
+                raise TierError(f"{stored} are in use for writing; leave that use before the commit.")
+        changed = [stored for stored in sections if stored.dirty and not stored.scratch]
         with self._ahead.critical():
-            self._ahead.settle(changed)
-            for piece in changed:
-                if piece.resident:
-                    self._ahead.start("write", piece)
-            self._ahead.settle(changed)
+            self._ahead.drain(changed)
+            for stored in changed:
+                if stored.resident:
+                    self._ahead.start("write", stored)
+            self._ahead.drain(changed)
             self._ahead.check()
-            self._disk.sync(sorted({folder.file(piece) for piece in changed}))
+            self._disk.sync(sorted({folder.file(stored) for stored in changed}))
             folder.sync_names()
             parts = {name: part.record() for name, part in self._parts.items()}
             write_record(folder.path, CommitRecord(step, parts, extra), ready)
             self._step = step
-            for piece in changed:
-                assert piece.side is not None
-                piece.committed, piece.dirty = Stored(piece.side, piece.checksum), False
+            for stored in changed:
+                assert stored.side is not None
+                stored.committed, stored.dirty = SectionRecord(stored.side, stored.checksum), False
         for part in self._removed:
             folder.delete(part)
         self._removed.clear()
@@ -341,15 +346,15 @@ class TieredStore:
 
     # -------------------- inside
 
-    def _part(self, name: str) -> Part:
+    def _part(self, name: str) -> StoredPart:
         if name not in self._parts:
             self._ahead.check()
             raise TierError(f"the store holds no part {name!r}; create it first.")
         return self._parts[name]
 
-    def _pieces(self, name: str, sections: Iterable[Section]) -> list[Piece]:
-        pieces = self._part(name).pieces
-        return [pieces[section] for section in sections if section in pieces]
+    def _stored(self, name: str, sections: Iterable[Section]) -> list[StoredSection]:
+        found = self._part(name).sections
+        return [found[section] for section in sections if section in found]
 
     def _tiers(self, name: str) -> Mapping[Section, Tier]:
         if callable(self._placement):
@@ -359,7 +364,7 @@ class TieredStore:
         return self._placement[name]
 
     @contextmanager
-    def _new(self, name: str, layout: PartLayout) -> Iterator[Part]:
+    def _new(self, name: str, layout: PartLayout) -> Iterator[StoredPart]:
         """A part that is one of the store's if nothing inside raises."""
         if not _NAME.fullmatch(name):
             raise TierError(
@@ -369,14 +374,14 @@ class TieredStore:
             raise TierError(f"the store has a part {name!r} already; remove it first.")
         stems = {part.stem for part in [*self._parts.values(), *self._removed]}
         stem = next(each for each in (name, *(f"{name}+{n}" for n in range(len(stems)))) if each not in stems)
-        part = Part.of(name, layout, stem, self._tiers(name))
+        part = StoredPart.of(name, layout, stem, self._tiers(name))
         self._require_space([part])
         if self._folder is not None:
             self._folder.create(part)
         try:
-            for piece in part.pieces.values():
-                if piece.resident:
-                    piece.memory = Buffer(piece.nbytes)
+            for stored in part.sections.values():
+                if stored.resident:
+                    stored.memory = Buffer(stored.nbytes)
             yield part
         except BaseException:
             self._drop(part)
@@ -384,19 +389,19 @@ class TieredStore:
             raise
         self._parts[name] = part
 
-    def _drop(self, part: Part) -> None:
-        pieces = list(part.pieces.values())
-        for piece in pieces:
-            if piece.users:
-                raise TierError(f"{piece} are in use; leave that use first.")
-        self._ahead.forget(pieces)
+    def _drop(self, part: StoredPart) -> None:
+        sections = list(part.sections.values())
+        for stored in sections:
+            if stored.users:
+                raise TierError(f"{stored} are in use; leave that use first.")
+        self._ahead.forget(sections)
         self._parts.pop(part.name, None)
 
-    def _delete(self, part: Part) -> None:
+    def _delete(self, part: StoredPart) -> None:
         if self._folder is not None:
             self._folder.delete(part)
 
-    def _require_space(self, parts: Sequence[Part]) -> None:
+    def _require_space(self, parts: Sequence[StoredPart]) -> None:
         if self._folder is not None:
             self._folder.require_space(parts)
             return

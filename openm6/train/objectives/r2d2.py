@@ -37,6 +37,7 @@ from openm6.model.ranking import States, Verdict
 from openm6.tasks.collate import Batch
 from openm6.tasks.pairs import Texts, image_places, text_places
 from openm6.train.config import R2D2Config
+from openm6.train.objectives.nats import task_nats
 from openm6.train.objectives.objective import Objective
 from openm6.train.objectives.pair_losses import (
     Pairs,
@@ -46,7 +47,6 @@ from openm6.train.objectives.pair_losses import (
     ranking_loss,
 )
 from openm6.train.objectives.queue import Queue
-from openm6.train.objectives.seq2seq import task_nats
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The losses of M6's tasks: cross-entropy at predicted positions, InfoNCE for `match`.
 
-Legend: D width, M chosen positions, V text tokens, L cells, K codes a cell, Q codebook.
+Legend: D width, M chosen positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from openm6.giant.ranks.collectives import Group
 from openm6.model import M6
 from openm6.tasks.collate import Batch
 from openm6.train.objectives.contrastive import contrastive_loss
+from openm6.train.objectives.nats import task_nats
 from openm6.train.objectives.objective import Objective
+from openm6.train.objectives.partial import partial_losses
 
 
 class Seq2Seq(Objective):
@@ -29,8 +31,6 @@ class Seq2Seq(Objective):
         return task_losses(model, batch, contrastive=self.contrastive)
 
     def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
-        from openm6.train.shares import partial_losses  # which begins with this file
-
         return partial_losses(model, mine, whole, group)
 
 
@@ -55,32 +55,11 @@ def task_losses(model: M6, batch: Batch, *, contrastive: Collection[str] = ()) -
     return losses
 
 
-def task_nats(model: M6, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-    """What each predicted position of every task costs, (M) each, from the hidden states (B x T, D); of all
-    tasks but `match`."""
-    found: dict[str, Tensor] = {}
-    # The heads run only where something is predicted.
-    if len(batch.text_at):
-        logits_MV = model.text_logits(hidden[batch.text_at]).float()
-        nats_M = F.cross_entropy(logits_MV, batch.text_target, reduction="none")
-        found |= _by_task(batch, batch.text_task, nats_M)
-    if len(batch.cell_at):
-        logits_LKQ = model.code_logits(hidden[batch.cell_at], batch.cell_target).float()
-        nats = F.cross_entropy(logits_LKQ.flatten(0, 1), batch.cell_target.flatten(), reduction="none")
-        found |= _by_task(batch, batch.cell_task, nats.view(batch.cell_target.shape).mean(1))
-    return found
-
-
 def _text_of(batch: Batch, at_M: Tensor) -> Tensor:
     """A number for the text that each position belongs to: its example and the branch of it."""
     stream = batch.stream
     branches = stream.branch_BT.max() + 1
     return (stream.example_BT.long() * branches + stream.branch_BT).flatten()[at_M]
-
-
-def _by_task(batch: Batch, task_M: Tensor, nats_M: Tensor) -> dict[str, Tensor]:
-    shares = ((name, task_M == index) for index, name in enumerate(batch.tasks))
-    return {name: nats_M[mine] for name, mine in shares if mine.any()}
 
 
 def _info_nce(model: M6, image_MD: Tensor, text_MD: Tensor, same_MM: Tensor) -> Tensor:

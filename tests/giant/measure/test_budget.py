@@ -81,7 +81,7 @@ def test_peak_falls_back_to_resource_without_proc(monkeypatch: pytest.MonkeyPatc
     assert budget.resident_bytes() == budget.peak_resident_bytes()
 
 
-def test_settle_gives_back_what_the_allocator_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_gives_back_what_the_allocator_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.malloc.restype = ctypes.c_void_p
@@ -91,8 +91,8 @@ def test_settle_gives_back_what_the_allocator_keeps(monkeypatch: pytest.MonkeyPa
         for block in blocks[:-1]:  # the last one lies above the others and holds the heap up
             libc.free(block)
         held = budget.resident_bytes()
-        assert budget.settle() < held - (40 << 20)
+        assert budget.release_memory() < held - (40 << 20)
         libc.free(blocks[-1])
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(budget.ctypes, "CDLL", lambda _: pytest.fail("must not touch another C library"))
-    assert budget.settle() > 0
+    assert budget.release_memory() > 0

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openm6.giant.optimizers import adafactor, part_optimizer
-from openm6.giant.optimizers.adamw import _join, _split
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.adamw import join, split
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 
 SHAPES = {"up": (24, 37), "norm": (37,), "experts": (3, 16, 10), "kernel": (8, 4, 3, 3), "gate": ()}
-BOTH = [AdamW(clip=1.0), Adafactor(weight_decay=0.1)]
+BOTH = [AdamW(clip=1.0), AdamW8bit(clip=1.0), Adafactor(weight_decay=0.1)]
 
 
 def tensors(seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -42,7 +42,9 @@ def train(
     state = state_of(optimizer, weights)
     for step in range(1, steps + 1):
         gradients = tensors(step, scale=10.0 / step)
-        assert optimizer.update(weights, gradients, state, lr=lr, step=step, seed=step, scale=scale)
+        assert optimizer.update(
+            weights, gradients, state, lr=lr, steps=dict.fromkeys(weights, step), seed=step, scale=scale
+        )
     return state
 
 
@@ -66,6 +68,7 @@ def torch_adamw(
     return {name: p.detach() for name, p in parameters.items()}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("clip", [None, 30.0])
 def test_adamw_is_torchs_to_the_bit(clip: float | None) -> None:
     weights = tensors(0)
@@ -80,7 +83,7 @@ def test_adamw_bf16_weights_are_master_weights_rounded_to_nearest() -> None:
     state = train(AdamW(betas=(0.9, 0.98), weight_decay=0.1), weights, steps=30, lr=1e-4)
     for name, weight in weights.items():
         master = torch.empty(weight.numel())
-        _join(weight.view(-1), state[f"{name}.low"].view(-1), master)
+        join(weight.view(-1), state[f"{name}.low"].view(-1), master)
         assert torch.equal(master.view(weight.shape), expected[name])
         assert torch.equal(weight, expected[name].bfloat16())
 
@@ -89,9 +92,9 @@ def test_adamw_bf16_weights_are_master_weights_rounded_to_nearest() -> None:
 def test_a_master_weight_is_split_and_joined_without_loss(values: list[float]) -> None:
     master = torch.tensor(values, dtype=torch.float32)
     weight, low = torch.empty_like(master, dtype=torch.bfloat16), torch.empty_like(master, dtype=torch.int16)
-    _split(master.clone(), weight, low)
+    split(master.clone(), weight, low)
     assert torch.equal(
-        _join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32)
+        join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32)
     )
     # float64 holds the distances of an fp32 number from bf16 numbers exactly; beyond the largest there is none.
     inside = master.abs() <= torch.finfo(torch.bfloat16).max
@@ -126,7 +129,7 @@ def test_adafactor_is_that_of_transformers(scale_parameter: bool, weight_decay: 
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.clone()
         reference.step()
-        optimizer.update(weights, gradients, state, lr=1e-2, step=step, seed=0)
+        optimizer.update(weights, gradients, state, lr=1e-2, steps=dict.fromkeys(weights, step), seed=0)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, parameters[name].detach(), rtol=2e-5, atol=2e-6)
 
@@ -141,7 +144,7 @@ def test_adafactor_is_that_of_torch() -> None:
         gradient = tensors(step)["up"]
         parameter.grad = gradient.clone()
         reference.step()
-        optimizer.update(weight, {"up": gradient}, state, lr=1e-2, step=step, seed=0)
+        optimizer.update(weight, {"up": gradient}, state, lr=1e-2, steps=dict.fromkeys(weight, step), seed=0)
     torch.testing.assert_close(weight["up"], parameter.detach(), rtol=2e-5, atol=2e-6)
 
 
@@ -153,9 +156,13 @@ def test_adafactor_treats_a_stack_as_its_experts_one_by_one() -> None:
     apart = [state_of(optimizer, {"w": expert}) for expert in alone]
     for step in range(1, 6):
         gradient = tensors(step)["experts"] * torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1)
-        optimizer.update({"w": stack}, {"w": gradient}, together, lr=1e-2, step=step, seed=0)
+        optimizer.update(
+            {"w": stack}, {"w": gradient}, together, lr=1e-2, steps=dict.fromkeys({"w": stack}, step), seed=0
+        )
         for expert, state, part in zip(alone, apart, gradient, strict=True):
-            optimizer.update({"w": expert}, {"w": part}, state, lr=1e-2, step=step, seed=0)
+            optimizer.update(
+                {"w": expert}, {"w": part}, state, lr=1e-2, steps=dict.fromkeys({"w": expert}, step), seed=0
+            )
     assert torch.equal(stack, torch.stack(alone))
 
 
@@ -198,7 +205,9 @@ def test_adafactor_reads_bf16_gradients_as_their_fp32_copies(dtype: torch.dtype)
             gradients = {name: g.bfloat16() for name, g in tensors(step).items()}
             if widened:
                 gradients = {name: g.float() for name, g in gradients.items()}
-            assert optimizer.update(weights, gradients, state, lr=1e-2, step=step, seed=step)
+            assert optimizer.update(
+                weights, gradients, state, lr=1e-2, steps=dict.fromkeys(weights, step), seed=step
+            )
         results.append({**weights, **state})
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -210,7 +219,9 @@ def test_the_memory_layout_of_gradients_does_not_matter(optimizer: PartOptimizer
     for layout in (lambda g: g, lambda g: g.movedim(-1, 0).contiguous().movedim(0, -1) if g.dim() > 1 else g):
         weights = tensors(0)
         gradients = {name: layout(gradient) for name, gradient in tensors(1).items()}
-        assert optimizer.update(weights, gradients, state_of(optimizer, weights), lr=0.1, step=1, seed=1)
+        assert optimizer.update(
+            weights, gradients, state_of(optimizer, weights), lr=0.1, steps=dict.fromkeys(weights, 1), seed=1
+        )
         results.append(weights)
     for name in SHAPES:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-5, atol=1e-6)
@@ -222,7 +233,7 @@ def test_the_seed_decides_and_nothing_else(optimizer: PartOptimizer, dtype: torc
     def run(seed: int) -> dict[str, Tensor]:
         weights = {name: w.to(dtype) for name, w in tensors(0).items()}
         state = state_of(optimizer, weights)
-        optimizer.update(weights, tensors(1), state, lr=1e-3, step=1, seed=seed)
+        optimizer.update(weights, tensors(1), state, lr=1e-3, steps=dict.fromkeys(weights, 1), seed=seed)
         return weights
 
     first, again, other = run(1), run(1), run(2)
@@ -242,10 +253,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     before = copy.deepcopy((weights, state))
     gradients = tensors(3)
     gradients[name].view(-1)[-1] = bad
-    assert optimizer.update(weights, gradients, state, lr=1e-3, step=3, seed=3) is False
+    assert (
+        optimizer.update(weights, gradients, state, lr=1e-3, steps=dict.fromkeys(weights, 3), seed=3) is False
+    )
     for now, then in zip((weights, state), before, strict=True):
         assert all(torch.equal(now[key], then[key]) for key in then)
-    assert optimizer.update(weights, tensors(3), state, lr=1e-3, step=3, seed=3) is True
+    assert (
+        optimizer.update(weights, tensors(3), state, lr=1e-3, steps=dict.fromkeys(weights, 3), seed=3) is True
+    )
 
 
 @pytest.mark.parametrize("optimizer", BOTH, ids=lambda o: type(o).__name__)
@@ -253,7 +268,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
 def test_a_scale_that_is_not_finite_changes_nothing(optimizer: PartOptimizer, scale: float) -> None:
     weights = tensors(0)
     state = state_of(optimizer, weights)
-    assert not optimizer.update(weights, tensors(1), state, lr=1e-3, step=1, seed=1, scale=scale)
+    assert not optimizer.update(
+        weights, tensors(1), state, lr=1e-3, steps=dict.fromkeys(weights, 1), seed=1, scale=scale
+    )
     assert all(torch.equal(weights[name], tensors(0)[name]) for name in SHAPES)
 
 
@@ -263,7 +280,7 @@ def test_scale_multiplies_the_gradients(optimizer: PartOptimizer) -> None:
     train(optimizer, scaled, steps=1, lr=1e-2, scale=1 / 64)
     state = state_of(optimizer, plain)
     gradients = {name: gradient / 64 for name, gradient in tensors(1, scale=10.0).items()}
-    optimizer.update(plain, gradients, state, lr=1e-2, step=1, seed=1)
+    optimizer.update(plain, gradients, state, lr=1e-2, steps=dict.fromkeys(plain, 1), seed=1)
     for name in SHAPES:
         torch.testing.assert_close(scaled[name], plain[name], rtol=1e-6, atol=1e-7)
 
@@ -272,10 +289,12 @@ def test_adafactor_bounds_the_root_mean_square_of_an_update() -> None:
     weights = {"up": torch.zeros(24, 37)}
     optimizer = Adafactor()
     state = state_of(optimizer, weights)
-    optimizer.update(weights, {"up": tensors(1)["up"]}, state, lr=1e-2, step=1, seed=0)
+    optimizer.update(
+        weights, {"up": tensors(1)["up"]}, state, lr=1e-2, steps=dict.fromkeys(weights, 1), seed=0
+    )
     before = weights["up"].clone()
     gradients = {"up": 1e4 * tensors(2)["up"]}
-    optimizer.update(weights, gradients, state, lr=1e-2, step=100, seed=0)
+    optimizer.update(weights, gradients, state, lr=1e-2, steps=dict.fromkeys(weights, 100), seed=0)
     assert (weights["up"] - before).square().mean().sqrt().item() == pytest.approx(1e-2, rel=1e-4)
 
 
@@ -286,7 +305,7 @@ def test_adafactor_steps_by_its_rate_at_any_gradient_scale(rows: int, columns: i
     optimizer = Adafactor()
     state = state_of(optimizer, weights)
     gradient = scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns))
-    assert optimizer.update(weights, {"w": gradient}, state, lr=0.5, step=1, seed=0)
+    assert optimizer.update(weights, {"w": gradient}, state, lr=0.5, steps=dict.fromkeys(weights, 1), seed=0)
     change = weights["w"].square().mean().sqrt().item()
     assert 0.25 < change <= 0.5 * (1 + 1e-5)
 

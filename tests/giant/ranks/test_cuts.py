@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openm6.giant.ranks.collectives import Group
-from openm6.giant.ranks.cuts import add_up, gather, piece, pieces
+from openm6.giant.ranks.cuts import add_up, gather, slice_of, sliced
 from openm6.giant.ranks.processes import joined
 from openm6.giant.tiers.parts import TensorSpec
 from tests.ranked import on_ranks
@@ -21,10 +21,10 @@ SHAPES = {"matrix": (3, 5), "bias": (7,), "stack": (2, 3, 2), "scalar": (1,)}
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 9))
-def test_pieces_together_are_the_whole(shape: list[int], ranks: int):
+def test_slices_together_are_the_whole(shape: list[int], ranks: int):
     whole = torch.arange(float(torch.Size(shape).numel())).view(shape)
-    [spec] = pieces([TensorSpec("w", tuple(shape), torch.float32)], ranks)
-    cut = [piece(whole, rank, ranks) for rank in range(ranks)]
+    [spec] = sliced([TensorSpec("w", tuple(shape), torch.float32)], ranks)
+    cut = [slice_of(whole, rank, ranks) for rank in range(ranks)]
     assert {tuple(each.shape) for each in cut} == {spec.shape}
     assert (len(spec.shape) > 1) == (len(shape) > 1)  # weight decay asks
     flat = torch.cat([each.flatten() for each in cut])
@@ -42,7 +42,7 @@ def gathered_and_added_up() -> dict[str, Any]:
         assert ranks is not None and dist.group.WORLD is not None
         group, found = Group(dist.group.WORLD), {}
         for dtype in (torch.float32, torch.bfloat16):
-            own = {name: piece(each, group.rank, group.size) for name, each in weights(dtype).items()}
+            own = {name: slice_of(each, group.rank, group.size) for name, each in weights(dtype).items()}
             specs = [TensorSpec(name, shape, dtype) for name, shape in SHAPES.items()]
             found[str(dtype)] = gather(own, specs, group)
         # Rank 0 has no gradient of the bias, and nobody has one of the scalar.
@@ -65,4 +65,4 @@ def test_gathering_and_adding_up(size: int):
         assert found["whole"].keys() == found["cut"].keys() == SHAPES.keys() - {"scalar"}
         for name, total in found["whole"].items():
             torch.testing.assert_close(total, weights()[name] * factor[name])
-            torch.testing.assert_close(found["cut"][name], piece(total, rank, size))
+            torch.testing.assert_close(found["cut"][name], slice_of(total, rank, size))

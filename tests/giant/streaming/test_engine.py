@@ -27,6 +27,7 @@ def test_the_front_door_needs_no_torch_until_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("tier", [TIERS[0], TIERS[3]])
 def test_a_resumed_run_equals_one_that_was_never_stopped(tier: Any, tmp_path: Path) -> None:
     subject = experts()
@@ -160,11 +161,11 @@ def test_a_mixture_slot_that_layers_share_stays_in_memory(tmp_path: Path) -> Non
         assert giant.placement is not None
         pseudo, fixed = giant.placement.resident_bytes, giant.placement.fixed_bytes
         slots, settings = giant.slots, replace(giant.settings, budget=fixed + pseudo)
-        tight = build.solve_placement(slots, settings, fixed_bytes=fixed, settled={})
+        tight = build.solve_placement(slots, settings, fixed_bytes=fixed, staying={})
         assert {tier for tiers in tight.tiers.values() for tier in tiers.values()} == {"host"}
         with pytest.raises(ValueError, match="least budget"):
             build.solve_placement(
-                slots, replace(settings, budget=fixed + pseudo - 1), fixed_bytes=fixed, settled={}
+                slots, replace(settings, budget=fixed + pseudo - 1), fixed_bytes=fixed, staying={}
             )
 
 

@@ -18,7 +18,7 @@ from openm6.giant.tiers.commit import (
     RECORD,
     CommitRecord,
     PartRecord,
-    Stored,
+    SectionRecord,
     check_json,
     read_record,
     write_record,
@@ -45,12 +45,12 @@ pytestmark = pytest.mark.timeout(60)
 def record(step: int = 7) -> CommitRecord:
     parts = {
         "slot-0": PartRecord(
-            SMALL, "slot-0", {"weights": Stored("a", "0" * 16), "state": Stored("b", "f" * 16)}
+            SMALL, "slot-0", {"weights": SectionRecord("a", "0" * 16), "state": SectionRecord("b", "f" * 16)}
         ),
         "slot-1": PartRecord(
-            SMALL, "slot-1", {"weights": Stored("b", "1" * 16), "state": Stored("b", "2" * 16)}
+            SMALL, "slot-1", {"weights": SectionRecord("b", "1" * 16), "state": SectionRecord("b", "2" * 16)}
         ),
-        "frame": PartRecord(LARGE, "frame+0", {"weights": Stored("a", "3" * 16)}),
+        "frame": PartRecord(LARGE, "frame+0", {"weights": SectionRecord("a", "3" * 16)}),
     }
     return CommitRecord(step, parts, {"seed": 3, "rates": [1e-3, None, True], "名": {"é": "ü"}})
 
@@ -69,7 +69,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_every_dtype_and_a_giants_size(tmp_path: Path) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
     layout = PartLayout(tuple(TensorSpec(f"t{i}", (i, 3), dtype) for i, dtype in enumerate(dtypes)))
-    kept = PartRecord(layout, "x", {"weights": Stored("a", "0" * 16)})
+    kept = PartRecord(layout, "x", {"weights": SectionRecord("a", "0" * 16)})
     large = CommitRecord(1, {f"slot-{i:04d}.expert-0000": kept for i in range(1000)}, {})
     write_record(tmp_path, large)
     assert read_record(tmp_path) == large
@@ -220,7 +220,7 @@ class Crashes:
         watch("posix_fallocate", lambda name, *rest: "claimed")
         watch("fdatasync", synced)
         watch("fsync", synced)
-        watch("rename", renamed)
+        watch("replace", renamed)
         watch("unlink", lambda name, *rest: "deleted")
         watch("ftruncate", lambda name, *rest: "cut")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openm6.giant.measure.budget import settle
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.trace import Trace
 from openm6.giant.tiers.parts import PAGE, PartLayout, TensorSpec
 from openm6.giant.tiers.store import Access, TierError
@@ -93,7 +93,7 @@ def test_reads_run_ahead_as_far_as_buffers_allow(tmp_path: Path) -> None:
             pass
         before = store.stats
         store.announce(Access(name, ("weights",)) for name in NAMES)
-        store._ahead.settle([piece for part in store._parts.values() for piece in part.pieces.values()])
+        store._ahead.drain([each for part in store._parts.values() for each in part.sections.values()])
         ahead = store.stats.bytes_read - before.bytes_read
         assert 3 * PAGE <= ahead <= 4 * PAGE  # the first may be in memory still
         for name in NAMES:
@@ -322,10 +322,10 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 
         for _ in range(3):
             step()
-        before = settle()  # without what the allocator happens to hold in reserve
+        before = release_memory()  # without what the allocator happens to hold in reserve
         for _ in range(20):
             step()
-        assert settle() - before < layout.nbytes
+        assert release_memory() - before < layout.nbytes
 
 
 def test_small_parts_cost_little_time(tmp_path: Path) -> None:

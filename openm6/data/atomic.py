@@ -1,0 +1,65 @@
+"""Files that are replaced as a whole: a reader finds the old content or the new one, never a part of it.
+
+    with replacing(path) as fresh:
+        fresh.write_text(text)
+
+The new content goes to a file beside the old one, under the name `temporary(path)`, and is then renamed over it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def temporary(path: Path) -> Path:
+    """The name of a file's new content until it is complete."""
+    return path.with_name(f"{path.name}.tmp")
+
+
+@contextmanager
+def replacing(
+    path: str | Path, *, durable: bool = False, ready: Callable[[], None] | None = None
+) -> Iterator[Path]:
+    """A path to write to inside; on leaving, the file there takes the place of `path`.
+
+    If the body raises, `path` stays as it is and the new file is deleted.
+
+    Args:
+        path: the file to replace or to make.
+        durable: whether the new content must survive a power cut as soon as this returns. It costs two syncs.
+        ready: called when the new content is safe on the disk, before it takes effect.
+    """
+    path = Path(path)
+    fresh = temporary(path)
+    try:
+        yield fresh
+        if durable:
+            sync(fresh)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    if ready is not None:
+        sync(path.parent)
+        ready()
+    os.replace(fresh, path)
+    if durable:
+        sync(path.parent)
+
+
+def finish(path: Path) -> None:
+    """Give content that is complete, under its temporary name, the name of its file."""
+    os.replace(temporary(path), path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, safe on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,135 @@
+"""Which parts' weights stay on the device: solved from its budget, after the host's placement.
+
+A part whose weights pass through the buffers of the device is copied to it twice in a step of training (forward,
+backward). One that stays is copied once, when it was updated. So every byte on the device saves the same. What
+decides is that every step uses the bodies of slots, and experts only when they are chosen. Parts that stay are
+spread over the depth, so that copies always have something to hide behind.
+
+Only weights that are resident on the host can stay on the device: the host's copy is the one that is updated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from openm6.giant.measure.budget import format_bytes, format_least
+from openm6.giant.streaming.placement import Override, Placement, by_worth, kind_of, ranges
+from openm6.giant.tiers.device_store import BUFFERS
+from openm6.giant.tiers.parts import PartLayout, packed_bytes
+
+
+@dataclass(frozen=True)
+class DevicePlacement:
+    """The parts whose weights stay on the device, and the size of the buffers for the others.
+
+    Called with a part's name it answers whether its weights stay.
+    """
+
+    resident: frozenset[str]
+    layouts: Mapping[str, PartLayout]
+    budget_bytes: int
+    fixed_bytes: int  # what computing takes: the frame, activations, gradients of a part
+    buffer_bytes: int  # of each of `BUFFERS` buffers
+
+    def __call__(self, part: str) -> bool:
+        return part in self.resident
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(packed_bytes(self.layouts[part].weights) for part in self.resident)
+
+    @property
+    def unused_bytes(self) -> int:
+        return self.budget_bytes - self.fixed_bytes - self.resident_bytes - BUFFERS * self.buffer_bytes
+
+    def traffic_bytes(self, *, trains: bool) -> int:
+        """Weights that a step copies to the device, if every part is used."""
+        times = (1, 2) if trains else (0, 1)
+        return sum(
+            times[part not in self.resident] * packed_bytes(layout.weights)
+            for part, layout in self.layouts.items()
+        )
+
+    def table(self, *, trains: bool) -> str:
+        """The placement as plain text: tier, section, bytes, parts."""
+        weights = [part for part, layout in self.layouts.items() if layout.weights]
+        rows = [
+            ("fixed", self.fixed_bytes, "frame, activations, gradients of a part"),
+            ("buffers", BUFFERS * self.buffer_bytes, "weights on their way"),
+        ]
+        for kind in dict.fromkeys(map(kind_of, weights)):
+            of_kind = [part for part in weights if kind_of(part) == kind]
+            stay = [part for part in of_kind if part in self.resident]
+            if stay:
+                size = sum(packed_bytes(self.layouts[part].weights) for part in stay)
+                names = f"{len(stay)} of {len(of_kind)} {kind}: {ranges(stay, self.layouts)}"
+                rows.append(("weights", size, names))
+        rows.append(("unused", self.unused_bytes, ""))
+        lines = [f"device budget {format_bytes(self.budget_bytes)}"]
+        lines += [f"  device {s:<9} {format_bytes(b):>10}  {names}".rstrip() for s, b, names in rows]
+        traffic = format_bytes(self.traffic_bytes(trains=trains))
+        return "\n".join([*lines, f"  a step copies {traffic} of weights to the device"])
+
+
+def solve_device(
+    placement: Placement, *, budget_bytes: int, fixed_bytes: int, override: Override | None = None
+) -> DevicePlacement:
+    """As many weights on the device as its budget holds beside what is fixed and the buffers for the rest.
+
+    Args:
+        placement: of the host and the disk; its parts have weights that may stay if they are resident there.
+        budget_bytes: what the process may hold on the device.
+        fixed_bytes: what it holds there beside parts and buffers.
+        override: as for `solve`: "device" keeps a part's weights there, "host" or "disk" keeps them off it.
+
+    Raises:
+        ValueError: the budget cannot hold the buffers and what the override puts there.
+    """
+    parts = {part: layout for part, layout in placement.layouts.items() if layout.weights}
+    sizes = {part: packed_bytes(layout.weights) for part, layout in parts.items()}
+    wanted = _wanted(parts, override or {})
+    order = [part for part, section in by_worth(parts) if section == "weights"]
+    free = [part for part in order if part not in wanted and placement.tiers[part]["weights"] != "disk"]
+    kept = [part for part in order if wanted.get(part)]
+
+    prefixes = list(_prefixes(sizes, kept, free))
+    least = min(takes for _, takes, _ in prefixes)
+    fitting = [prefix for prefix in prefixes if fixed_bytes + prefix[1] <= budget_bytes]
+    if not fitting:
+        raise ValueError(
+            f"a device budget of {format_bytes(budget_bytes)} is too small: {format_bytes(fixed_bytes)} for frame "
+            f"and activations and {format_bytes(least)} for parts make the least budget "
+            f"{format_least(fixed_bytes + least)}"
+        )
+    count, _, largest = fitting[-1]
+    resident = frozenset([*kept, *free[:count]])
+    return DevicePlacement(resident, placement.layouts, budget_bytes, fixed_bytes, largest)
+
+
+def _prefixes(
+    sizes: Mapping[str, int], kept: Sequence[str], free: Sequence[str]
+) -> Iterator[tuple[int, int, int]]:
+    """(count, bytes on the device, size of a buffer) with `kept` and the first `count` of `free` resident.
+
+    The bytes may fall as the count grows: the last large part to become resident makes the buffers small.
+    """
+    others, resident = Counter(sizes.values()), 0  # few sizes: most parts are alike
+    for count, part in enumerate([*kept, None, *free], -len(kept)):
+        if part is not None:
+            resident += sizes[part]
+            others[sizes[part]] -= 1
+            others += Counter()  # drops what is zero
+        if count >= 0:
+            yield count, resident + BUFFERS * max(others, default=0), max(others, default=0)
+
+
+def _wanted(parts: Mapping[str, PartLayout], override: Override) -> dict[str, bool]:
+    """What the override says of parts' weights: whether they stay on the device."""
+    found: dict[str, bool] = {}
+    for pattern, sections in override.items():
+        if "weights" in sections:
+            found |= {part: sections["weights"] == "device" for part in parts if fnmatchcase(part, pattern)}
+    return found

@@ -1,0 +1,183 @@
+"""The device tier: weights come from a store's host memory to the device, part by part, ahead of their use.
+
+    resident parts   keep a copy of their weights on the device, renewed whenever they change
+    other parts      pass through buffers: one is computed with while the next is filled
+
+The host's weights stay the ones that count: updates change them, commits store them. So a use for computing
+yields the device's weights and, as `host`, the store's own views, which an update changes.
+
+Copies run beside the computation, because the host only queues both: it queues a part's computation, goes on to
+the next part, and queues that one's copy while the device is still busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from openm6.giant.tiers.devices import Device, Event
+from openm6.giant.tiers.parts import PartLayout, packed_bytes, views
+from openm6.giant.tiers.store import Access, TieredStore, Views
+
+BUFFERS = 2  # one in use, one being filled
+
+
+class OnDevice(dict[Any, Any]):
+    """Views of a part whose weights are on the device. `host` are the store's own views.
+
+    `release` says that all work that reads the device's weights is queued: their memory is used again behind it.
+    Leaving the use says the same.
+    """
+
+    def __init__(self, own: Views, weights: dict[str, Tensor], release: Callable[[], None]) -> None:
+        super().__init__(own)
+        self["weights"] = weights
+        self.host, self.release = own, release
+
+
+class DeviceStore:
+    """`store`, whose parts' weights are computed with on `device`.
+
+    Args:
+        store: where parts live on the host and on the disk; whoever made it closes it.
+        device: where weights are wanted.
+        resident: whether a part's weights stay on the device.
+        buffer_bytes: size of each of the `BUFFERS` buffers: the largest of the other parts' weights.
+    """
+
+    def __init__(
+        self, store: TieredStore, device: Device, *, resident: Callable[[str], bool], buffer_bytes: int
+    ) -> None:
+        self.host, self.device = store, device
+        self._stays, self._buffer_bytes = resident, buffer_bytes
+        self._resident: dict[str, Tensor] = {}
+        self._idle: list[
+            tuple[Tensor, Event | None]
+        ] = []  # buffers, and the last computation that reads each
+        self._made = 0  # buffers
+        self._copying: tuple[Event, ExitStack] | None = None  # an upload, and the use that holds its source
+
+    # -------------------- as a store
+
+    def announce(self, accesses: Iterable[Access]) -> None:
+        """See `TieredStore.announce`."""
+        self.host.announce(accesses)
+
+    def layout(self, part: str) -> PartLayout:
+        return self.host.layout(part)
+
+    @contextmanager
+    def use(self, access: Access) -> Iterator[Views]:
+        """See `TieredStore.use`. Where weights alone are read, the views are `OnDevice`.
+
+        At most `BUFFERS` parts that are not resident may be in use (and not released) at a time.
+        """
+        self.settle()
+        uses = self._use_on_device if access.sections == ("weights",) else self._use_on_host
+        with uses(access) as found:
+            yield found
+
+    @contextmanager
+    def _use_on_host(self, access: Access) -> Iterator[Views]:
+        with self.host.use(access) as own:
+            yield own
+            if "weights" in access.writes:
+                self._renew(access.part, own["weights"])
+
+    @contextmanager
+    def _use_on_device(self, access: Access) -> Iterator[Views]:
+        part, kept = access.part, self._resident.get(access.part)
+        if kept is not None and not access.writes:  # nothing of the host's is needed
+            yield OnDevice({}, self._tensors(part, kept), _nothing)
+            return
+        with ExitStack() as source:
+            own = source.enter_context(self.host.use(access))
+            memory, copied, release = (kept, None, _nothing) if kept is not None else self._bring(part, own)
+            if copied is not None and not access.writes:
+                self._copying = copied, source.pop_all()
+            try:
+                yield OnDevice(own, self._tensors(part, memory), release)
+            finally:
+                release()
+            if "weights" in access.writes:
+                self._renew(part, own["weights"])
+
+    # -------------------- on the device
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of weights that stay on the device, as far as they have been there."""
+        return sum(memory.nbytes for memory in self._resident.values())
+
+    def settle(self) -> None:
+        """Wait until no copy reads the host's memory, and give that back."""
+        if self._copying is not None:
+            (copied, source), self._copying = self._copying, None
+            copied.synchronize()
+            source.close()
+
+    def forget(self) -> None:
+        """Let go of all memory on the device: parts have changed names or sizes."""
+        self.settle()
+        assert len(self._idle) == self._made, "a part is in use"
+        self.device.synchronize()
+        for memory in [*self._resident.values(), *(memory for memory, _ in self._idle)]:
+            self.device.free(memory)
+        self._resident.clear()
+        self._idle.clear()
+        self._made = 0
+
+    def _bring(self, part: str, own: Views) -> tuple[Tensor, Event, Callable[[], None]]:
+        """The part's weights on the device: their memory, the end of the copy, and how to release them."""
+        if self._stays(part):
+            memory, free, release = self.device.empty(self._nbytes(part)), None, _nothing
+            self._resident[part] = memory
+        else:
+            memory, free = self._take_buffer(part)
+            release = self._releaser(memory)
+        copied = self._upload(own["weights"], self._tensors(part, memory), after=free)
+        copied.wait()
+        return memory, copied, release
+
+    def _take_buffer(self, part: str) -> tuple[Tensor, Event | None]:
+        assert self._nbytes(part) <= self._buffer_bytes, f"{part} is larger than a buffer"
+        if self._made < BUFFERS:
+            self._made += 1
+            return self.device.empty(self._buffer_bytes), None
+        assert self._idle, "more parts are in use than there are buffers"
+        return self._idle.pop(0)  # the one that has rested longest
+
+    def _releaser(self, memory: Tensor) -> Callable[[], None]:
+        def release() -> None:
+            if waiting:
+                self._idle.append((waiting.pop(), self.device.mark()))
+
+        waiting = [memory]
+        return release
+
+    def _renew(self, part: str, weights: dict[str, Tensor]) -> None:
+        """The host's weights have changed: so do those that stay on the device."""
+        memory = self._resident.get(part)
+        if memory is not None:
+            copied = self._upload(weights, self._tensors(part, memory), after=self.device.mark())
+            copied.synchronize()  # the host's memory is written behind, and used again
+            copied.wait()
+
+    def _upload(self, weights: dict[str, Tensor], target: dict[str, Tensor], *, after: Event | None) -> Event:
+        copied = self.device.mark()  # of a part without weights
+        for name, weight in weights.items():
+            copied = self.device.upload(weight, target[name], after=after)
+        return copied  # copies go one after the other: the last one ends them all
+
+    def _tensors(self, part: str, memory: Tensor) -> dict[str, Tensor]:
+        return views(self.host.layout(part).weights, memory)
+
+    def _nbytes(self, part: str) -> int:
+        return packed_bytes(self.host.layout(part).weights)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,74 @@
+"""What the training of photo search reads: augmented pictures, and maps of the early layers kept for a round.
+
+The early layers stay as they were pretrained, so their maps of a picture can be used again. A round augments and
+maps at most `ROUND` pictures once and passes over the maps `REUSE` times: half of the decoding and much of the
+forward pass for nothing, in a memory that does not grow with the catalogue.
+
+Every random choice of a round comes from (seed, round), so that a run that was killed ends like one that was not.
+
+Shape suffixes: N pictures, C channels, H and W rows and columns, S side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openm6.data.augment import AugmentConfig, augment, stack_rgba
+from openm6.modalities.efficientnet import photo_values
+from openm6.search.learned.photo_net import PhotoNet
+from openm6.train.memory import native_bf16
+
+ROUND = 4096  # pictures
+REUSE = 2
+LOT = 64  # pictures mapped at a time
+ITEM_CHANGES = AugmentConfig(
+    shift=0.08,
+    scale=0.2,
+    stretch=0.1,
+    rotate=10,
+    colour=0.3,
+    hue=0.02,
+    grey=0.05,
+    background=0,
+    outline=0,
+    erase=0.25,
+)
+# Of queries: the detection branch has to find the item where it is, so nothing is covered.
+QUERY_CHANGES = ITEM_CHANGES.model_copy(update={"shift": 0.05, "scale": 0.1, "rotate": 5, "erase": 0})
+
+
+def changed(
+    pictures: Sequence[np.ndarray], size: int, changes: AugmentConfig, generator: torch.Generator
+) -> Tensor:
+    """Augmented pictures as the network reads them, (N, 3, S, S)."""
+    names, fixed = [""] * len(pictures), torch.zeros(len(pictures), dtype=torch.bool)
+    return photo_values(augment(stack_rgba(pictures, size), names, changes, generator, keep_colour=fixed))
+
+
+@torch.no_grad()
+def early_maps(net: PhotoNet, lots: Iterator[list[np.ndarray]], generator: torch.Generator) -> Tensor:
+    """Maps (N, C, H, W) of augmented pictures, bf16, channels last."""
+    size, maps = net.config.image_size, []
+    for lot in lots:
+        x_NCHW = changed(lot, size, ITEM_CHANGES, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
+            maps.append(net.early(x_NCHW).bfloat16().contiguous(memory_format=torch.channels_last))
+    return torch.cat(maps)
+
+
+def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """A shuffled pass over 0 .. n - 1 in batches of `size`; a rest that is less than half of one is left out."""
+    order = rng.permutation(n)
+    for start in range(0, n, size):
+        part = order[start : start + size]
+        if len(part) * 2 >= min(size, n):
+            yield part
+
+
+def n_batches(n: int, size: int) -> int:
+    """How many `batches` there are."""
+    return n // size + (2 * (n % size) >= size or n < size)

@@ -1,0 +1,1 @@
+"""Simulated data for development: nothing here runs in the service."""

@@ -1,0 +1,17 @@
+"""Slots of a script: where a text says [name], [colour] or [price] until an item's values are filled in.
+
+So a script's name and price are right by construction, for items that the writer never saw (delexicalisation,
+Wen et al., 1508.01745). The source of a script says its language, the kind of item and the slots that it may use:
+"en food & drink colour price".
+"""
+
+from __future__ import annotations
+
+SLOTS = ("colour", "price")  # beside the name, which every item has
+OTHER = "other"
+CATEGORIES = ("food & drink", "animals & nature", "objects", "activities", OTHER)
+
+
+def source(lang: str, category: str, slots: tuple[str, ...]) -> str:
+    """The source of a script: what its writer reads of an item."""
+    return " ".join((lang, category if category in CATEGORIES else OTHER, *(s for s in SLOTS if s in slots)))

@@ -1,0 +1,167 @@
+"""A folder of checkpoints: a checkpoint appears in it whole or not at all, and is checked when it is read.
+
+    run_dir/checkpoints/step-00000500/
+        *.safetensors           tensors, as `whole` or `sharded` lay them out
+        state.json              step, the caller's state, what is no tensor, the SHA-256 of every file
+
+A checkpoint is written under a temporary name, flushed to the disk and then renamed. A kill or a power cut at
+any moment leaves either the old set of checkpoints or the new one. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from openm6.data.atomic import sync
+
+CHECKPOINTS = "checkpoints"
+STATE_FILE = "state.json"
+
+_FORMAT = 1
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".tmp-"
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a kill leaves no part of it under its name."""
+    doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def finished(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every finished checkpoint, oldest first."""
+    root = Path(run_dir) / CHECKPOINTS
+    entries = root.iterdir() if root.is_dir() else ()
+    found = ((_STEP_NAME.fullmatch(entry.name), entry) for entry in entries)
+    return sorted((int(match[1]), entry) for match, entry in found if match)
+
+
+def begin(run_dir: Path, step: int) -> tuple[Path, Path]:
+    """Delete what an earlier attempt left. Returns the folder of all checkpoints, and a new one in it to fill."""
+    root = Path(run_dir) / CHECKPOINTS
+    root.mkdir(parents=True, exist_ok=True)
+    for stray in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stray)
+    folder = root / f"{_TEMPORARY}step-{step:08d}"
+    folder.mkdir()
+    return root, folder
+
+
+def seal(
+    folder: Path,
+    step: int,
+    *,
+    files: dict[str, str],
+    aliases: dict[str, str],
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Write state.json; `files` are the SHA-256 of the others by name."""
+    content = {
+        "format": _FORMAT,
+        "step": step,
+        "files": files,
+        "aliases": aliases,
+        "optimizer": optimizer,
+        "state": state,
+    }
+    sealed = {"sha256": _json_sha256(content), **content}
+    (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
+
+
+def publish(run_dir: Path, step: int, folder: Path, *, keep: int) -> Path:
+    """Give a folder that is filled and safe on the disk its name. Delete the checkpoints that it makes outdated."""
+    root = folder.parent
+    final = root / f"step-{step:08d}"
+    if final.exists():
+        _discard(final)
+    os.rename(folder, final)
+    sync(root)
+    others = [entry for entry in finished(run_dir) if entry[0] != step]
+    abandoned = [path for other, path in others if other > step]
+    outdated = [path for other, path in others if other < step][: len(others) - len(abandoned) - (keep - 1)]
+    for path in (*abandoned, *outdated):
+        _discard(path)
+    return final
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The checked content of a checkpoint's state.json; ValueError if it is missing, torn or altered."""
+    try:
+        content = json.loads((path / STATE_FILE).read_bytes())
+        claimed = content.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint {path} is damaged: {STATE_FILE} is missing or is not whole."
+        ) from error
+    if claimed != _json_sha256(content):
+        raise ValueError(f"the checkpoint {path} is damaged: {STATE_FILE} was altered.")
+    if content["format"] != _FORMAT:
+        raise ValueError(
+            f"the checkpoint {path} has format {content['format']}, this version reads format {_FORMAT}."
+        )
+    return content
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raise `ValueError` with the reason unless every file of the checkpoint is what was written."""
+    for name, expected in read_state(Path(path))["files"].items():
+        file = Path(path) / name
+        if not file.is_file():
+            raise ValueError(f"the checkpoint {path} is damaged: {name} is missing.")
+        if file_sha256(file) != expected:
+            raise ValueError(f"the checkpoint {path} is damaged: {name} was truncated or altered.")
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None if the run has none yet.
+
+    A damaged one is passed over with a `RuntimeWarning`, so that the run goes on from the one before it.
+
+    Raises:
+        ValueError: there are checkpoints and all are damaged.
+    """
+    reasons = []
+    for _, path in reversed(finished(run_dir)):
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warnings.warn(f"{reason} Going on from {path.name}.", RuntimeWarning, stacklevel=2)
+        return path
+    if reasons:
+        raise ValueError(
+            f"no checkpoint in {Path(run_dir) / CHECKPOINTS} can be read ({' '.join(reasons)}); restore one "
+            "from a copy, or delete that folder to train from the start."
+        )
+    return None
+
+
+def read_checkpoint_state(path: Path) -> dict[str, Any]:
+    """The `state` that was given to `save_checkpoint`, with its "step", without reading any tensor.
+
+    What decides the model's shape (`sharing`: is the run delinked yet?) must be known before it is built
+    and loaded.
+
+    Raises:
+        ValueError: the checkpoint's state.json is damaged.
+    """
+    content = read_state(Path(path))
+    return {**content["state"], "step": content["step"]}
