@@ -65,6 +65,12 @@ class Frame:
         for index, layer in enumerate(self.layers):
             _forget_weights(layer)
             layer.forward = partial(ask, index)
+        self._outer = [
+            (path or type(module).__name__, module, name)
+            for path, module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False  # pyright: ignore[reportArgumentType] (layers are, always)
@@ -110,6 +116,11 @@ class Frame:
         for path, module in self.model.named_modules():
             if module not in inside:
                 yield path, module
+
+    def outer_versions(self) -> list[tuple[str, tuple[int, int]]]:
+        """Marks of the buffers outside the layers, by module: others as soon as one of them is changed."""
+        now = ((name, module._buffers[attribute]) for name, module, attribute in self._outer)
+        return [(name, (id(buffer), buffer._version)) for name, buffer in now if buffer is not None]
 
     # -------------------- running it
 
@@ -249,10 +260,9 @@ def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None
 
     `loss(model, batch)` returns a scalar tensor, a dict of them, or an object with `.loss`; by default the
     model is called with the batch (`**` a mapping, `*` a tuple). `layers` names the ModuleList if there are
-    several. Raises ValueError for a model without such a stack, with frozen parameters, with adapters, or whose
-    shared layers are not neighbours.
+    several. Raises ValueError for a model without such a stack, with frozen parameters, or whose shared layers
+    are not neighbours.
     """
-    model = unwrapped(model)
     stack = find_stack(model, layers)
     if isinstance(stack, SlotStack) and not isinstance(model, M6):
         raise ValueError(
@@ -261,22 +271,6 @@ def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None
     if isinstance(stack, SlotStack) and loss is None:
         raise ValueError("M6 has many tasks: pass loss=lambda model, batch: ..., for instance task_losses.")
     return Frame(model, stack, loss or call_model)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` or a data-parallel wrapper. Raises ValueError for one with adapters."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None or (
-        isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        and (inner := model.module) is not None
-    ):
-        assert isinstance(inner, nn.Module)
-        model = inner
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            f"{type(model).__name__} has adapters beside frozen weights, and streaming trains every parameter; "
-            "merge them first (merge_and_unload), or stream the model without them."
-        )
-    return model
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

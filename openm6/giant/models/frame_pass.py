@@ -130,6 +130,7 @@ def ask(layer: int, /, *args: Any, **kwargs: Any) -> Any:
             "instead: step, evaluate, logits, generate"
         )
     modes = Modes.now()
+    assert here.parent is not None
     out, noted = here.parent.switch(Call(layer, args, kwargs, modes, copy_context()))
     modes.restore()
     for name, values in noted.items():

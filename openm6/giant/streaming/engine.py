@@ -20,21 +20,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from openm6.giant.measure.budget import parse_bytes, release_memory
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
-from openm6.giant.models.frame import Buffers, Frame, Loss, open_frame
+from openm6.giant.models.frame import Buffers, Frame
 from openm6.giant.models.frame_values import tensors_of
-from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.slots import FRAME, Slot
-from openm6.giant.models.vocabulary import store_frame_as
-from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
-from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
@@ -46,7 +42,7 @@ from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
 from openm6.giant.streaming.updates import weight_names
-from openm6.giant.streaming.where import Kept, OnADevice, open_place
+from openm6.giant.streaming.where import OnADevice, open_place
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
 
@@ -473,105 +469,3 @@ class Giant:
         if self.settings.group is not None:
             machine.summed, machine.ranked = self.settings.group.total, True
         return machine
-
-
-def stream(
-    model: nn.Module | str | Path,
-    *,
-    budget: str | int,
-    disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
-    lr: float = 1e-4,
-    weights_dtype: torch.dtype = torch.float32,
-    compute_dtype: torch.dtype = torch.float32,
-    durability: Literal["step", "none"] = "step",
-    activations: Kept = "host",
-    device: str = "cpu",
-    device_budget: str | int | None = None,
-    global_clip: float | None = None,
-    layers: str | None = None,
-    loss: Loss | None = None,
-    loss_weights: Mapping[str, float] | None = None,
-    weigh: Literal["tokens", "batches"] = "tokens",
-    fill: Fill | None = None,
-    seed: int = 0,
-    threads: int = 4,
-    placement: Mapping[str, Mapping[Section, Tier]] | None = None,
-    buffer_bytes: int | None = None,
-    trace: Trace | str | Path | None = None,
-    group: Group | None = None,
-) -> Giant:
-    """Open a model for training within a memory budget; the module itself is taken over.
-
-    Args:
-        model: an M6, a module whose layers sit in one `ModuleList` and run one after the other, or the folder of
-            a causal language model of `transformers`, which is read tensor by tensor.
-        budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
-        disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
-            "adafactor", or one made by hand; None to run the model only.
-        lr: learning rate, where `step` is given none.
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
-            float32, and so are norms and biases of any frame.
-        compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
-        durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
-            runs).
-        activations: where the layers' inputs wait for the backward pass: host, disk, or (with one) device.
-        device: where layers compute: "cpu"; "cuda", "cuda:1" ...; "auto": the accelerator, if there is one;
-            "arena:64MiB": a stand-in of that size in host memory, to try placements. Not measured on a GPU.
-        device_budget: most memory that the process may hold on the device; by default what is free, less a margin.
-        global_clip: largest norm of all gradients together. It costs writing and reading them; by default
-            the optimizer clips each part by itself.
-        layers: dotted path of the ModuleList, if the model has several.
-        loss: `loss(model, batch)` gives a scalar, a dict of them, or an object with `.loss`; the default calls the
-            model with the batch.
-        loss_weights: of a dict's losses; 1 where it says nothing.
-        weigh: how micro-batches count. "tokens": batches that are mappings with "labels" by their targets (labels
-            other than -100), so that a batch cut in two gives the loss of the whole; others alike. "batches": all
-            alike.
-        fill: `fill(name, out, expert)` writes first values of a parameter (of one expert of a mixture), for
-            a model that is on meta.
-        seed: of dropout and stochastic rounding.
-        threads: for reading and writing.
-        placement: {part: {section: tier}} that goes before what the budget says.
-        buffer_bytes: for what is read ahead and written behind; by default, what suits the budget.
-        trace: file for a Chrome trace of compute and I/O.
-        group: ranks that train this model together, each with a `disk` of its own. The loss of a micro-batch is the
-            sum of what they compute of it; slots of a single layer are cut among them.
-
-    Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
-    """
-    source: Path | None = None
-    opened: Source | None = None
-    if isinstance(model, (str, Path)):
-        source = Path(model)
-        model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
-        opened = Source(source, model)
-        fill = fill or opened.read
-    frame = open_frame(plain_model(model), loss=loss, layers=layers)
-    if not frame.is_m6:
-        store_frame_as(frame.model, weights_dtype, frame.modules())
-    if opened is not None and optimizer is None:
-        inference.embeddings_on_disk(frame.model, opened, frame.modules())
-    settings = Settings(
-        budget=parse_bytes(budget),
-        disk=None if disk is None else Path(disk),
-        optimizer=named_optimizer(optimizer, global_clip),
-        lr=lr,
-        weights_dtype=weights_dtype,
-        compute_dtype=compute_dtype,
-        durability="none" if optimizer is None else durability,  # what is not changed needs no second side
-        activations=activations,
-        device=device,
-        device_budget=None if device_budget is None else parse_bytes(device_budget),
-        global_clip=global_clip,
-        loss_weights=loss_weights or {},
-        weigh=weigh,
-        seed=seed,
-        threads=threads,
-        placement=placement,
-        buffer_bytes=buffer_bytes,
-        group=group,
-    )
-    traced = trace if isinstance(trace, Trace) else Trace(trace)
-    return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,14 +31,15 @@ def save(
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
                 pass  # its slices have gone to the rank that writes
-    elif frame.is_m6:
+    elif isinstance(frame.model, M6):
         _save_m6(store, frame, slots, folder)
     else:
         _save_module(store, frame, slots, folder, source)
 
 
 def _save_m6(store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path) -> None:
-    save_config(folder, config=cast(M6, frame.model).config, sharing=frame.sharing)
+    assert isinstance(frame.model, M6)
+    save_config(folder, config=frame.model.config, sharing=frame.sharing)
     kept = {**frame.parameters, **frame.buffers}
     specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]
     for slot in slots:

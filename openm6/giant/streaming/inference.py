@@ -70,7 +70,7 @@ def embeddings_on_disk(
         if (plain or isinstance(module, NarrowEmbedding)) and name in used_once and source.has_rows(name):
             parent, _, leaf = path.rpartition(".")
             assert isinstance(module, (nn.Embedding, NarrowEmbedding))
-            setattr(model.get_submodule(parent), leaf, DiskEmbedding(source, f"{path}.weight", module))
+            setattr(model.get_submodule(parent), leaf, DiskEmbedding(source, name, module))
 
 
 @contextmanager

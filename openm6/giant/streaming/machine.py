@@ -17,8 +17,9 @@ from openm6.giant.models.frame_values import join, split
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming.activations import Activations
 from openm6.giant.streaming.compute import Precision, Scratch
+from openm6.giant.streaming.trial import Trials
 from openm6.giant.streaming.updates import Updates, seeds
-from openm6.giant.streaming.visits import MicroBatch, Visit, Way
+from openm6.giant.streaming.visits import FromGraph, MicroBatch, Visit, Way
 from openm6.giant.streaming.where import Host
 from openm6.giant.tiers.store import Access, TieredStore
 
@@ -53,7 +54,9 @@ class Machine:
     way: Way = "replayed"  # how gradients find their way between layers; see `visits`
     order: list[int] | None = None  # slots by number, in the order of the last pass; None: that of the layers
     last: int | None = None  # the layer after which the last pass ended
+    moved: dict[str, set[int]] = field(default_factory=dict)  # by buffer: places of a pass that change it
     moving: set[int] = field(default_factory=set)  # layers that change buffers of theirs
+    trials: Trials = field(default_factory=Trials)
     rehearsal: Cast | None = None  # in a rehearsal few layers are run
     _training: bool = False
     _at: int = 0  # how many slots of the order have been run
@@ -64,10 +67,21 @@ class Machine:
         """The model's own code, to the next layer or to the end. What is random in it is a function of step,
         stretch and micro-batch, so that a replay, or a run resumed, gets the same. Raises ReadBetween."""
         self.reseed(-1 - micro_batch.count, micro_batch.index)
-        grad = torch.set_grad_enabled(micro_batch.training)
-        with grad, self.precision.autocast(), micro_batch.watching():
+        stretch, before = micro_batch.count, self.frame.outer_versions()
+        with (
+            torch.set_grad_enabled(micro_batch.training),
+            self.precision.autocast(),
+            micro_batch.watching(),
+        ):
             micro_batch.run.go_on(*answer)
+        for (name, mark), now in zip(before, self.frame.outer_versions(), strict=True):
+            if now != (name, mark):
+                self._moved(name, stretch, micro_batch)
         micro_batch.arrive(self.activations)
+        if (visit := micro_batch.visit) is not None:
+            for origin in visit.origins.values():
+                if isinstance(origin, FromGraph):
+                    self.trials.check(self, origin.tensor)
 
     def run(
         self,
@@ -88,7 +102,21 @@ class Machine:
             out = self.frame.run(visit.call, weights, args, kwargs)
         if versions(layer) != before:
             self.moving.add(visit.layer)
+            if not grad:
+                self._moved(self.frame.paths[visit.layer], visit.number, micro_batch)
         return _apart(out, weights)
+
+    def _moved(self, name: str, place: int, micro_batch: MicroBatch) -> None:
+        """A buffer was changed. In memory one micro-batch after the other does so; here they take turns, and all
+        are at one place of the pass before any comes to the next."""
+        places = self.moved.setdefault(name, set())
+        places.add(place)
+        if len(places) > 1 and micro_batch.training and micro_batch.of > 1:
+            raise ValueError(
+                f"{type(self.frame.model).__name__} changes the buffers of {name} at several places of a forward "
+                "pass, and several micro-batches would do so in another order than in memory; use one micro-batch "
+                "a step."
+            )
 
     def reseed(self, place: int, micro_batch: int) -> None:
         self.place.seed(seeds(self.seed, self.step, place, micro_batch))

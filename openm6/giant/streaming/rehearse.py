@@ -2,10 +2,10 @@
 
 The rehearsal is the streamed step itself, with all micro-batches, in which only the first of the slots that are
 alike is run (two layers of it, if layers share it: their gradients wait for each other); its outputs stand in the
-place of the others'. What it computes is thrown away. While it runs, every tensor that PyTorch allocates is counted
-until it is freed. Of the whole step's peak that is all but the inputs of the layers that were not run, whose size is
-known then, and the state of the frame. Memory inside an operation (a matrix product's packing) is not seen; `MARGIN`
-is for that, and for what the C library keeps of freed blocks.
+place of the others'. What it computes is thrown away. While it runs, every tensor that PyTorch allocates is
+counted until it is freed. Of the whole step's peak that is all but the inputs of the layers that were not run,
+whose size is known then, and the state of the frame. Memory inside an operation (a matrix product's packing) is not
+seen; `MARGIN` is for that, and for what the C library keeps of freed blocks.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ def rehearse(
         chosen={},
         cast={},
         moving=set(),
+        moved={},
         rehearsal=cast,
     )
     with (

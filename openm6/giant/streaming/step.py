@@ -91,6 +91,7 @@ def begin(
                 machine.frame.begin(batch),
                 machine.way,
                 training,
+                len(batches),
                 None if weights is None else weights[index],
             )
             for index, batch in enumerate(map(machine.place.bring, batches))
@@ -117,6 +118,7 @@ def run_forward(
             machine.way = "cloned"
         finally:
             running.close()
+            machine.trials.end()
         machine.activations.clear()
         drop_gradients(machine.frame)
         buffers.restore()
@@ -208,11 +210,14 @@ def _dense_layer(
     if cast is not None and not cast.plays(slot, visit.layer, micro_batch.index):
         visit.played = False
         return cast.stand_in(slot, micro_batch, visit)
-    if micro_batch.training:
-        args, kwargs, _ = visit.arguments(machine.activations, gradients=False)
+    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+        out = machine.trials.run(machine, micro_batch, visit, leaves)
     else:
-        args, kwargs = visit.call.args, visit.call.kwargs
-    out = machine.run(micro_batch, visit, leaves, args, kwargs, grad=False)
+        if micro_batch.training:
+            args, kwargs, _ = visit.arguments(machine.activations, gradients=False)
+        else:
+            args, kwargs = visit.call.args, visit.call.kwargs
+        out = machine.run(micro_batch, visit, leaves, args, kwargs, grad=False)
     if cast is not None:
         cast.saw(slot, micro_batch.index, out)
     return out
@@ -245,6 +250,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     micro_batch.last = micro_batch.visits[-1].layer if micro_batch.visits else None
     with torch.set_grad_enabled(training), machine.precision.autocast():
         loss = machine.total(losses)
+    machine.trials.check(machine, loss)
     if micro_batch.balance is not None:  # its gradients come from the layers themselves
         losses["balance"] = micro_batch.balance
         loss = loss + machine.balance_weight * micro_batch.balance
@@ -256,7 +262,8 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     running.total += whole.item() if weight is None else weight * whole.item()
     if not training or not math.isfinite(running.total):
         return
-    part = loss / count if weight is None else loss * weight
+    with torch.enable_grad():
+        part = loss / count if weight is None else loss * weight
     replay.backward_of_loss(machine, running, micro_batch, part)
 
 

@@ -170,6 +170,7 @@ class _Handed(NamedTuple):
     """An output that the model was handed, as long as the model holds it."""
 
     tensor: weakref.ref[Tensor]
+    version: int  # as long as nobody changes it in place
     origin: FromLayer
     owned: bool  # its memory is nobody else's
 
@@ -183,6 +184,7 @@ class MicroBatch:
     run: Pass
     way: Way
     training: bool
+    of: int = 1  # how many there are
     weight: float | None = None  # of its loss in the step's; None: one of as many, all alike
     visits: list[Visit] = field(default_factory=list)  # in training all, else the last
     count: int = 0  # of visits
@@ -267,7 +269,9 @@ class MicroBatch:
 
     def _look_up(self, tensor: Tensor) -> _Handed | None:
         handed = self._handed.get(id(tensor))
-        return handed if handed is not None and handed.tensor() is tensor else None
+        if handed is None or handed.tensor() is not tensor or handed.version != tensor._version:
+            return None
+        return handed
 
     def activations_of(self, visit: Visit) -> list[int]:
         """Bytes that are kept for a visit until its backward pass."""
@@ -322,9 +326,12 @@ class MicroBatch:
             if differentiable(tensor) and visit.call.modes.grad:
                 tensor = given = tensor.detach().requires_grad_()
                 if self.way == "cloned":
-                    given = tensor.clone()
+                    with torch.enable_grad():
+                        given = tensor.clone()
                 owned = storage_key(given) not in given_to_it
-                self._handed[id(given)] = _Handed(weakref.ref(given), FromLayer(visit, place), owned)
+                self._handed[id(given)] = _Handed(
+                    weakref.ref(given), given._version, FromLayer(visit, place), owned
+                )
                 self._watch.know(given, visit.number)
                 visit.forms.append((tensor.shape, tensor.dtype))
             else:

@@ -123,16 +123,6 @@ def test_a_layer_called_by_hand_says_that_its_weights_are_elsewhere() -> None:
         model(torch.ones(1, 16), torch.ones(1, 16))
 
 
-def test_wrappers_are_taken_off_and_adapters_refused() -> None:
-    model = toy().model
-    frame = open_frame(torch.compile(nn.DataParallel(model)))  # pyright: ignore[reportArgumentType]
-    assert frame.model is model
-    adapted = toy().model
-    adapted.peft_config = {}
-    with pytest.raises(ValueError, match="merge them first"):
-        open_frame(adapted)
-
-
 def test_a_parameter_of_a_layer_and_of_the_frame_is_refused() -> None:
     model = Statistics()
     model.behind.weight = next(model.layers.parameters())

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from openm6.giant import AdamW, Giant, share
-from openm6.giant.measure.budget import parse_bytes
+from openm6.giant import Giant
 from openm6.giant.streaming.where import OnADevice
 from openm6.giant.tiers.arena import Arena
 from tests.giant.naive import Naive, differences
 from tests.giant.streaming.test_step import OPTIMIZERS, open_giant, part_names, train_both
-from tests.giant.subjects import MODELS, Subject, toy
+from tests.giant.subjects import MODELS, Subject
 
 TIERS: list[Any] = [
     {"weights": "device", "state": "disk", "gradients": "disk"},

@@ -155,6 +155,9 @@ def test_looked_up_rows_are_those_of_the_matrix() -> None:
     weight_VD = torch.randn(9, 4).bfloat16()
 
     class Rows:
+        def has_rows(self, name: str) -> bool:
+            return name == "0.weight"
+
         def rows(self, name: str, rows_N: Tensor) -> Tensor:
             assert name == "0.weight"
             return weight_VD[rows_N]
