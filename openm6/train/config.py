@@ -209,8 +209,6 @@ class RunConfig(_Strict):
             if kind in ("adamw8bit", "adafactor"):
                 raise ValueError(f"optimizer.kind {kind} is for streamed runs; set memory.host, or adamw")
             return
-        if kind == "muon":
-            raise ValueError("memory: a streamed run has no muon; set optimizer.kind to adamw or adafactor")
         if self.init is not None:
             raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":
