@@ -1,7 +1,7 @@
 """The live display of a training run: a bar, the loss below it, and a row of held-out losses now and then.
 
 Without a terminal (a pipe, a log file) the bar becomes a line every twentieth of the run. What takes longer than a
-step is announced: reading the data, measuring, saving, and what comes after the last step (`Waiting`).
+step is announced: measuring, saving, and what comes after the last step (`Waiting`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class TrainingDisplay:
     def __enter__(self) -> TrainingDisplay:
         if self.console.is_terminal:
             self.live.start()
-        else:
-            self._doing("reading the data")
         return self
 
     def __exit__(self, *_: object) -> None:

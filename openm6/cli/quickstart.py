@@ -1,4 +1,4 @@
-"""openm6 quickstart: train a small M6 Pseudo-to-Real on the embedded corpus, and show it beside the shipped model."""
+"""openm6 quickstart: train a small M6 Pseudo-to-Real, and show its answers beside those of the shipped model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def shipped_answers(
 
 def _about(sample: Sample) -> Hashable:
     """What a sample is an answer to."""
-    return sample["task"], sample["lang"], sample["input"], sample["input_image"]
+    return tuple(sample[key] for key in ("task", "lang", "input", "input_image", "output_image"))
 
 
 def seen(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample]) -> Table:

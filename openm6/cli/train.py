@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted settings: optimizer.lr=1e-3 steps=500")]
 Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps or xpu; default: the recipe's, which is auto.")
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps or xpu; default: the recipe's, which is auto."),
 ]
 
 
@@ -107,7 +108,10 @@ def train_and_report(
             say("opening the trained model")
             m6 = openm6.load(folder)
             samples = write_samples(
-                m6, config, run_dir / "samples", on_progress=lambda text: say(f"samples for the report: {text}")
+                m6,
+                config,
+                run_dir / "samples",
+                on_progress=lambda text: say(f"samples for the report: {text}"),
             )
         say("writing the report")
         return write_report(run_dir), samples
