@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+    from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
     from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
     from openm6.giant.sharing.trigger import (
         CorrelationTrigger,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Adafactor": "optimizers.named",
     "AdamW": "optimizers.named",
+    "AdamW8bit": "optimizers.named",
     "CorrelationTrigger": "sharing.trigger",
     "FractionTrigger": "sharing.trigger",
     "Giant": "streaming.engine",
@@ -39,6 +40,7 @@ _HOME = {
 __all__ = [
     "Adafactor",
     "AdamW",
+    "AdamW8bit",
     "CorrelationTrigger",
     "FractionTrigger",
     "Giant",

@@ -25,8 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openm6.model.aligned import aligned
 from openm6.model.config import ModelConfig
-from openm6.model.rows import ROWS, pad_rows, product_dtype, whole
+from openm6.model.rows import pad_rows, product_dtype, whole
+
+QUAD = 4  # rows of a multiple of 16 bytes (see `_groupable`): as many take a multiple of `aligned.LINE`
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,12 @@ def run_expert(
     product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
     """One expert's FFN on its tokens, (M, D) -> (M, D): SwiGLU if gated, else GELU; `product` multiplies."""
-    whole_MD = pad_rows(h_MD, product_dtype(up_DW))
-    return product(_activate(product(whole_MD, up_DW), gated=gated), down_FD)[: len(h_MD)]
+    up_DW, down_FD = aligned(up_DW), aligned(down_FD)
+    whole_MD = aligned(pad_rows(h_MD, product_dtype(up_DW), least=QUAD))
+    y_MD = product(_activate(product(whole_MD, up_DW), gated=gated), down_FD)
+    if y_MD.requires_grad:
+        y_MD.register_hook(aligned)  # the gradient may be a view of that of many experts
+    return y_MD[: len(h_MD)]
 
 
 def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor, *, gated: bool) -> Tensor:
@@ -148,19 +155,18 @@ def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor
     h_MD, up_EDW, down_EFD = h_MD.to(dtype), up_EDW.to(dtype), down_EFD.to(dtype)
     if not _groupable(h_MD, up_EDW, down_EFD):
         return _loop(h_MD, up_EDW, down_EFD, counts_E.tolist(), gated=gated)
-    whole_E, place_M = counts_E, None
-    if dtype in ROWS:
-        whole_E = whole(counts_E, dtype)
-        shift_E = (whole_E - counts_E).cumsum(0) - (whole_E - counts_E)  # by the padding of those before
-        place_M = torch.arange(len(h_MD), device=h_MD.device) + shift_E.repeat_interleave(counts_E)
-        h_MD = h_MD.new_zeros(int(whole_E.sum()), h_MD.shape[1]).index_copy(0, place_M, h_MD)
+    whole_E = whole(counts_E, dtype, least=QUAD)
+    shift_E = (whole_E - counts_E).cumsum(0) - (whole_E - counts_E)  # by the padding of those before
+    place_M = torch.arange(len(h_MD), device=h_MD.device) + shift_E.repeat_interleave(counts_E)
+    h_MD = h_MD.new_zeros(int(whole_E.sum()), h_MD.shape[1]).index_copy(0, place_M, h_MD)
     offsets_E = whole_E.cumsum(0).int()
+    up_EDW, down_EFD = aligned(up_EDW), aligned(down_EFD)  # and so is every expert's part of them
     u_MW = F.grouped_mm(h_MD, up_EDW, offs=offsets_E)
     # Expert by expert: the last elements of a tensor may take another code path than those before them
     # (no full vector is left), so that whose tokens lie behind would change an expert's bits.
     a_MF = torch.cat([_activate(u, gated=gated) for u in u_MW.split(whole_E.tolist())])
     y_MD = F.grouped_mm(a_MF, down_EFD, offs=offsets_E)
-    return y_MD if place_M is None else y_MD.index_select(0, place_M)
+    return y_MD.index_select(0, place_M)
 
 
 def _loop(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts: Sequence[int], *, gated: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rounding numbers of rows up, with rows of zeros, where every new shape costs.
+"""Rounds numbers of rows up, with rows of zeros, where every new shape costs or where rows must be aligned.
 
 oneDNN, which multiplies in bf16 on a CPU, compiles a kernel for every shape that it meets and keeps a thousand of
 them. Where rows are as many as tokens happened to be chosen, every step brings new shapes: their kernels take
@@ -15,22 +15,22 @@ from torch import Tensor
 
 _Count = TypeVar("_Count", int, Tensor)
 
-ROWS = {torch.bfloat16: 32}  # by what is multiplied
+ROWS = {torch.bfloat16: 32}  # by the dtype of a product
 
 
-def whole(count: _Count, dtype: torch.dtype) -> _Count:
-    """The number of rows to multiply instead of `count`."""
-    rows = ROWS.get(dtype, 1)
+def whole(count: _Count, dtype: torch.dtype, *, least: int = 1) -> _Count:
+    """`count` rounded up to a multiple of `ROWS`, and of `least` where the dtype has none."""
+    rows = max(least, ROWS.get(dtype, 1))
     return -(-count // rows) * rows
 
 
-def pad_rows(x_MD: Tensor, dtype: torch.dtype) -> Tensor:
-    """(M, D) with as many rows as `whole` says; the last ones are zeros."""
-    missing = whole(len(x_MD), dtype) - len(x_MD)
+def pad_rows(x_MD: Tensor, dtype: torch.dtype, *, least: int = 1) -> Tensor:
+    """(M, D) -> (`whole(M)`, D); the rows that are added are zeros."""
+    missing = whole(len(x_MD), dtype, least=least) - len(x_MD)
     return F.pad(x_MD, (0, 0, 0, missing)) if missing else x_MD
 
 
 def product_dtype(weights: Tensor) -> torch.dtype:
-    """What a product with these weights is computed in: that of autocast, where it is on."""
+    """The dtype of a product with these weights: autocast's where autocast is on, else their own."""
     device = weights.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype

@@ -54,7 +54,7 @@ class SharingConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    kind: Literal["adamw", "muon", "adafactor"] = "adamw"  # adafactor: streamed runs only
+    kind: Literal["adamw", "adamw8bit", "muon", "adafactor"] = "adamw"  # 8 bits, adafactor: streamed runs
     matrix_scale: float = 10.0  # muon: its rate on matrices over `lr`
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
@@ -213,8 +213,8 @@ class RunConfig(_Strict):
     def _can_stream(self) -> None:
         kind = self.optimizer.kind
         if self.memory is None:
-            if kind == "adafactor":
-                raise ValueError("optimizer.kind adafactor is for streamed runs; set memory.host, or adamw")
+            if kind in ("adamw8bit", "adafactor"):
+                raise ValueError(f"optimizer.kind {kind} is for streamed runs; set memory.host, or adamw")
             return
         if self.device not in (AUTO, "cpu"):
             raise ValueError(

@@ -150,6 +150,7 @@ def test_balance_loss_is_that_of_switch():
     assert even.route(torch.eye(1, 16).expand(4, 16)).balance.item() == pytest.approx(4.0)  # the most
 
 
+@pytest.mark.bits
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     D=st.integers(1, 24),
@@ -194,6 +195,7 @@ def test_the_grouped_product_runs_where_sizes_allow(
     assert len(called) == calls
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_machine_that_holds_one_expert_at_a_time_computes_the_same_bits(kind: dict[str, Any]):
     experts = layer({**kind, "capacity": 1.0})
@@ -247,6 +249,7 @@ def test_in_bf16_the_router_stays_fp32():
     assert experts.route(h.bfloat16().flatten(0, 1)).gate_M.dtype == torch.float32
 
 
+@pytest.mark.bits
 @torch.no_grad()
 def test_delinking_a_mixture_changes_no_bit():
     torch.manual_seed(0)

@@ -14,6 +14,9 @@ from openm6.model.rows import ROWS, pad_rows, product_dtype, whole
 def test_whole_is_the_least_multiple(count: int) -> None:
     rows = ROWS[torch.bfloat16]
     assert whole(count, torch.float32) == count
+    assert count <= whole(count, torch.float32, least=4) < count + 4 and whole(
+        count, torch.bfloat16, least=4
+    ) == whole(count, torch.bfloat16)
     assert count <= whole(count, torch.bfloat16) < count + rows
     assert whole(count, torch.bfloat16) % rows == 0
     assert whole(torch.tensor([count]), torch.bfloat16).tolist() == [whole(count, torch.bfloat16)]

@@ -95,6 +95,7 @@ def test_the_losses_fall_in_both_stages_and_the_model_opens(folder: Path, tmp_pa
     assert m6.draw("frog", candidates=2).size == (tiny.SIDE, tiny.SIDE)
 
 
+@pytest.mark.bits
 def test_two_runs_of_a_recipe_are_equal_to_the_last_bit_and_another_seed_is_not(folder: Path, tmp_path: Path):
     content = tiny.recipe(folder, steps=4, precision="auto")
     for name in ("a", "b"):

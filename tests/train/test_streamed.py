@@ -96,6 +96,7 @@ def test_a_run_learns_and_its_model_opens(folder: Path, tmp_path: Path, kind: st
     assert isinstance(Pipeline(exported).caption(tiny.picture(0)), str)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_parts_live_does_not_change_a_bit(
     folder: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest

@@ -362,7 +362,7 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
     weights_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
@@ -387,8 +387,8 @@ def stream(
             a causal language model of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" (clips each part's gradient norm to 1, if there is no global clip), "adafactor", or
-            one made by hand; None to run the model only.
+        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
+            "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
         weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
             float32, and so are norms and biases of any frame.

@@ -46,6 +46,7 @@ def test_share_puts_every_layer_on_the_first_one_and_delink_parts_them(subject: 
     assert len(storages) == 4 * len(before[0])
 
 
+@pytest.mark.bits
 def test_a_trained_pseudo_giant_keeps_its_logits_to_the_last_bit_and_trains_on(
     subject: Subject,
 ) -> None:

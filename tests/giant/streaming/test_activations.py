@@ -53,6 +53,7 @@ def test_the_disk_needs_a_folder() -> None:
         open_activations("disk", None)
 
 
+@pytest.mark.bits
 def test_training_with_activations_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
     subject = toy()
     naive = Naive(subject.copy(), AdamW())

@@ -27,6 +27,7 @@ def test_the_front_door_needs_no_torch_until_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("tier", [TIERS[0], TIERS[3]])
 def test_a_resumed_run_equals_one_that_was_never_stopped(tier: Any, tmp_path: Path) -> None:
     subject = experts()

@@ -26,6 +26,7 @@ from tests.giant.streaming.test_step import (
 from tests.giant.subjects import MIXTURES, experts
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -37,6 +38,7 @@ def test_twenty_steps_equal_a_loop_in_memory(
     )
 
 
+@pytest.mark.bits
 @settings(max_examples=5)
 @given(st.lists(st.sampled_from(TIERS), min_size=20, max_size=20))
 def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[Any]) -> None:
@@ -47,6 +49,7 @@ def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[An
     check_against_memory(subject, "adafactor", folder, tiers=tiers, steps=2, micro_batches=2)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_delink_in_the_middle_changes_nothing(micro_batches: int, tmp_path: Path) -> None:
     subject = experts()

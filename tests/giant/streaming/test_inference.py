@@ -44,6 +44,7 @@ def test_greedy_tokens_are_those_of_the_model_in_memory(tmp_path: Path, family: 
     giant.close()
 
 
+@pytest.mark.bits
 def test_logits_are_equal_to_the_last_bit_with_and_without_cache(tmp_path: Path, family: str) -> None:
     model, giant = opened(tmp_path, family)
     ids_BT = prompt()

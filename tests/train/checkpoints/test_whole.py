@@ -93,6 +93,7 @@ def names(run_dir: Path) -> list[str]:
     return sorted(entry.name for entry in (run_dir / "checkpoints").iterdir())
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_resumed_run_equals_whole_run_to_the_last_bit(tmp_path, kind):
     whole = Net(seed=0)
