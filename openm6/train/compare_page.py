@@ -7,7 +7,7 @@ from typing import Any
 
 from openm6.train.compare import TRAINING, WEIGHTED, Axis, Losses, RunRecord
 from openm6.train.compare_text import amount, at_words, setting
-from openm6.train.plots import SERIES, Chart, Curve, draw
+from openm6.train.plots import SERIES, VARIABLES, Chart, Curve, draw
 from openm6.train.report_page import STYLE
 
 PAGE = """<!doctype html>
@@ -74,7 +74,10 @@ def compare_page(
     page = {
         "title": f"{' and '.join(names) if len(names) < 3 else f'{len(names)} runs'} compared",
         "style": Markup(STYLE),
-        "key": [(name, colour) for name, colour in zip(names, _colours(len(names)), strict=True)],
+        "key": [
+            (name, VARIABLES.get(colour, colour))
+            for name, colour in zip(names, _colours(len(names)), strict=True)
+        ],
         "names": names,
         "tables": tables,
         "charts": [{"title": title, "svg": Markup(svg)} for title, svg in _charts(runs, at_equal[0])],
