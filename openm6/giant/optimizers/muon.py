@@ -109,7 +109,7 @@ def muon_update(
     moved = update.permute(order)
     m_OI = moved.flatten(1)
     scale = max(1.0, m_OI.shape[0] / m_OI.shape[1]) ** 0.5
-    back = torch.argsort(torch.tensor(order)).tolist()
+    back = [order.index(axis) for axis in range(update.ndim)]
     weight.add_(orthogonalise(m_OI).view(moved.shape).permute(back), alpha=-lr * scale)
 
 
