@@ -1,4 +1,4 @@
-"""What a run can do, for its report: samples of every task it trained, on held-out records, with pictures."""
+"""Samples for the report of a run: every task that it trained, on held-out records, with pictures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def write_samples(
 ) -> list[dict[str, Any]]:
     """Let the model caption, answer, match, draw and write, as far as the run trained it to.
 
-    Shown are the first `pictures` and `poems` records of the run's held-out data (of its training data where
-    it holds nothing out). Saves pictures and samples.json in `folder` and returns what samples.json holds.
+    The inputs are the first `pictures` and `poems` records of the run's held-out data, or of its training data if
+    it holds nothing out. Saves pictures and samples.json in `folder` and returns what samples.json holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = {task for part in config.mix for task in part.tasks}
