@@ -45,7 +45,7 @@ def tokens() -> dict[str, torch.Tensor]:
 def readme(folder: Path) -> Names:
     photo(folder, "photo.png")
     write_folder(folder / "path/to/qwen3", "qwen3")
-    return {"batches": [[tokens()]]}
+    return {"batches": [tokens(), tokens()]}
 
 
 def bring_your_own_data(folder: Path) -> Names:
@@ -76,7 +76,13 @@ def hugging_face(folder: Path) -> Names:
         def decode(self, ids: torch.Tensor) -> str:
             return " ".join(map(str, ids.tolist()))
 
-    return {"batches": [[tokens()]], "torch": torch, "tokenizer": Tokenizer(), "prompt": "a b c"}
+    return {
+        "batches": [tokens() for _ in range(100)],
+        "held_out": [tokens()],
+        "torch": torch,
+        "tokenizer": Tokenizer(),
+        "prompt": "a b c",
+    }
 
 
 def streaming(folder: Path) -> Names:
