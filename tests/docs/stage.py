@@ -45,7 +45,7 @@ def tokens() -> dict[str, torch.Tensor]:
 def readme(folder: Path) -> Names:
     photo(folder, "photo.png")
     write_folder(folder / "path/to/qwen3", "qwen3")
-    return {"batches": [tokens(), tokens()]}
+    return {"batches": [[tokens()]]}
 
 
 def bring_your_own_data(folder: Path) -> Names:
@@ -77,7 +77,7 @@ def hugging_face(folder: Path) -> Names:
             return " ".join(map(str, ids.tolist()))
 
     return {
-        "batches": [tokens() for _ in range(100)],
+        "batches": [tokens(), tokens()],
         "held_out": [tokens()],
         "torch": torch,
         "tokenizer": Tokenizer(),

@@ -39,6 +39,7 @@ from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
 from openm6.giant.streaming.compute import Precision
+from openm6.giant.streaming.dtypes import dtype_of
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses
@@ -364,8 +365,8 @@ def stream(
     disk: str | Path | None = None,
     optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
-    weights_dtype: torch.dtype = torch.float32,
-    compute_dtype: torch.dtype = torch.float32,
+    weights_dtype: torch.dtype | str = torch.float32,
+    compute_dtype: torch.dtype | str = torch.float32,
     durability: Literal["step", "none"] = "step",
     activations: Literal["host", "disk"] = "host",
     global_clip: float | None = None,
@@ -390,8 +391,8 @@ def stream(
         optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
             "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
-            float32, and so are norms and biases of any frame.
+        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
+            frame of an M6 is float32, and so are norms and biases of any frame.
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
         durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
             runs).
@@ -414,6 +415,8 @@ def stream(
 
     Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
     """
+    weights_dtype = dtype_of(weights_dtype, "weights_dtype")
+    compute_dtype = dtype_of(compute_dtype, "compute_dtype")
     source: Path | None = None
     opened: Source | None = None
     if isinstance(model, (str, Path)):
