@@ -10,11 +10,13 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --no-compile -c constraints.txt $(PIP_ARGS)
 WARM    := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow coverage wheel docs lint format clean
 help:
 	@echo "make quickstart   create $(VENV), train a small M6 on the embedded corpus, show what it can do"
 	@echo "make test         run the tests"
 	@echo "make test-slow    run the tests that take longer"
+	@echo "make wheel        build the wheel, try it in a clean environment"
+	@echo "make docs         build the documentation as a site, in site/"
 	@echo "make lint         check style, types and the import contract"
 	@echo "make format       format the code"
 
@@ -27,6 +29,16 @@ test: $(VENV)/.dev
 # Exit code 5 says that no test is marked slow.
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow --durations 5 || [ $$? -eq 5 ]
+
+# What tests reached that ran with PYTEST_ADDOPTS="--cov --cov-report="; fails below the floor in pyproject.toml.
+coverage: $(VENV)/.dev
+	$(BIN)/coverage report
+
+wheel: $(VENV)/.dev
+	$(BIN)/python .ci/wheel.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
     python benchmarks/families.py --out benchmarks/results/families.json    # every family, and models beyond them
     python benchmarks/families.py --only llama mixtral gemma3_text          # some of them
     python benchmarks/families.py --kept outcomes.jsonl                     # goes on where it was stopped
+    python benchmarks/families.py --docs                                    # the table of the docs, from the result
 
 The families are all that AutoModelForCausalLM knows. Each is checked in a process of its own, as a random
 checkpoint of some 50,000 weights: `family_checks.py` says what is checked. A result has
@@ -40,6 +41,9 @@ from benchmarks.common import emit, machine
 from benchmarks.family_checks import STAGES, Case, check
 from benchmarks.tiny_models import BEYOND
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULT, DOCS = ROOT / "benchmarks/results/families.json", ROOT / "docs/hugging-face.md"
+START, END = "<!-- families:start -->", "<!-- families:end -->"
 SERVER = multiprocessing.get_context("forkserver")  # which imports what is slow to import once
 Outcomes = dict[str, str]
 
@@ -124,6 +128,44 @@ def summary(found: Sequence[Outcomes]) -> dict[str, Any]:
     }
 
 
+# -------------------- the table of the docs
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The outcomes as a table: families by what came out."""
+    lines = ["| | causal language models | others |", "|---|---|---|"]
+    rows = [(_ok(side), side) for side in (figures, figures["beyond"])]
+    counts = [f"{len(ok)} of {side['tried']}" for ok, side in rows]
+    lines.append(f"| equal to memory | {counts[0]} | {counts[1]} |")
+    lines.append("| which | " + " | ".join(_listed(ok) for ok, _ in rows) + " |")
+    for key, label in (("refused", "refused"), ("wrong", "another result"), ("failed", "another exception")):
+        if any(side[key] for _, side in rows):
+            lines.append(
+                f"| {label} | " + " | ".join(_listed(side[key]) or "none" for _, side in rows) + " |"
+            )
+    built = " | ".join(_listed(side["cannot_be_built"]) or "none" for _, side in rows)
+    lines.append(
+        f"| not tried: `transformers` runs no tiny model, or does not open what it saved | {built} |"
+    )
+    return "\n".join(lines)
+
+
+def _ok(side: dict[str, Any]) -> list[str]:
+    bad = {name for key in ("refused", "wrong", "failed") for name in side[key]}
+    return [name for name in side["table"] if name not in bad]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def with_table(text: str, figures: dict[str, Any]) -> str:
+    """The page with its table between the marks made anew."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{markdown(figures)}\n{END}{after}"
+
+
 def causal_families() -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -138,7 +180,12 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=100, help="seconds for a model")
     parser.add_argument("--kept", type=Path, help="a file of outcomes, which are not found out again")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--docs", action="store_true", help="rewrite the table of the docs, and run nothing")
     options = parser.parse_args()
+    if options.docs:
+        figures = json.loads(RESULT.read_text(encoding="utf-8"))
+        DOCS.write_text(with_table(DOCS.read_text(encoding="utf-8"), figures), encoding="utf-8")
+        return
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     SERVER.set_forkserver_preload(["openm6.giant", "transformers.generation", "transformers.modeling_utils"])
     families = [Case(name, name) for name in causal_families()]

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tiny_batches import BATCHES, Batch
 from benchmarks.tiny_models import VOCAB, tiny_config
 
 STAGES = ("train", "save", "logits", "generate")
 BUDGET = "6GiB"
 LR = 1e-3
-
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,33 +35,7 @@ class Case:
     kind: str = "AutoModelForCausalLM"  # of transformers; an Auto class or a model's own
     options: dict[str, Any] = field(default_factory=dict)
     layers: str | None = None  # the stack to stream, if there are several
-    batch: str = "text"  # of `BATCHES`
-
-
-# -------------------- batches
-
-
-def text_batches() -> list[list[Batch]]:
-    """For a step two micro-batches, for the next step one: right-padded, with labels that do not count."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    steps = []
-    for step in range(2):
-        micro_batches = []
-        for micro_batch in range(2 - step):
-            ids_BT = torch.randint(8, VOCAB, (2, 10), generator=generator)
-            mask_BT = torch.ones_like(ids_BT)
-            mask_BT[micro_batch, 6 + step :] = 0
-            labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
-            labels_BT[:, :3] = -100
-            ids_BT[mask_BT == 0] = 0
-            micro_batches.append({"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT})
-        steps.append(micro_batches)
-    return steps
-
-
-BATCHES: dict[str, Callable[[], list[list[Batch]]]] = {"text": text_batches}
+    batch: str = "text"  # of `tiny_batches.BATCHES`
 
 
 # -------------------- models

@@ -1,7 +1,7 @@
-"""Fill the README's table of figures from `benchmarks/results/*.json`, or check that it is up to date.
+"""Fill the tables of figures in README.md and docs/benchmarks.md from `benchmarks/results/*.json`, or check them.
 
-    python benchmarks/readme_table.py           # rewrite the table between the markers
-    python benchmarks/readme_table.py --check   # exit 1 and say so if the README differs
+    python benchmarks/readme_table.py           # rewrite the tables between the markers
+    python benchmarks/readme_table.py --check   # exit 1 and say which document differs
 
 A result file holds the one JSON object that a benchmark printed: `benchmark` (its name), `command`, `machine`
 and its figures, all at the top level. Needs the standard library alone.
@@ -12,154 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.figures import TABLES, Row  # noqa: E402
+
 START, END = "<!-- figures:start -->", "<!-- figures:end -->"
+README, DOCUMENT = Path("README.md"), Path("docs/benchmarks.md")
+
+Results = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: `key` of `benchmark`, and beside it the figure to compare it with."""
-
-    label: str
-    benchmark: str
-    key: str
-    form: str = "{:.2f}"
-    versus: str = ""  # a key of the same result
-    versus_label: str = ""
-
-
-ROWS = [
-    Row(
-        "English name of an unseen rendition, exactly right",
-        "quality",
-        "caption_en_exact",
-        versus="knn_efficientnet",
-        versus_label="nearest neighbour on EfficientNet-Lite0 features",
-    ),
-    Row(
-        "Chinese name of an unseen rendition, exactly right",
-        "quality",
-        "caption_zh_exact",
-        versus="knn_efficientnet",
-        versus_label="nearest neighbour on EfficientNet-Lite0 features",
-    ),
-    Row("Questions about an unseen rendition, answered right", "quality", "ask_accuracy"),
-    Row("Image to text among all concepts, recall at 1", "quality", "match_r1"),
-    Row("Drawings whose 10 nearest real renditions contain the prompt", "quality", "draw_recall10"),
-    Row("Image tokenizer on unseen renditions, PSNR in dB", "quality", "tokenizer_psnr", "{:.1f}"),
-    Row("Sampled poems with correct form", "quality", "poem_form"),
-    Row(
-        "Held-out poems, perplexity per character",
-        "quality",
-        "poem_ppl",
-        "{:.1f}",
-        versus="poem_ppl_ngram",
-        versus_label="n-gram model",
-    ),
-    Row("Delinking: largest change of any logit", "delink", "max_abs_diff", "{:.1f}"),
-    Row("Qwen3 checkpoint in the M6 stack: largest difference", "parity", "qwen3_max_abs_diff", "{:.1e}"),
-    Row("ResNet backbone: largest difference", "parity", "resnet_max_abs_diff", "{:.1e}"),
-    Row("Training step over the machine's matrix-product rate", "step", "gemm_share"),
-    Row("Training tokens a second over `transformers`", "step", "vs_transformers", "{:.2f}x"),
-    Row(
-        "Streamed training: peak memory over its budget, the worst of 2, 4 and 8 GiB",
-        "budget",
-        "worst_peak_over_budget",
-    ),
-    Row("From the disk over in memory: tokens a second, large steps", "stream", "compute_bound_ratio"),
-    Row("From the disk: bytes a second over the raw disk's, small steps", "stream", "disk_share"),
-    Row(
-        "Qwen3 of 4B trained in 6 GiB, of 8B generating in 4 GiB: peak memory over the budget",
-        "hugging_face",
-        "worst_peak_over_budget",
-    ),
-    Row(
-        "A GPU's share of M6-10T, 19.6 billion parameters, in 12 GiB: peak memory over the budget",
-        "headline",
-        "peak_over_budget",
-    ),
-    Row("The same: seconds a step as a Real Giant", "headline", "real_seconds_a_step", "{:.0f}"),
-    Row(
-        "2.4 billion parameters in 4 GiB: how much sooner Pseudo-to-Real has the loss of Real-only (one run)",
-        "pseudo_to_real_giant",
-        "time_to_loss_speedup",
-        "{:.1f}x",
-    ),
-    Row("SIGKILLs of a streamed run", "faults", "kills", "{}", versus="lost", versus_label="runs lost"),
-    Row("Steps of DeepSpeed ZeRO-3 on NVMe: times as long", "versus_deepspeed", "speedup", "{:.1f}"),
-    Row("Peak memory over DeepSpeed's", "versus_deepspeed", "memory_ratio"),
-    Row("Losses on 1, 2 and 4 processes: largest difference", "parallel", "max_loss_diff", "{:.1e}"),
-    Row(
-        "Bytes to other processes, a Real over a Pseudo Giant's step",
-        "parallel",
-        "comm_ratio",
-        "{:.1f}",
-        versus="comm_ratio_theory",
-        versus_label="by counting",
-    ),
-    Row(
-        "Photos of clothes, unseen: category of the nearest, by the trained encoder",
-        "clothing",
-        "category_at_1",
-        versus="plain_category_at_1",
-        versus_label="pretrained features",
-    ),
-    Row(
-        "The same: precision at 5",
-        "clothing",
-        "precision_at_5",
-        versus="plain_precision_at_5",
-        versus_label="pretrained features",
-    ),
-    Row("Garments pasted on clutter: IoU of the learned mask, no box in training", "clothing", "mask_iou"),
-    Row(
-        "An unseen emoji finds the same thing in other families, recall at 1",
-        "cross_family",
-        "r1",
-        versus="plain_r1",
-        versus_label="EfficientNet-Lite0 features",
-    ),
-    Row("Search in 1 million items: share of exact search's first 10", "search_scale", "recall10_of_exact"),
-    Row("The same: times as fast as exact search", "search_scale", "speedup", "{:.1f}x"),
-    Row(
-        "Unseen renditions and their names: mean recall, ranked by captions and R2D2's encoders",
-        "r2d2",
-        "rank_mean_recall",
-        versus="prerank_mean_recall",
-        versus_label="pre-ranking alone",
-    ),
-    Row(
-        "Captions by a language model that saw only text, MAGIC with eight beams: CIDEr",
-        "magic",
-        "cider_magic",
-        versus="cider_retrieval",
-        versus_label="retrieval",
-    ),
-    Row("MAGIC as published, which retrieval beats here", "magic", "cider_magic_paper"),
-    Row("MAGIC with eight beams: times as fast as gradient guidance", "magic", "speedup", "{:.0f}x"),
-    Row("The service, 200 clients for a minute: answers with an error", "serve_load", "errors", "{}"),
-    Row("1,000 malformed uploads that were not answered with 4xx", "serve_load", "malformed_not_4xx", "{}"),
-    Row(
-        "Captions a second at 16 clients, in batches over one by one",
-        "serve_load",
-        "batching_gain",
-        "{:.1f}x",
-    ),
-    Row("Step time, planned with a rehearsal against measured: median error", "plan_error", "median_error"),
-]
-
-
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+def read_results(folder: Path) -> Results:
     """All result files of `folder` by benchmark name.
 
     Raises `ValueError` for a file that is not one JSON object with `benchmark`, `command` and `machine`, and
     for two files of one benchmark.
     """
-    results: dict[str, dict[str, Any]] = {}
+    results: Results = {}
     for path in sorted(folder.glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -178,75 +52,107 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
+def figure(row: Row, results: Results) -> tuple[str, str]:
+    """The figure of a row, and the one beside it with its name. Raises `ValueError` if the result lacks one."""
+    result = results[row.benchmark]
+    for key in filter(None, (row.key, row.versus)):
+        if not isinstance(result.get(key), int | float):
+            raise ValueError(
+                f"the result of benchmark {row.benchmark!r} lacks the figure {key!r}; run it again"
+            )
+    versus = (
+        f"{(row.versus_form or row.form).format(result[row.versus])} {row.versus_label}" if row.versus else ""
+    )
+    return row.form.format(result[row.key]), versus
+
+
+def make_short_table(results: Results) -> str:
+    """The README's few figures, without commands; empty if none of them has been measured."""
+    rows = [row for table in TABLES.values() for row in table if row.readme and row.benchmark in results]
+    lines = ["| {} | {} | {} |".format(row.readme, *figure(row, results)) for row in rows]
+    return "\n".join(["| measured | figure | beside it |", "|---|---|---|", *lines, ""]) if lines else ""
+
+
+def make_tables(results: Results) -> str:
+    """All figures with the commands that print them, and the machines; empty if nothing has been measured."""
+    parts = []
+    for title, table in TABLES.items():
+        rows = [row for row in table if row.benchmark in results]
+        lines = [
+            "| {} | {} | {} | `{}.py` |".format(row.label, *figure(row, results), row.benchmark)
+            for row in rows
+        ]
+        if lines:
+            parts += [f"### {title}", "", "| measured | figure | beside it | script |", "|---|---|---|---|"]
+            parts += [*lines, ""]
+    shown = [
+        results[name]
+        for name in dict.fromkeys(row.benchmark for t in TABLES.values() for row in t)
+        if name in results
+    ]
+    if not shown:
+        return ""
+    parts += ["### Their commands", "", *(f"- `{result['command']}`" for result in shown), ""]
+    parts += ["### Their machines", "", *machines(shown), ""]
+    return "\n".join(parts)
+
+
+def machines(shown: list[dict[str, Any]]) -> list[str]:
+    """One line a machine: what it is, and the benchmarks that ran on it."""
+    where: dict[str, list[str]] = {}
+    for result in shown:
+        where.setdefault(describe(result["machine"]), []).append(result["benchmark"])
+    return [f"- {machine}: {', '.join(f'`{name}.py`' for name in names)}" for machine, names in where.items()]
+
+
 def describe(machine: object) -> str:
     """A machine in one line, whether the benchmark gave a sentence or an object."""
     if not isinstance(machine, dict):
         return str(machine)
-    known = {
-        "processor": "{}",
-        "cores": "{} cores",
-        "threads": "{} threads used",
-        "native_bf16": "native bf16: {}",
-        "torch": "PyTorch {}",
-    }
-    return ", ".join(form.format(machine[key]) for key, form in known.items() if key in machine)
+    words = []
+    if "processor" in machine:
+        words.append(str(machine["processor"]).replace("(R)", ""))
+    if "native_bf16" in machine:
+        words.append("with bf16 matrix units" if machine["native_bf16"] else "without bf16 matrix units")
+    if "cores" in machine:
+        words.append(f"{machine['cores']} cores")
+    if "threads" in machine:
+        words.append(f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}")
+    if "torch" in machine:
+        words.append(f"PyTorch {str(machine['torch']).split('+')[0]}")
+    return ", ".join(words)
 
 
-def make_table(results: dict[str, dict[str, Any]]) -> str:
-    """The Markdown between the markers; empty if nothing has been measured.
-
-    Raises `ValueError` if a result lacks a figure that the table shows.
-    """
-    lines: list[str] = []
-    for row in ROWS:
-        result = results.get(row.benchmark)
-        if result is None:
-            continue
-        for key in filter(None, (row.key, row.versus)):
-            if not isinstance(result.get(key), int | float):
-                raise ValueError(
-                    f"the result of benchmark {row.benchmark!r} lacks the figure {key!r}; run it again"
-                )
-        versus = f"{row.form.format(result[row.versus])} {row.versus_label}" if row.versus else ""
-        lines.append(
-            f"| {row.label} | {row.form.format(result[row.key])} | {versus} | `{result['command']}` |"
-        )
-    if not lines:
-        return ""
-    shown = [results[name] for name in dict.fromkeys(row.benchmark for row in ROWS) if name in results]
-    machines = " / ".join(dict.fromkeys(describe(result["machine"]) for result in shown))
-    head = ["| what | figure | beside it | command |", "|---|---|---|---|"]
-    return "\n".join([*head, *lines, "", f"Measured on: {machines}.", ""])
-
-
-def fill(readme: str, table: str) -> str:
-    """`readme` with `table` between the markers. Raises `ValueError` unless both markers occur once."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"README.md: needs the lines {START} and {END} once each, in this order")
-    before, rest = readme.split(START)
+def fill(text: str, table: str, name: str) -> str:
+    """`text` with `table` between the markers. Raises `ValueError` unless both markers occur once."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"{name}: needs the lines {START} and {END} once each, in this order")
+    before, rest = text.split(START)
     return f"{before}{START}\n{table}{END}{rest.split(END)[1]}"
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(description="Fill the README's table from benchmarks/results/*.json.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README differs")
+    parser = argparse.ArgumentParser(description="Fill the tables of figures from benchmarks/results/*.json.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table differs")
     check = parser.parse_args(argv).check
-    path = root / "README.md"
     try:
-        readme = path.read_text(encoding="utf-8")
-        filled = fill(readme, make_table(read_results(root / "benchmarks" / "results")))
+        results = read_results(root / "benchmarks" / "results")
+        tables = {README: make_short_table(results), DOCUMENT: make_tables(results)}
+        before = {name: (root / name).read_text(encoding="utf-8") for name in tables}
+        filled = {name: fill(before[name], table, str(name)) for name, table in tables.items()}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    if check and filled != readme:
-        print(
-            "README.md: the figures differ from benchmarks/results; run python benchmarks/readme_table.py",
-            file=sys.stderr,
-        )
-        return 1
-    if not check:
-        path.write_text(filled, encoding="utf-8")
-    return 0
+    stale = [name for name in filled if filled[name] != before[name]]
+    for name in stale:
+        if check:
+            print(
+                f"{name}: the figures differ from benchmarks/results; run python benchmarks/readme_table.py",
+                file=sys.stderr,
+            )
+        else:
+            (root / name).write_text(filled[name], encoding="utf-8")
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

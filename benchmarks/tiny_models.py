@@ -131,4 +131,104 @@ def _tiny(kind: type, more: dict[str, Any]) -> Any:
 
 
 # Models that are no causal language models: arguments of `family_checks.Case`.
-BEYOND: dict[str, dict[str, Any]] = {}
+_VISION = {"image_size": 16, "patch_size": 8}
+BEYOND: dict[str, dict[str, Any]] = {
+    "bert, masked": {"family": "bert", "kind": "BertForMaskedLM"},
+    "modernbert, masked": {"family": "modernbert", "kind": "ModernBertForMaskedLM"},
+    "bert, sequence classes": {
+        "family": "bert",
+        "kind": "BertForSequenceClassification",
+        "batch": "classes",
+    },
+    "llama, sequence classes": {
+        "family": "llama",
+        "kind": "LlamaForSequenceClassification",
+        "batch": "classes",
+    },
+    "vit, image classes": {
+        "family": "vit",
+        "kind": "ViTForImageClassification",
+        "options": _VISION,
+        "batch": "pictures",
+    },
+    "dinov2, image classes": {
+        "family": "dinov2",
+        "kind": "Dinov2ForImageClassification",
+        "options": _VISION,
+        "batch": "pictures",
+    },
+    "clip": {
+        "family": "clip",
+        "kind": "CLIPModel",
+        "options": {"vision_config": _VISION},
+        "layers": "text_model.encoder.layers",
+        "batch": "pairs",
+    },
+    "t5": {
+        "family": "t5",
+        "kind": "T5ForConditionalGeneration",
+        "options": {"decoder_start_token_id": 0},
+        "layers": "decoder.block",
+    },
+    "bart": {"family": "bart", "kind": "BartForConditionalGeneration", "layers": "model.decoder.layers"},
+    "llava": {
+        "family": "llava",
+        "kind": "LlavaForConditionalGeneration",
+        "options": {"vision_config": _VISION, "vision_feature_layer": -1},
+        "layers": "model.language_model.layers",
+        "batch": "picture in text",
+    },
+    "paligemma": {
+        "family": "paligemma",
+        "kind": "PaliGemmaForConditionalGeneration",
+        "options": {"vision_config": {**_VISION, "projection_dim": 32}, "projection_dim": 32},
+        "layers": "model.language_model.layers",
+        "batch": "picture in text",
+    },
+    "gemma3, with vision": {
+        "family": "gemma3",
+        "kind": "Gemma3ForConditionalGeneration",
+        "options": {"vision_config": _VISION, "mm_tokens_per_image": 4},
+        "layers": "model.language_model.layers",
+        "batch": "picture in text",
+    },
+    "internvl": {
+        "family": "internvl",
+        "kind": "InternVLForConditionalGeneration",
+        "options": {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}},
+        "layers": "model.language_model.layers",
+        "batch": "larger picture in text",
+    },
+    "smolvlm": {
+        "family": "smolvlm",
+        "kind": "SmolVLMForConditionalGeneration",
+        "options": {"vision_config": {**_VISION, "image_size": 32}, "scale_factor": 2},
+        "layers": "model.text_model.layers",
+        "batch": "pictures in text",
+    },
+    "idefics3": {
+        "family": "idefics3",
+        "kind": "Idefics3ForConditionalGeneration",
+        "options": {"vision_config": {**_VISION, "image_size": 32}, "scale_factor": 2},
+        "layers": "model.text_model.layers",
+        "batch": "pictures in text",
+    },
+    "qwen2_5_vl": {
+        "family": "qwen2_5_vl",
+        "kind": "Qwen2_5_VLForConditionalGeneration",
+        "options": {
+            "vision_config": {
+                "patch_size": 8,
+                "window_size": 32,
+                "out_hidden_size": 32,
+                "depth": 2,
+                "fullatt_block_indexes": [1],
+            },
+            "text_config": {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+            },
+        },
+        "layers": "model.language_model.layers",
+        "batch": "patches in text",
+    },
+}

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+    from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
     from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
     from openm6.giant.sharing.trigger import (
         CorrelationTrigger,
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 _HOME = {
     "Adafactor": "optimizers.named",
     "AdamW": "optimizers.named",
+    "AdamW8bit": "optimizers.named",
     "CorrelationTrigger": "sharing.trigger",
     "FractionTrigger": "sharing.trigger",
     "Giant": "streaming.engine",
+    "Muon": "optimizers.named",
     "PartOptimizer": "optimizers.named",
     "StepReport": "streaming.engine",
     "StepTrigger": "sharing.trigger",
@@ -39,9 +41,11 @@ _HOME = {
 __all__ = [
     "Adafactor",
     "AdamW",
+    "AdamW8bit",
     "CorrelationTrigger",
     "FractionTrigger",
     "Giant",
+    "Muon",
     "PartOptimizer",
     "StepReport",
     "StepTrigger",

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from openm6.giant.measure.budget import release_memory
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.plan.fit import Fit, Timed, fit_rates
 from openm6.plan.hardware import Device, Hardware, Rates, UpdateRate
@@ -231,6 +231,8 @@ def _once(run: Callable[[], object]) -> float:
 _OPTIMIZERS: dict[str, tuple[PartOptimizer, torch.dtype]] = {
     "adamw-fp32": (AdamW(clip=1.0), torch.float32),
     "adamw-bf16": (AdamW(clip=1.0), torch.bfloat16),
+    "adamw8bit-fp32": (AdamW8bit(clip=1.0), torch.float32),
+    "adamw8bit-bf16": (AdamW8bit(clip=1.0), torch.bfloat16),
     "adafactor-fp32": (Adafactor(), torch.float32),
     "adafactor-bf16": (Adafactor(), torch.bfloat16),
 }

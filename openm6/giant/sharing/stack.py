@@ -158,7 +158,8 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     """The stack of `model`: the one at the dotted path `layers`, or else the only one there is.
 
     A `slots` + `sharing` pair wins over everything else; without one, the candidates are the outermost
-    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype.
+    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype, and the one that is as long
+    as a Hugging Face configuration says, if it has more weights than they; its layers may differ.
 
     Raises `ValueError` if the path leads to no `ModuleList`, or if there are no candidates, or several.
     """
@@ -178,10 +179,12 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     elif slot_stacks:
         candidates = list(slot_stacks)
     else:
-        candidates = []
-        for path, module in lists.items():
-            if _is_stack(module) and not any(path.startswith(f"{outer}.") for outer in candidates):
-                candidates.append(path)
+        equal = [path for path, module in lists.items() if _is_stack(module)]
+        main = _main(model, lists)
+        candidates = [path for path in equal if _outermost(path, [*equal, *main])]
+        # Layers of several kinds are a stack as well, lest an image tower be taken for the model.
+        if main and all(_weights(lists[path]) < _weights(lists[main[0]]) for path in candidates):
+            candidates += main
     if not candidates:
         raise ValueError(
             f"{type(model).__name__} has no ModuleList of two or more layers with equal parameter shapes "
@@ -190,7 +193,7 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     if len(candidates) > 1:
         raise ValueError(
             f"{type(model).__name__} has several stacks ({', '.join(candidates)}); "
-            f"choose one, for instance with layers={_main(model, lists, candidates)!r}."
+            f"choose one, for instance with layers={_suggested(model, lists, candidates)!r}."
         )
     path = candidates[0]
     if path in slot_stacks:
@@ -198,17 +201,35 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
     return TiedStack(lists[path], path)
 
 
-def _main(model: nn.Module, lists: Mapping[str, nn.ModuleList], candidates: Sequence[str]) -> str:
-    """Of several stacks the one of the language model: as deep as its configuration says, with most weights."""
+def _main(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> list[str]:
+    """The list of the language model's layers, if a configuration says how many there are."""
+    depth = _depth(model)
+    deep = [path for path, module in lists.items() if len(module) == depth and _outermost(path, lists)]
+    return sorted(deep, key=lambda path: -_weights(lists[path]))[:1]
+
+
+def _suggested(model: nn.Module, lists: Mapping[str, nn.ModuleList], candidates: Sequence[str]) -> str:
+    """Of several stacks one of the language model: as deep as its configuration says, with most weights."""
+    depth = _depth(model)
+    return max(candidates, key=lambda path: (len(lists[path]) == depth, _weights(lists[path])))
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _depth(model: nn.Module) -> int | None:
+    """How many layers the language model has by a Hugging Face configuration."""
     config: Any = getattr(model, "config", None)
-    depth: int | None = None
     if hasattr(config, "get_text_config"):
         with suppress(ValueError):  # there are several such configurations
             depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    return max(
-        candidates,
-        key=lambda path: (len(lists[path]) == depth, sum(p.numel() for p in lists[path].parameters())),
-    )
+            return depth if isinstance(depth, int) and depth > 1 else None
+    return None
+
+
+def _outermost(path: str, paths: Iterable[str]) -> bool:
+    return not any(path.startswith(f"{other}.") for other in paths)
 
 
 def first_layers(sharing: Sequence[int]) -> list[int]:

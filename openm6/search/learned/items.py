@@ -14,8 +14,9 @@ import numpy as np
 from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import Catalogue, Item, of_kind
+from openm6.search.catalogue import Catalogue, Item
 from openm6.search.encoders import Encoder
+from openm6.search.values import of_kind
 
 DECODERS = 2  # threads
 LOT = 128  # pictures encoded at a time
@@ -35,10 +36,16 @@ class Items:
 
     @classmethod
     def read(
-        cls, path: str, *, columns: Mapping[str, str] | None = None, workers: int = DECODERS, size: int = 64
+        cls,
+        path: str,
+        *,
+        columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
+        workers: int = DECODERS,
+        size: int = 64,
     ) -> Items:
         """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many cannot."""
-        catalogue = Catalogue(path, columns=columns)
+        catalogue = Catalogue(path, columns=columns, encoding=encoding)
         scan = catalogue.scan(workers=workers)
         column = scan.category
         found: list[Item] = []

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.delink import Subject, gradient_of
+from benchmarks.tiny_models import tiny_config
 from openm6.giant import delink, share, slot_uses
 from openm6.giant.sharing.stack import SlotStack, TiedStack, find_stack
 
 
-def clip() -> Any:
+def clip(*, vision_layers: int = 3) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3}
     text = tower | {"vocab_size": 32, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
-    vision = tower | {"image_size": 8, "patch_size": 4}
+    vision = tower | {"image_size": 8, "patch_size": 4, "num_hidden_layers": vision_layers}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
 
 
@@ -64,6 +65,29 @@ def test_each_tower_of_clip_is_shared_by_its_path() -> None:
     after = model(**batch)
     assert torch.equal(before.logits_per_image, after.logits_per_image)
     assert (slot_uses(model, layers=text), slot_uses(model, layers=vision)) == ([1, 1, 1], [1, 1, 1])
+
+
+def test_of_several_stacks_the_language_model_is_suggested() -> None:
+    """Though the image tower has more weights, and may come first."""
+    with pytest.raises(ValueError, match=r"for instance with layers='text_model\.encoder\.layers'"):
+        find_stack(clip(vision_layers=9))
+
+
+def test_layers_of_several_kinds_are_found_by_the_configuration() -> None:
+    model = hybrid()
+    shapes = [{name: p.shape for name, p in layer.named_parameters()} for layer in model.model.layers]
+    assert shapes[0] != shapes[1]
+    assert find_stack(model).path == "model.layers"
+    # A small tower of equal layers beside it is not taken for the model.
+    model.vision = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+    with pytest.raises(ValueError, match=r"several stacks \(vision, model\.layers\).*layers='model\.layers'"):
+        find_stack(model)
+
+
+def hybrid() -> Any:
+    from transformers import Lfm2ForCausalLM
+
+    return Lfm2ForCausalLM(tiny_config("lfm2"))
 
 
 def test_models_without_a_stack_are_refused() -> None:
