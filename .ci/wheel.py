@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {"report", "search", "serve"}  # what the commands below need, as docs/index.md says
-SECONDS = 300  # most that a command may take
+SECONDS = 900  # most that a command may take
 
 
 def build(folder: Path) -> Path:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Four machines with eight GPUs each, one run. Submit with: sbatch examples/slurm.sh openm6/configs/m6-base.yaml
+# Four machines with eight GPUs each, one run. Submit with: sbatch examples/slurm.sh m6-small
 # RUNS must be a folder that all machines see. Not measured: written for a cluster that the project does not have.
 #SBATCH --job-name=openm6
 #SBATCH --nodes=4

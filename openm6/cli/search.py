@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openm6.cli.arguments import catalogue_columns, pair
+from openm6.cli.arguments import Encoding, catalogue_columns, pair
 from openm6.cli.errors import LAST_CHECKPOINT, cleanly
 from openm6.cli.output import Json, show
 from openm6.cli.search_train import simulate, train
+
+if TYPE_CHECKING:
+    from openm6.search.values import Attributes
 
 app = typer.Typer(
     help="Visual search: index a catalogue, query it by picture or words.", no_args_is_help=True
@@ -57,6 +60,11 @@ def index(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep items that the catalogue does not have.")
     ] = False,
+    allow_deletes: Annotated[
+        bool,
+        typer.Option("--allow-deletes", help="Delete more than a tenth of the index, if so much is missing."),
+    ] = False,
+    encoding: Encoding = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 4,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="The share of items that may be bad.")] = 0.05,
     as_json: Json = False,
@@ -72,14 +80,17 @@ def index(
         found = Index.open(to, encoder=encoder).update(
             catalogue,
             columns=columns,
+            encoding=encoding,
             keep=keep,
+            allow_deletes=allow_deletes,
             workers=workers,
             max_bad_fraction=max_bad,
             on_progress=on_progress,
         )
     counts = [f"{getattr(found, name):,} {name}" for name in COUNTS]
     reasons = [f"  bad: {reason}" for reason in found.reasons]
-    line = "\n".join([", ".join(counts), *reasons])
+    notes = [f"  note: {note}" for note in found.notes]
+    line = "\n".join([", ".join(counts), *reasons, *notes])
     show({"input": catalogue, "output": asdict(found)}, as_json=as_json, line=line)
 
 
@@ -96,6 +107,9 @@ def query(
     where: Annotated[
         str | None, typer.Option(help="A filter, such as \"category = 'dress' and price < 300\".")
     ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="With --where alone: the id of an item, behind which to go on.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="How many items to find.")] = 10,
     quality: Annotated[
         list[str] | None,
@@ -104,7 +118,7 @@ def query(
     encoder: Encoder = None,
     as_json: Json = False,
 ) -> None:
-    """Find the items of an index that are most like a picture, words, or both.
+    """Find the items of an index that are most like a picture, words, or both; or list those that pass a filter.
 
     openm6 search query photo.jpg --index shop-index --where "price < 300"
     """
@@ -119,15 +133,15 @@ def query(
             raise ValueError(f"there are two queries of one kind: {what!r} and an option; leave one out")
     weights = dict(_weight(each) for each in quality or [])
     hits = Index.open(index, encoder=encoder).query(
-        image=image, text=text, where=where, n=n, quality=weights, text_weight=text_weight
+        image=image, text=text, where=where, n=n, quality=weights, text_weight=text_weight, after=after
     )
-    asked = {"image": image, "text": text, "where": where}
+    asked = {"image": image, "text": text, "where": where, "after": after}
     given = {name: value for name, value in asked.items() if value is not None}
-    lines = [f"{hit.score:6.3f}  {hit.id}  {_told(hit.attributes)}".rstrip() for hit in hits]
+    lines = [f"{hit.score:6.3f}  {hit.id}  {_in_a_line(hit.attributes)}".rstrip() for hit in hits]
     show(
         {"input": given, "output": [asdict(hit) for hit in hits]},
         as_json=as_json,
-        line="\n".join(lines) if lines else "no item passes the filter",
+        line="\n".join(lines) if lines else "no item was found",
     )
 
 
@@ -135,10 +149,9 @@ app.command()(cleanly(train, goes_on_from=LAST_CHECKPOINT))
 app.command()(cleanly(simulate))
 
 
-def _told(attributes: object) -> str:
-    from openm6.search.catalogue import of_kind
+def _in_a_line(attributes: Attributes) -> str:
+    from openm6.search.values import of_kind
 
-    assert isinstance(attributes, dict)
     values = {
         name: of_kind(value, "text") if isinstance(value, float) else value
         for name, value in attributes.items()

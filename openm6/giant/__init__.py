@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+    from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
     from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
     from openm6.giant.sharing.trigger import (
         CorrelationTrigger,
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
         Trigger,
         adjacent_correlations,
     )
-    from openm6.giant.streaming.engine import Giant, StepReport, stream
+    from openm6.giant.streaming.engine import Giant
+    from openm6.giant.streaming.opening import stream
+    from openm6.giant.streaming.report import StepReport
 
 # Which file a name comes from; it is imported when the name is first asked for.
 _HOME = {
     "Adafactor": "optimizers.named",
     "AdamW": "optimizers.named",
+    "AdamW8bit": "optimizers.named",
     "CorrelationTrigger": "sharing.trigger",
     "FractionTrigger": "sharing.trigger",
     "Giant": "streaming.engine",
     "PartOptimizer": "optimizers.named",
-    "StepReport": "streaming.engine",
+    "StepReport": "streaming.report",
     "StepTrigger": "sharing.trigger",
     "Trigger": "sharing.trigger",
     "adjacent_correlations": "sharing.trigger",
@@ -33,12 +36,13 @@ _HOME = {
     "delink": "sharing.pseudo_to_real",
     "share": "sharing.pseudo_to_real",
     "slot_uses": "sharing.pseudo_to_real",
-    "stream": "streaming.engine",
+    "stream": "streaming.opening",
 }
 
 __all__ = [
     "Adafactor",
     "AdamW",
+    "AdamW8bit",
     "CorrelationTrigger",
     "FractionTrigger",
     "Giant",

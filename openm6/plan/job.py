@@ -17,7 +17,7 @@ import torch
 
 from openm6.giant.models.frame import Frame, open_frame
 from openm6.giant.models.slots import Slot
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.sharing.pseudo_to_real import share
 from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Settings
@@ -26,7 +26,7 @@ from openm6.model import M6, ModelConfig
 from openm6.plan.workload import Work
 
 Stage = Literal["pseudo", "real"]
-OptimizerName = Literal["adamw", "muon", "adafactor"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,8 @@ class Job:
     @property
     def part_optimizer(self) -> PartOptimizer:
         """The optimizer as the engine has it; of Muon, which only runs in memory, the state is AdamW's at most."""
-        return Adafactor() if self.optimizer == "adafactor" else AdamW(clip=1.0)
+        rules = {"adafactor": Adafactor(), "adamw8bit": AdamW8bit(clip=1.0)}
+        return rules.get(self.optimizer, AdamW(clip=1.0))
 
     @property
     def stages(self) -> list[Stage]:

@@ -44,7 +44,7 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
 def in_memory_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
     """Bytes of a step in memory beside the process: weights, gradients, optimizer, all activations."""
     work, model = job.work, job.model
-    moments = {"adamw": 2, "muon": 2, "adafactor": 1}[job.optimizer]
+    moments = {"adamw": 2, "adamw8bit": 1, "muon": 2, "adafactor": 1}[job.optimizer]
     weights = parts.total if job.device_share == 1 else parts.frame_weights + _here(parts)
     states = 4.0 * weights * (2 + moments)
     layer = pieces.layer(work.rows, work.row)

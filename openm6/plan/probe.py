@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from openm6.giant.measure.budget import release_memory
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.modalities.resnet import ResNet, ResNetConfig
 from openm6.model import ModelConfig
@@ -249,6 +249,8 @@ def _nonnegative(a: np.ndarray, b: np.ndarray, rounds: int = 20_000) -> np.ndarr
 _OPTIMIZERS: dict[str, tuple[PartOptimizer, torch.dtype]] = {
     "adamw-fp32": (AdamW(clip=1.0), torch.float32),
     "adamw-bf16": (AdamW(clip=1.0), torch.bfloat16),
+    "adamw8bit-fp32": (AdamW8bit(clip=1.0), torch.float32),
+    "adamw8bit-bf16": (AdamW8bit(clip=1.0), torch.bfloat16),
     "adafactor-fp32": (Adafactor(), torch.float32),
     "adafactor-bf16": (Adafactor(), torch.bfloat16),
 }

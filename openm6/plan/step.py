@@ -22,6 +22,8 @@ from openm6.plan.workload import Pieces
 UPDATE_BYTES = {
     "adamw-fp32": 32.0,  # gradient twice (norm, update), weight and two moments in and out
     "adamw-bf16": 32.0,  # gradient twice, both halves of the weight and two moments in and out
+    "adamw8bit-fp32": 200.0,  # mostly arithmetic: from and to 8 bits
+    "adamw8bit-bf16": 200.0,
     "adafactor-fp32": 24.0,  # gradient three times, its squares, weight in and out
     "adafactor-bf16": 28.0,
     "muon-fp32": 28.0,  # beside its matrix products

@@ -1,33 +1,30 @@
 """A shop's catalogue: a folder of pictures, a CSV file, a Parquet file, ... read as items.
 
 An item is a picture with attributes (category, price, ...), an id, and a hash of its picture and its attributes.
-Reading does not decode the picture: whoever knows an item by its hash need not look at it again.
+Reading does not decode the picture. An item whose hash is known already need not be decoded again.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date, time
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
 from openm6.data import BadCount, BadRecord, DataConfig, Fields, Record, open_reader
+from openm6.data.columns import picture_column
 from openm6.data.corpus import CORPUS_DIR
 from openm6.data.files import detect_kind
 from openm6.data.images import read_encoded
 from openm6.data.reader import Block
-from openm6.data.records import image_source
+from openm6.data.records import Row, image_source
+from openm6.search.values import Attributes, Binary, id_of, kind_of, like_a_number, plain, spelled_kind
 from openm6.search.where import Kind, Value
-
-Attributes = Mapping[str, Value | None]
 
 LOT = 256  # items held at a time, their pictures encoded
 OWN_COLUMNS = (
@@ -39,10 +36,7 @@ OWN_COLUMNS = (
     "_rowaddr",
     "_score",
 )  # of stores
-MAX_ID = 1000  # bytes
 CATEGORY_COLUMNS = ("category", "label")
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")  # not 007, which is a name
-_EXACT = 2.0**53  # whole numbers above are not all floats: such long ones are names
 _NAME = re.compile(r'[^`".]+')  # of a column, as all stores can quote it
 
 
@@ -50,7 +44,8 @@ _NAME = re.compile(r'[^`".]+')  # of a column, as all stores can quote it
 class Item:
     """One item as it was read; `picture` is its encoded bytes, `where` names it in messages.
 
-    `hash` is that of the picture followed by that of the attributes; `picture_part` tells the first.
+    `hash` is that of the picture followed by that of the attributes; `picture_part` returns the first. `binary` are
+    the columns that hold bytes, which are no attributes.
     """
 
     id: str
@@ -58,6 +53,7 @@ class Item:
     picture: bytes
     where: str
     attributes: Attributes
+    binary: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):
@@ -75,12 +71,31 @@ class Scan:
     places: dict[str, Place] = field(default_factory=dict)
     seen: dict[str, set[Kind]] = field(default_factory=dict)
     bad: BadCount = field(default_factory=BadCount)
+    prices: dict[str, str] = field(default_factory=dict)  # column: a text in it that people read as a number
+    binary: dict[str, str] = field(default_factory=dict)  # column: where it first held bytes
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of the columns, in sentences."""
+        columns = self.columns
+        return [
+            *(
+                f"column {name!r} holds pictures or other binary data ({where}), which are no attribute"
+                for name, where in self.binary.items()
+            ),
+            *(
+                f"column {name!r} is read as text, because of {value}: write a plain number, such as 1299.00, "
+                "in every row to filter by it"
+                for name, value in self.prices.items()
+                if columns.get(name) == "text" and name not in ("id", "image", self.category)
+            ),
+        ]
 
     @property
     def columns(self) -> dict[str, Kind]:
         """The kind of each column that has a value: text, unless all are numbers or all are flags.
 
-        What an item is has a name, so the category's column is text whatever it holds.
+        A category is a name, so its column is text whatever it holds.
         """
         kinds: dict[str, Kind] = {
             name: next(iter(found)) if len(found) == 1 else "text"
@@ -93,7 +108,7 @@ class Scan:
 
     @property
     def category(self) -> str | None:
-        """The column that says what an item is, if there is one."""
+        """The column with the items' categories, if there is one."""
         return next((name for name in CATEGORY_COLUMNS if self.seen.get(name)), None)
 
 
@@ -101,12 +116,18 @@ class Catalogue:
     """The catalogue at `path`: whatever `openm6.data` reads, or `corpus-emoji`, the embedded one.
 
     `columns` maps our names to the catalogue's (image, id, category, ...); columns that it does not name are
-    taken as they are. An item's id is its `id`, else the path of its picture, else its hash. Raises ValueError if
-    there is nothing to read, or no column of pictures.
+    taken as they are. `encoding` is that of CSV and JSONL files, detected by default. An item's id is its `id`,
+    else the path of its picture, else its hash. Raises ValueError if there is nothing to read, or no column of
+    pictures.
     """
 
     def __init__(
-        self, path: str, *, columns: Mapping[str, str] | None = None, max_bad_fraction: float = 0.05
+        self,
+        path: str,
+        *,
+        columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
+        max_bad_fraction: float = 0.05,
     ) -> None:
         self.name, self.max_bad_fraction = path, max_bad_fraction
         columns = dict(columns or {})
@@ -114,9 +135,10 @@ class Catalogue:
             path, columns = str(CORPUS_DIR / "emoji.parquet"), {"category": "group_en"} | columns
         kind = detect_kind(path)
         # CSV has only text; there, a column of numbers is one whose every value is spelled like one.
-        self._kind_of = _spelled if kind == "csv" else _kind
+        self._kind_of = spelled_kind if kind == "csv" else kind_of
         fields = CatalogueFields(columns, folder=kind == "folder")
-        self.reader = open_reader(DataConfig.model_validate({"path": path, "kind": kind}), fields)
+        config = {"path": path, "kind": kind, "encoding": encoding}
+        self.reader = open_reader(DataConfig.model_validate(config), fields)
 
     def scan(self, *, workers: int, on_progress: Callable[[int, int], None] = lambda *_: None) -> Scan:
         """Reads and hashes every item. Raises ValueError if there is none, or too many are bad."""
@@ -148,6 +170,15 @@ class Catalogue:
             kinds = scan.seen.setdefault(name, set())
             if value is not None:
                 kinds.add(self._kind_of(value))
+            if (
+                isinstance(value, str)
+                and name not in scan.prices
+                and len(value) < 24
+                and like_a_number(value)
+            ):
+                scan.prices[name] = f"{value!r} ({item.where})"
+        for name in item.binary:
+            scan.binary.setdefault(name, item.where)
 
     def add_bad(self, scan: Scan, error: BadRecord) -> None:
         """Counts a bad item. Raises ValueError if they are too many."""
@@ -172,85 +203,85 @@ class CatalogueFields(Fields):
 
     folder: bool = False  # of class folders: their names are the column `category`
 
-    def check(self, available: Iterable[str], *, where: str) -> None:
+    def check(
+        self, available: Iterable[str], *, where: str, peek: Callable[[], Iterable[Row]] = tuple
+    ) -> None:
         """Raises `ValueError` if a mapped column or that of the pictures is missing, or a name is taken."""
         available = list(available)
         if self.columns:
             super().check(available, where=where)
         names = [self._ours(name) for name in available]
         if "image" not in names:
-            raise ValueError(
-                f"{where} has no column 'image': map it to the one that holds the pictures, as in "
-                f"image={(available or ['photo'])[0]}; its columns are {available}."
-            )
+            raise ValueError(f"{where} {_no_image(available, picture_column(peek()))}.")
         for name in names:
             if names.count(name) > 1 or name in OWN_COLUMNS:
                 raise ValueError(
-                    f"{where} would have a second column {name!r}: map one of them to another name."
+                    f"{where} would have a second column {name!r}: map one of them to another name, as in "
+                    f"--column my_{name}={name}."
                 )
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{where} has a column {name!r}: map it to a name without quotes and dots.")
+                raise ValueError(
+                    f"{where} has a column {name!r}: map it to a name without quotes and dots, as in "
+                    f"--column {_plain_name(name)}={name}."
+                )
 
     def wanted(self, available: Iterable[str]) -> list[str]:
         return list(available)
 
-    def record(self, row: Mapping[str, Any], *, where: str, folder: Path) -> Record:
+    def record(self, row: Row, *, where: str, folder: Path) -> Record:
         if self.folder:
             row = {"image": row["image"], "category": row.get("label")}
         values = {self._ours(name): value for name, value in row.items()}
-        source, named = image_source(values.pop("image", None), where=where), values.pop("id", None)
-        for name in values:  # a line of JSON can have columns that the first has not
+        if "image" not in values:  # a line of JSON has columns of its own
+            raise BadRecord(where, _no_image([*row], picture_column([row])))
+        source = image_source(values.pop("image"), where=where)
+        item_id = id_of(values.pop("id", None), where)
+        attributes, binary = dict[str, Value | None](), list[str]()
+        for name, value in values.items():
+            try:
+                attributes[name] = plain(value)
+            except Binary:
+                binary.append(name)
+                continue
             if name in OWN_COLUMNS or not _NAME.fullmatch(name):
-                raise BadRecord(where, f"has a column {name!r}, a name that no index can have")
-        attributes = {name: _plain(value) for name, value in values.items()}
+                raise BadRecord(
+                    where,
+                    f"has a column {name!r}, a name that no index can have: map it, as in --column "
+                    f"{_plain_name(name)}={name}",
+                )
         if isinstance(source, bytes):
             picture = source
         else:
             picture, attributes["image"] = read_encoded(folder / source, source), source
+        for value in attributes.values():
+            _check_utf8(value, where)
         content = json.dumps(attributes, sort_keys=True).encode()
         digest = xxh3_128_hexdigest(picture) + xxh3_128_hexdigest(content)
-        if named is None or named == "":
-            named = digest if isinstance(source, bytes) else source
-        for text in (named := str(named), *attributes.values()):
-            _check_utf8(text, where)
-        if len(named.encode()) > MAX_ID:
-            raise BadRecord(where, f"the id is too long: at most {MAX_ID} bytes")
-        return {"item": Item(named, digest, picture, where, attributes)}
+        if item_id is None:
+            item_id = digest if isinstance(source, bytes) else id_of(source, where)
+            assert item_id is not None
+        return {"item": Item(item_id, digest, picture, where, attributes, tuple(binary))}
 
     def _ours(self, name: str) -> str:
         return next((ours for ours, theirs in self.columns.items() if theirs == name), name)
 
 
+def _no_image(columns: list[str], pictures: str | None) -> str:
+    """What to say of data without a column `image`; `pictures` is a column whose values are pictures."""
+    example = f"as in --column image={pictures}" if pictures else "with --column image=COLUMN"
+    return (
+        f"has no column 'image': map it to the one that holds the pictures, {example} (in Python: columns="
+        f"{{'image': {(pictures or 'COLUMN')!r}}}); its columns are {columns[:40]}"
+    )
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r'[`".]', "_", name) or "name"
+
+
 def picture_part(digest: str) -> str:
     """Of an item's hash, what its picture makes of it."""
     return digest[:32]
-
-
-def _plain(value: Any) -> Value | None:
-    """A cell as text, a number or a flag; None for what says nothing."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, int) and abs(value) > _EXACT:
-        return str(value)
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if value is None or isinstance(value, (bool, str)):
-        return None if value == "" else value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _kind(value: Value) -> Kind:
-    return "flag" if isinstance(value, bool) else "number" if isinstance(value, float) else "text"
-
-
-def _spelled(value: Value) -> Kind:
-    """What a cell of a CSV file, which has only text, looks like."""
-    assert isinstance(value, str)
-    if value.lower() in ("true", "false"):
-        return "flag"
-    return "number" if _NUMBER.fullmatch(value) and abs(float(value)) <= _EXACT else "text"
 
 
 def _check_utf8(value: Value | None, where: str) -> None:
@@ -265,14 +296,3 @@ def _read(block: Block, row: int) -> Item | BadRecord:
         return block[row]["item"]
     except BadRecord as error:
         return error
-
-
-def of_kind(value: Value | None, kind: Kind) -> Value | None:
-    """A value in a column of that kind: text takes all, and other kinds what is spelled like one of theirs."""
-    if value is None or kind == _kind(value):
-        return value
-    if kind == "number":
-        return float(value)
-    if kind == "flag":
-        return str(value).lower() == "true"
-    return str(value).lower() if isinstance(value, bool) else f"{value:.15g}"

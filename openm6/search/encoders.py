@@ -27,6 +27,7 @@ class Encoder(Protocol):
     fingerprint: str  # of its weights
     dim: int
     image_size: int
+    reads_words: bool  # if not, `texts` raises ValueError
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (N, D)."""
@@ -38,13 +39,14 @@ class Encoder(Protocol):
 
 
 class Wordless:
-    """What an encoder of pictures alone says of words."""
+    """An encoder of pictures alone."""
 
     name: str
+    reads_words = False
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         raise ValueError(
-            f"the encoder {self.name} knows no words: search by a picture, or index with --encoder m6."
+            f"the encoder {self.name} reads no words: search by a picture, or index with --encoder m6."
         )
 
 
@@ -55,6 +57,8 @@ def fingerprint(weights: Path) -> str:
 
 class M6Encoder:
     """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
+
+    reads_words = True
 
     def __init__(self, folder: str | None = None) -> None:
         from openm6.decode.pipeline import Pipeline

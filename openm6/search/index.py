@@ -5,6 +5,7 @@
     index.query(image="photo.jpg", where="category = 'dress' and price < 300", n=5)
     index.query(text="a red apple")
     index.query(image="photo.jpg", text="in red", quality={"sales": 0.05})
+    index.query(where="price < 300", after="a17")          # in the order of the ids, the page after that item
 
 An index may be queried from several threads at once; `update` is for one at a time.
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from openm6.decode.inputs import Picture, read_pictures, read_texts
-from openm6.search.catalogue import Attributes, Catalogue
+from openm6.search.catalogue import Catalogue
 from openm6.search.codes import Codes
 from openm6.search.encoders import Encoder
 from openm6.search.indexing import Changes, update
@@ -29,7 +30,9 @@ from openm6.search.quality import quality_bonus
 from openm6.search.rounds import exact, two_rounds
 from openm6.search.shards import ShardedStore
 from openm6.search.store import About, Store
+from openm6.search.values import Attributes
 from openm6.search.where import Kind, Where, parse_where
+from openm6.search.words import find_by_words, share_of, words_of
 
 DEFAULT_ENCODER = "m6"
 MAX_HITS = 1000
@@ -40,8 +43,10 @@ POOL = 100  # items that quality signals order, at least
 
 @dataclass(frozen=True)
 class Hit:
-    """An item found: `similarity` is the inner product with the query, of unit vectors where the query is one
-    picture or one text; `score`, which orders the hits, adds what the quality signals weigh.
+    """An item that was found. `score` orders the hits: the similarity, and what the quality signals add to it.
+
+    `similarity` is the inner product with the query, whose vector has length 1 if it is one picture or one text.
+    Where words are matched with texts, it is their share, 0 .. 1. It is 0 where a filter alone was asked.
     """
 
     id: str
@@ -111,7 +116,9 @@ class Index:
         catalogue: str | Catalogue,
         *,
         columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
         keep: bool = False,
+        allow_deletes: bool = False,
         workers: int = 4,
         max_bad_fraction: float = 0.05,
         on_progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -121,18 +128,34 @@ class Index:
         Args:
             catalogue: a folder of pictures, a CSV, JSONL or Parquet file, ... (`Catalogue`), or `corpus-emoji`.
             columns: our names (image, id, category, ...) to the catalogue's.
+            encoding: of CSV and JSONL files; by default UTF-8, UTF-16 and GB 18030 are told apart.
             keep: keep items that the catalogue does not have.
-            on_progress: called with what is being done ("reading", "indexing"), items so far, items in all
+            allow_deletes: delete more than a tenth of the index, if the catalogue lacks so many of its items.
+            on_progress: called with the current phase ("reading", "indexing"), items so far, items in all
                 (0 = unknown).
 
         Raises:
-            ValueError: the catalogue cannot be read, too many of its items are bad, or it does not fit the index.
+            ValueError: the catalogue cannot be read, too many of its items are bad, it does not fit the index, or
+                it lacks more than a tenth of the index's items.
         """
         if isinstance(catalogue, str):
-            catalogue = Catalogue(catalogue, columns=columns, max_bad_fraction=max_bad_fraction)
+            catalogue = Catalogue(
+                catalogue, columns=columns, encoding=encoding, max_bad_fraction=max_bad_fraction
+            )
         return update(
-            catalogue, self.store, self.encoder, workers=workers, keep=keep, on_progress=on_progress
+            catalogue,
+            self.store,
+            self.encoder,
+            workers=workers,
+            keep=keep,
+            allow_deletes=allow_deletes,
+            on_progress=on_progress,
         )
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether words are compared with pictures. If not, they are matched with the items' names and texts."""
+        return self.encoder.reads_words
 
     def query(
         self,
@@ -143,26 +166,124 @@ class Index:
         n: int = 10,
         quality: Mapping[str, float] | None = None,
         text_weight: float = 0.5,
+        after: str | None = None,
     ) -> list[Hit]:
         """The `n` items that are most like a picture, a text, or both, the best first.
 
+        With a filter alone, the items that pass it, in the order of their ids; `after` the last id of a page comes
+        the next page.
+
         Args:
             image: a path, a PIL image, or an array uint8 (H, W, 3 | 4).
-            text: words, in a language that the encoder knows.
+            text: words, in a language that the encoder reads. For an encoder without words they are matched with
+                the items' ids and texts (`openm6/search/words.py`).
             where: a filter such as `category = 'dress' and price < 300` (`openm6/search/where.py`).
             quality: number columns by which good items move up, with their weights (`openm6/search/quality.py`).
             text_weight: with both, the text's share of the query; the picture has the rest.
+            after: an id, for a search by a filter alone.
 
         Raises:
-            ValueError: there is no index, no query, a picture that cannot be read, a filter that is none, or
-                a text for an encoder without words.
+            ValueError: there is no index, no query, a picture that cannot be read, or a wrong filter.
         """
+        if image is None and text is None and where is None and after is None:
+            raise ValueError("a query needs a picture, a text, or a filter.")
+        # All that can be wrong with a query is checked before an encoder is loaded for it.
+        condition = self._checked(where, n, quality or {}, text_weight)
+        words = None if text is None else read_texts(text, "the text of a query")[0]
+        image_D = text_D = None
+        if image is not None:
+            image_D = self.encoder.images(read_pictures(image, self.encoder.image_size))[0]
+        if words is not None and self.reads_words:
+            text_D, words = self.encoder.texts([words])[0], None
+        return self.find(
+            image_D=image_D,
+            text_D=text_D,
+            words=words,
+            where=condition,
+            n=n,
+            quality=quality,
+            text_weight=text_weight,
+            after=after,
+        )
+
+    def find(
+        self,
+        *,
+        image_D: np.ndarray | None = None,
+        text_D: np.ndarray | None = None,
+        words: str | None = None,
+        where: Where | str | None = None,
+        n: int = 10,
+        quality: Mapping[str, float] | None = None,
+        text_weight: float = 0.5,
+        after: str | None = None,
+    ) -> list[Hit]:
+        """`query`, for vectors that were made elsewhere: the one way by which all searches go.
+
+        `image_D` and `text_D` are unit vectors of the encoder, float32 (D,); `words` is a text for an encoder that
+        reads none. Without any of them, all items that pass the filter come in the order of their ids.
+        Raises ValueError as `query`.
+        """
+        condition = self._checked(where, n, quality or {}, text_weight)
+        if image_D is not None or text_D is not None:
+            if after is not None:
+                raise ValueError(
+                    "after is for a search by a filter alone: leave out the picture and the text."
+                )
+            query_D = mixed(image_D, text_D, text_weight)
+            bonus = (words, text_weight) if words is not None else None
+            return self._nearest(query_D, condition, n, quality or {}, bonus)
+        if words is not None:
+            shares = find_by_words(self.store, words, max(POOL, 2 * n) if quality else n, condition)
+            rows = self.store.rows(list(shares), condition)
+            found = [(name, share, rows[name]) for name, share in shares.items() if name in rows]
+            return _hits(found, quality or {}, n)
+        if quality:
+            raise ValueError("quality signals order what a picture or words find: leave them out.")
+        page = self.store.page(n, condition, after)
+        return [Hit(name, 0.0, 0.0, attributes) for name, attributes in page.items()]
+
+    def nearest(
+        self, query_D: np.ndarray, where: Where | None, n: int, quality: Mapping[str, float] | None = None
+    ) -> list[Hit]:
+        """The `n` best items for a vector (D,), whatever made it. Filter and signals are not checked again."""
+        return self._nearest(query_D, where, n, quality or {}, None)
+
+    def _nearest(
+        self,
+        query_D: np.ndarray,
+        where: Where | None,
+        n: int,
+        quality: Mapping[str, float],
+        words: tuple[str, float] | None,
+    ) -> list[Hit]:
+        """`words` with their weight move items up that have them: (1 - weight) x similarity + weight x share."""
+        about = self._made()
+        wanted = max(POOL, 2 * n) if quality or words else n
+        if self.store.count() <= EXACT_BELOW:
+            found = exact(self.store, query_D, wanted, where)
+        else:
+            room = max(CANDIDATES, 10 * wanted)
+            found = two_rounds(self.store, query_D, wanted, self._coder(about), candidates=room, where=where)
+        scored = [(each.id, each.score, each.attributes) for each in found]
+        if words is not None:
+            asked, weight = words_of(words[0]), words[1]
+            scored = [
+                (name, (1 - weight) * score + weight * share_of(asked, name, attributes), attributes)
+                for name, score, attributes in scored
+            ]
+        return _hits(scored, quality, n)
+
+    def _checked(
+        self, where: Where | str | None, n: int, quality: Mapping[str, float], text_weight: float
+    ) -> Where | None:
+        """The filter, read. Raises ValueError for anything about a query that is wrong whatever it looks for."""
         about = self._made()
         if not 1 <= n <= MAX_HITS:
             raise ValueError(f"n must lie between 1 and {MAX_HITS}, not {n}.")
         if not 0 <= text_weight <= 1:
             raise ValueError(f"text_weight must lie between 0 and 1, not {text_weight}.")
-        for name, weight in (quality or {}).items():
+        for name, weight in quality.items():
             if about.columns.get(name) != "number":
                 numbers = [each for each, kind in about.columns.items() if kind == "number"]
                 raise ValueError(
@@ -170,40 +291,7 @@ class Index:
                 )
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of the quality signal {name!r} must be a number, not {weight}.")
-        found = self._where(where)
-        return self.nearest(self.embed(image, text, text_weight), found, n, quality or {})
-
-    def embed(self, image: Picture | None, text: str | None, text_weight: float = 0.5) -> np.ndarray:
-        """The query's vector, float32 (D,). Raises ValueError as `query`."""
-        if image is None and text is None:
-            raise ValueError("a query needs a picture, a text, or both.")
-        # What is wrong with the query is said before an encoder is loaded for it.
-        texts = [] if text is None else read_texts(text, "the text of a query")
-        image_D = None
-        if image is not None:
-            image_D = self.encoder.images(read_pictures(image, self.encoder.image_size))[0]
-        text_D = self.encoder.texts(texts)[0] if texts else None
-        return mixed(image_D, text_D, text_weight)
-
-    def nearest(
-        self, query_D: np.ndarray, where: Where | None, n: int, quality: Mapping[str, float] | None = None
-    ) -> list[Hit]:
-        """The `n` best items for a vector (D,), whatever made it; filter and signals as `query` checks them."""
-        about = self._made()
-        wanted = max(POOL, 2 * n) if quality else n
-        if self.store.count() <= EXACT_BELOW:
-            found = exact(self.store, query_D, wanted, where)
-        else:
-            room = max(CANDIDATES, 10 * wanted)
-            found = two_rounds(self.store, query_D, wanted, self._coder(about), candidates=room, where=where)
-        rows = self.store.rows([hit.id for hit in found])
-        found = [hit for hit in found if hit.id in rows]  # not what was deleted in between
-        bonus = quality_bonus([rows[hit.id] for hit in found], quality or {})
-        hits = [
-            Hit(hit.id, hit.score + float(extra), hit.score, rows[hit.id])
-            for hit, extra in zip(found, bonus, strict=True)
-        ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:n]
+        return self._where(where) if isinstance(where, str) else where
 
     def _coder(self, about: About) -> Codes:
         if self._codes is None:
@@ -218,6 +306,16 @@ class Index:
     def _where(self, where: str | None) -> Where | None:
         columns = self.columns
         return None if where is None else parse_where(where, columns)
+
+
+def _hits(found: Sequence[tuple[str, float, Attributes]], quality: Mapping[str, float], n: int) -> list[Hit]:
+    """The `n` best of (id, similarity, attributes), with what the signals add."""
+    bonus = quality_bonus([attributes for _, _, attributes in found], quality)
+    hits = [
+        Hit(name, similarity + float(extra), similarity, attributes)
+        for (name, similarity, attributes), extra in zip(found, bonus, strict=True)
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:n]
 
 
 def mixed(image_D: np.ndarray | None, text_D: np.ndarray | None, text_weight: float) -> np.ndarray:

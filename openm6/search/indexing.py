@@ -1,9 +1,12 @@
-"""Bringing an index up to date with its catalogue: what is new is added, what changed replaced, what went deleted.
+"""Bringing an index up to date with its catalogue: it adds new items, replaces changed ones, deletes missing ones.
 
-The catalogue is read twice. The first pass hashes every item and decodes nothing; what the index already has is
-then known. The second pass decodes (in threads), encodes and stores the rest, a few hundred items at a time,
-each lot at once or not at all. So a run that was stopped is resumed by the same command. An item whose picture is
-as it was, such as one with a new price, keeps its vector.
+The catalogue is read twice. The first pass hashes every item and decodes nothing. By the hashes it finds out which
+items the index already has. The second pass decodes (in threads), encodes and stores the rest, a few hundred items
+at a time, each lot at once or not at all. So the same command resumes a run that was stopped. An item whose picture
+has not changed, such as one with a new price, keeps its vector.
+
+A catalogue that was cut short looks like one with few items. So an update that would delete more than a tenth of an
+index is refused before it writes anything, unless it is allowed to.
 
 Shape suffixes: N items, D dimensions.
 """
@@ -22,12 +25,14 @@ import numpy as np
 
 from openm6.data import BadRecord, read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import Catalogue, Item, Scan, of_kind, picture_part
+from openm6.search.catalogue import Catalogue, Item, Scan, picture_part
 from openm6.search.codes import Codes
 from openm6.search.encoders import Encoder
 from openm6.search.store import About, Entries, Store
+from openm6.search.values import of_kind
 
 SAMPLE = 512  # items whose mean vector becomes the centre of the codes
+DELETED = 0.1  # share of an index that an update may delete unasked
 SETTLE = 100  # lots between two tidyings of the store
 Progress = Callable[[str, int, int], None]  # what is being done, so far, of how many (0 = unknown)
 T = TypeVar("T")
@@ -35,14 +40,17 @@ T = TypeVar("T")
 
 @dataclass
 class Changes:
-    """What a run did, in items; `reasons` says of the first few bad ones what is wrong with them."""
+    """What a run did, in items. `reasons` are the faults of the first few bad ones. `notes` are sentences on
+    columns that may not be read as people expect.
+    """
 
     added: int = 0
     changed: int = 0
     deleted: int = 0
     unchanged: int = 0
     bad: int = 0
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
 
 
 def update(
@@ -52,19 +60,27 @@ def update(
     *,
     workers: int = 4,
     keep: bool = False,
+    allow_deletes: bool = False,
     on_progress: Progress = lambda *_: None,
 ) -> Changes:
     """Makes the index hold exactly the items of the catalogue; with `keep`, those and what it held before.
 
     An item whose picture cannot be read is bad: it is counted, and not in the index. Raises ValueError if the
-    catalogue has no items, if too many of them are bad, and if the index was made by another encoder or with other
-    columns.
+    catalogue has no items, if too many of them are bad, if the index was made by another encoder or with other
+    columns, and if more than a tenth of the index would be deleted without `allow_deletes`.
     """
     scan = catalogue.scan(workers=workers, on_progress=partial(on_progress, "reading"))
     with store.updating(), ThreadPoolExecutor(workers) as pool:
         about = store.about or _create(catalogue, scan, store, encoder, pool)
         _check(about, scan, encoder, catalogue.name)
         known, codes = store.hashes(), Codes(about.centre, about.bits)
+        missing = [] if keep else [name for name in known if name not in scan.places]
+        if len(missing) > DELETED * len(known) and not allow_deletes:
+            raise ValueError(
+                f"{catalogue.name} lacks {len(missing):,} of the {len(known):,} items of the index, which this "
+                f"update would delete, {missing[0]!r} among them: check that the catalogue is whole; then allow it "
+                "(--allow-deletes, in Python allow_deletes=True), or keep the items (--keep)."
+            )
         again = _Again(catalogue, scan, pool, partial(catalogue.add_bad, scan))
         looked_at, told = list[str](), list[str]()
         for name, place in scan.places.items():
@@ -89,9 +105,9 @@ def update(
             on_progress("indexing", done, todo)
             if number % SETTLE == 0:
                 store.settle()
-        changes.bad, changes.reasons = scan.bad.count, scan.bad.first
+        changes.bad, changes.reasons, changes.notes = scan.bad.count, scan.bad.first, scan.notes
         scan.bad.end_epoch(max_fraction=catalogue.max_bad_fraction, source=catalogue.name)
-        gone = [name for name in known if name in broken or (name not in scan.places and not keep)]
+        gone = [*missing, *(name for name in known if name in broken)]
         store.delete(gone)
         changes.deleted = len(gone)
         store.settle()  # also what a run wrote that was stopped before it came here

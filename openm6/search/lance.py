@@ -3,6 +3,7 @@
 One table; the `About` is in the metadata of its schema. The codes of a large table get an index, whose partitions
 are all searched: it keeps the codes in memory, which takes a quarter of the time of reading them from the table.
 The answer is that of comparing with every code, so it does not depend on how items are spread over files or shards.
+Each search reads one version of the table, attributes and all.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openm6.search.catalogue import Attributes
-from openm6.search.store import About, DatabaseStore, Entries, Found, attributes_of, complaint, stack
-from openm6.search.where import Condition, Value, Where
+from openm6.search.store import (
+    About,
+    DatabaseStore,
+    Entries,
+    Found,
+    Unavailable,
+    attributes_of,
+    complaint,
+    stack,
+)
+from openm6.search.values import Attributes
+from openm6.search.where import Condition, Group, Kind, Value, Where
 
 TABLE, LOCK = "items", "update.lock"
 IDS_AT_A_TIME = 1000  # in one `id IN (...)`
@@ -53,7 +63,7 @@ class LanceStore(DatabaseStore):
         except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and "was not found" in str(error):
                 return
-            raise ValueError(f"the index {self.address} cannot be opened: {complaint(error)}") from error
+            raise Unavailable(f"the index {self.address} cannot be opened: {complaint(error)}") from error
         about = (self.table.schema.metadata or {}).get(b"about")
         if about is None:
             raise ValueError(
@@ -102,8 +112,9 @@ class LanceStore(DatabaseStore):
             metadata={"about": about.model_dump_json()},
         )
         try:
-            # What there may be is a shard without items, of an index whose making was stopped.
-            self.table = self._database().create_table(TABLE, schema=schema, mode="overwrite")
+            # A table that is there already is a shard without items, of an index whose making was stopped.
+            mode = "create" if self.table is None else "overwrite"
+            self.table = self._database().create_table(TABLE, schema=schema, mode=mode)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"no index can be made at {self.address}: {complaint(error)}") from error
         self._about = about
@@ -153,19 +164,34 @@ class LanceStore(DatabaseStore):
     def coarse(self, code_W: np.ndarray, n: int, where: Where | None = None) -> Found:
         return self._search(code_W, n, where, column="item_code", distance="hamming")
 
-    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        assert self._about is not None
-        columns = self._about.columns
-        return {row["id"]: attributes_of(row, columns) for row in self._of(ids, list(columns))}
+    def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
+        columns = self._columns
+        return {row["id"]: attributes_of(row, columns) for row in self._of(ids, list(columns), where)}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         rows = self._of(ids, ["item_vector"])
         return {row["id"]: np.array(row["item_vector"], np.float32) for row in rows}
 
-    def _of(self, ids: Sequence[str], columns: list[str]) -> Iterator[dict[str, Any]]:
+    def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
+        kinds: dict[str, Kind] = {name: self._columns[name] for name in columns}
+        query = self._table.search().select(["id", *columns])
+        if where is not None:
+            query = query.where(to_sql(where))
+        for batch in query.to_batches():
+            yield {row["id"]: attributes_of(row, kinds) for row in batch.to_pylist()}
+
+    def _of(
+        self, ids: Sequence[str], columns: list[str], where: Where | None = None
+    ) -> Iterator[dict[str, Any]]:
         for part in _parts(ids):
-            query = self._table.search().where(to_sql(Condition("id", "in", part))).select(["id", *columns])
-            yield from query.to_arrow().to_pylist()
+            chosen = Condition("id", "in", part)
+            query = self._table.search().where(to_sql(Group("and", (chosen, where)) if where else chosen))
+            yield from query.select(["id", *columns]).to_arrow().to_pylist()
+
+    @property
+    def _columns(self) -> dict[str, Kind]:
+        assert self._about is not None, "the index has not been created"
+        return self._about.columns
 
     @property
     def _table(self) -> Any:
@@ -178,9 +204,16 @@ class LanceStore(DatabaseStore):
         search = search.nprobes(PARTITIONS)
         if where is not None:
             search = search.where(to_sql(where), prefilter=True)
-        rows = search.select(["id", "item_vector", "_distance"]).to_arrow()
+        columns = self._columns
+        rows = search.select(["id", "item_vector", "_distance", *columns]).to_arrow()
         vectors = rows["item_vector"].combine_chunks().flatten().to_numpy()
-        return Found(rows["id"].to_pylist(), stack(vectors, self._about.dim), rows["_distance"].to_numpy())
+        attributes = [attributes_of(row, columns) for row in rows.select(list(columns)).to_pylist()]
+        return Found(
+            rows["id"].to_pylist(),
+            stack(vectors, self._about.dim),
+            rows["_distance"].to_numpy(),
+            attributes or [{}] * rows.num_rows,
+        )
 
 
 def to_sql(where: Where) -> str:
@@ -192,6 +225,8 @@ def to_sql(where: Where) -> str:
         return f"{column} {sign}"
     if isinstance(value, tuple):
         return f"{column} {sign} ({', '.join(map(_literal, value))})"
+    if where.sign in ("like", "not like") and isinstance(value, str):
+        value = value.replace("\\", "\\\\")  # a backslash is one, and escapes nothing
     return f"{column} {sign} {_literal(value)}"
 
 

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from openm6.search.catalogue import MAX_ID, Attributes
-from openm6.search.store import About, DatabaseStore, Entries, Found, attributes_of, complaint, stack
-from openm6.search.where import Condition, Value, Where
+from openm6.search.store import (
+    About,
+    DatabaseStore,
+    Entries,
+    Found,
+    Unavailable,
+    attributes_of,
+    complaint,
+    stack,
+)
+from openm6.search.values import MAX_ID, Attributes
+from openm6.search.where import Condition, Kind, Value, Where
 
 ITEMS, ABOUT = "openm6_items", "openm6_about"
 IDS_AT_A_TIME = 1000
@@ -34,12 +45,14 @@ class MilvusStore(DatabaseStore):
             raise ValueError("a Milvus index needs the extra search: pip install 'openm6[search]'") from error
         if address.endswith(".db") and importlib.util.find_spec("milvus_lite") is None:
             raise ValueError(f"the file {address} needs Milvus Lite: pip install milvus-lite")
+        # It logs every error with its traceback; here, errors are raised.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         self.address, self.binary, self.complaints = address, not address.endswith(".db"), (MilvusException,)
         try:
             self.client = MilvusClient(address)
             self._about = self._open()
         except MilvusException as error:
-            raise ValueError(f"the Milvus index {address} cannot be opened: {complaint(error)}") from error
+            raise Unavailable(f"the Milvus index {address} cannot be opened: {complaint(error)}") from error
 
     def _open(self) -> About | None:
         # Written last by `create`: without it, there is no index.
@@ -94,33 +107,28 @@ class MilvusStore(DatabaseStore):
         self.client.create_collection(name, schema=schema, index_params=indices, consistency_level="Strong")
 
     def hashes(self) -> dict[str, str]:
-        pages = self.client.query_iterator(ITEMS, batch_size=IDS_AT_A_TIME, output_fields=["id", "item_hash"])
-        found: dict[str, str] = {}
-        while page := pages.next():
-            found |= {row["id"]: row["item_hash"] for row in page}
-        pages.close()
-        return found
+        return {row["id"]: row["item_hash"] for page in self._pages(["id", "item_hash"]) for row in page}
 
     def write(self, entries: Entries, *, known: bool) -> None:
         codes = list(map(self._code, entries.codes_NW))
-        # A missing value is a missing key, which `exists` tells.
-        told = [
+        # A missing value is a missing key, which `exists` finds.
+        given = [
             {name: value for name, value in row.items() if value is not None} for row in entries.attributes
         ]
-        rows = zip(entries.ids, entries.hashes, entries.vectors_ND, codes, told, strict=True)
+        rows = zip(entries.ids, entries.hashes, entries.vectors_ND, codes, given, strict=True)
         names = ("id", "item_hash", "item_vector", "item_code", "attributes")
         data = [dict(zip(names, row, strict=True)) for row in rows]
         self.client.upsert(ITEMS, data)  # Milvus would insert an id twice
 
     def delete(self, ids: Sequence[str]) -> None:
-        for start in range(0, len(ids), IDS_AT_A_TIME):
-            self.client.delete(ITEMS, ids=list(ids[start : start + IDS_AT_A_TIME]))
+        for chosen in _chosen(ids):
+            self.client.delete(ITEMS, filter=chosen)
 
     def settle(self) -> None:
         self.client.flush(ITEMS)
 
     def count(self, where: Where | None = None) -> int:
-        rows: Any = self.client.query(ITEMS, filter=_filter(where), output_fields=["count(*)"])
+        rows: Any = self.client.query(ITEMS, filter=self._filter(where), output_fields=["count(*)"])
         return rows[0]["count(*)"]
 
     def nearest(self, query_D: np.ndarray, n: int, where: Where | None = None) -> Found:
@@ -132,21 +140,44 @@ class MilvusStore(DatabaseStore):
         found = self._search("item_code", self._code(code_W), n, where, metric=metric)
         if self.binary:
             return found
-        return Found(found.ids, found.vectors_ND, (self._about.bits - found.distances_N) / 2)
+        return replace(found, distances_N=(self._about.bits - found.distances_N) / 2)
 
-    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        assert self._about is not None
-        columns = self._about.columns
-        return {row["id"]: attributes_of(row["attributes"], columns) for row in self._of(ids, "attributes")}
+    def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
+        columns = self._columns
+        return {
+            row["id"]: attributes_of(row["attributes"], columns) for row in self._of(ids, "attributes", where)
+        }
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         rows = self._of(ids, "item_vector")
         return {row["id"]: np.array(row["item_vector"], np.float32) for row in rows}
 
-    def _of(self, ids: Sequence[str], field: str) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(ids), IDS_AT_A_TIME):
-            part: Any = list(ids[start : start + IDS_AT_A_TIME])
-            yield from self.client.get(ITEMS, ids=part, output_fields=["id", field])
+    def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
+        kinds: dict[str, Kind] = {name: self._columns[name] for name in columns}
+        for page in self._pages(["id", *(["attributes"] if columns else [])], where):
+            yield {row["id"]: attributes_of(row.get("attributes", {}), kinds) for row in page}
+
+    def _pages(self, fields: list[str], where: Where | None = None) -> Iterator[list[dict[str, Any]]]:
+        pages = self.client.query_iterator(
+            ITEMS, batch_size=IDS_AT_A_TIME, filter=self._filter(where), output_fields=fields
+        )
+        while page := pages.next():
+            yield page
+        pages.close()
+
+    def _of(self, ids: Sequence[str], field: str, where: Where | None = None) -> Iterator[dict[str, Any]]:
+        for chosen in _chosen(ids):
+            both = f"{chosen} and {self._filter(where)}" if where is not None else chosen
+            rows: Any = self.client.query(ITEMS, filter=both, output_fields=["id", field])
+            yield from rows
+
+    @property
+    def _columns(self) -> dict[str, Kind]:
+        assert self._about is not None, "the index has not been created"
+        return self._about.columns
+
+    def _filter(self, where: Where | None) -> str:
+        return "" if where is None else to_expression(where, escapes=self.binary)
 
     def _code(self, code_W: np.ndarray) -> Any:
         return code_W.tobytes() if self.binary else np.unpackbits(code_W).astype(np.float32) * 2 - 1
@@ -158,20 +189,28 @@ class MilvusStore(DatabaseStore):
             data=[query],
             anns_field=field,
             limit=min(n, MOST),
-            filter=_filter(where),
-            output_fields=["item_vector"],
+            filter=self._filter(where),
+            output_fields=["item_vector", "attributes"],
             search_params={"metric_type": metric},
         )
         vectors = [hit["entity"]["item_vector"] for hit in hits]
         distances = np.array([hit["distance"] for hit in hits])
-        return Found([hit["id"] for hit in hits], stack(vectors, self._about.dim), distances)
+        columns = self._columns
+        rows = [attributes_of(hit["entity"]["attributes"], columns) for hit in hits]
+        return Found([hit["id"] for hit in hits], stack(vectors, self._about.dim), distances, rows)
 
 
-def to_expression(where: Where) -> str:
-    """A filter in Milvus's words; a negated condition says that the attribute must exist, as SQL has it."""
+def to_expression(where: Where, *, escapes: bool = False) -> str:
+    """A filter in Milvus's words. A negated condition requires that the attribute exists, as SQL has it.
+
+    `escapes`: a backslash in a pattern escapes what follows it, as on a server; Milvus Lite takes it as it is.
+    """
     if not isinstance(where, Condition):
-        return "(" + f" {where.word} ".join(map(to_expression, where.parts)) + ")"
+        parts = [to_expression(part, escapes=escapes) for part in where.parts]
+        return "(" + f" {where.word} ".join(parts) + ")"
     field, sign, value = f"attributes[{_literal(where.column)}]", where.sign, where.value
+    if escapes and sign in ("like", "not like") and isinstance(value, str):
+        value = value.replace("\\", "\\\\")
     if value is None:
         return f"{'not ' if sign == 'is null' else ''}(exists {field})"
     if isinstance(value, tuple):  # Milvus Lite has no `in` for what is inside JSON
@@ -184,12 +223,19 @@ def to_expression(where: Where) -> str:
     return f"{field} {'==' if sign == '=' else sign} {_literal(value)}"
 
 
-def _filter(where: Where | None) -> str:
-    return "" if where is None else to_expression(where)
+def _chosen(ids: Sequence[str]) -> Iterator[str]:
+    """Filters that choose items by id, some of them each. Milvus itself would not quote what is in an id."""
+    for start in range(0, len(ids), IDS_AT_A_TIME):
+        yield f"id in [{', '.join(map(_literal, ids[start : start + IDS_AT_A_TIME]))}]"
 
 
 def _literal(value: Value) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """A value in Milvus's words. Of the escapes of JSON, Milvus Lite knows only these five."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    for char, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        value = value.replace(char, escape)
+    return f'"{value}"'
 
 
 def _types() -> Any:

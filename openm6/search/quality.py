@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from openm6.search.catalogue import Attributes
+from openm6.search.values import Attributes
 
 
 def quality_bonus(rows: Sequence[Attributes], weights: Mapping[str, float]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Two rounds: binary codes choose candidates, exact inner products rank them.
 
 Every answer is a function of the items alone, not of how they are spread over files or shards: ties are broken by
-id, and where a store had to cut among equals, it is asked again for more.
+id, and where a store had to cut among equals, it is asked for more.
 
 Shape suffixes: N items, D dimensions.
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from openm6.search.codes import Codes
 from openm6.search.store import Found, Store
+from openm6.search.values import Attributes
 from openm6.search.where import Where
 
 EXTRA = 8  # items more than wanted: seldom are so many equal to the last
@@ -22,11 +23,12 @@ ROUNDING = 1e-5  # how far a store's inner product of unit vectors may lie from 
 
 @dataclass(frozen=True)
 class Ranked:
-    """An item that was found, with its vector (D,): `score` is the inner product with the query."""
+    """An item that was found, with its vector (D,) and attributes. `score` is the inner product with the query."""
 
     id: str
     score: float
     vector_D: np.ndarray
+    attributes: Attributes
 
 
 def exact(store: Store, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Ranked]:
@@ -56,8 +58,7 @@ def two_rounds(
             return ranked(found, query_D)[:k]
         inside_N = found.distances_N < found.distances_N.max()
         if inside_N.sum() >= k:
-            ids = [name for name, inside in zip(found.ids, inside_N, strict=True) if inside]
-            return ranked(Found(ids, found.vectors_ND[inside_N]), query_D)[:k]
+            return ranked(found.take(np.flatnonzero(inside_N)), query_D)[:k]
         room *= 2
 
 
@@ -66,5 +67,5 @@ def ranked(found: Found, query_D: np.ndarray) -> list[Ranked]:
     scores = (
         (found.vectors_ND * query_D).sum(axis=1).tolist()
     )  # row by row; a matrix product rounds by its shape
-    rows = zip(found.ids, scores, found.vectors_ND, strict=True)
+    rows = zip(found.ids, scores, found.vectors_ND, found.rows, strict=True)
     return [Ranked(*row) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]

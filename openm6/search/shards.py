@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from openm6.search.catalogue import Attributes
 from openm6.search.store import About, Entries, Found, Store
+from openm6.search.values import Attributes
 from openm6.search.where import Where
 
 T = TypeVar("T")
@@ -94,8 +94,12 @@ class ShardedStore(Store):
         parts = self._all(lambda shard: shard.coarse(code_W, n, where))
         return _merged(parts, n, [part.distances_N for part in parts])
 
-    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        return self._by_id(ids, lambda shard, mine: shard.rows(mine))
+    def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
+        return self._by_id(ids, lambda shard, mine: shard.rows(mine, where))
+
+    def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
+        for shard in self.shards:
+            yield from shard.scan(columns, where)
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         return self._by_id(ids, lambda shard, mine: shard.vectors(mine))
@@ -129,7 +133,10 @@ def _merged(parts: Sequence[Found], n: int, keys: Sequence[np.ndarray]) -> Found
     """The `n` best of what the shards found, by `keys` (smaller is better)."""
     key_N = np.concatenate(keys)
     order = np.argsort(key_N, kind="stable")[:n]
-    ids = [name for part in parts for name in part.ids]
-    return Found(
-        [ids[i] for i in order], np.concatenate([part.vectors_ND for part in parts])[order], key_N[order]
+    whole = Found(
+        [name for part in parts for name in part.ids],
+        np.concatenate([part.vectors_ND for part in parts]),
+        key_N,
+        [row for part in parts for row in part.rows],
     )
+    return whole.take(order)

@@ -1,25 +1,28 @@
-"""Where items live: LanceDB in a folder, or a Milvus server; which of them, the address says.
+"""Where items live: what LanceDB in a folder and a Milvus server have in common.
 
 A store keeps for every item its id, the hash of its content, its vector, its binary code and its attributes. It
-finds by vector (exactly) and by code (Hamming); `rounds.py` puts the two together.
+finds by vector (exactly) and by code (Hamming); `rounds.py` puts the two together. What it finds comes from one
+version of the index: an update at the same time changes all of a hit, or nothing.
 
 Shape suffixes: N items, D dimensions of a vector, W bytes of a code.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import wraps
+from inspect import isgeneratorfunction
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from openm6.search.catalogue import Attributes
+from openm6.search.values import Attributes
 from openm6.search.where import Kind, Where
 
 
@@ -51,15 +54,34 @@ class Entries:
 
 @dataclass(frozen=True)
 class Found:
-    """Some items with their vectors, the nearest first; `distances` by code are Hamming's, by vector unused."""
+    """Some items with their vectors and attributes, the nearest first. `distances` by code are Hamming's; by vector
+    they are not used.
+    """
 
     ids: list[str]
     vectors_ND: np.ndarray
-    distances_N: np.ndarray = field(default_factory=lambda: np.empty(0))
+    distances_N: np.ndarray
+    rows: Sequence[Attributes]
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Found:
+        """The items at these places, in this order."""
+        rows = np.asarray(places, dtype=np.int64)
+        return Found(
+            [self.ids[i] for i in rows],
+            self.vectors_ND[rows],
+            self.distances_N[rows],
+            [self.rows[i] for i in rows],
+        )
+
+
+class Unavailable(ValueError):
+    """The index is gone or cannot be reached, through no fault of the query. The message names its address."""
 
 
 class Store(ABC):
-    """Items by id. All methods but `about` and `create` need an index that has been created."""
+    """Items by id. All methods but `about` and `create` need an index that has been created. They raise
+    `Unavailable` if it is gone or cannot be reached.
+    """
 
     @property
     @abstractmethod
@@ -68,7 +90,9 @@ class Store(ABC):
 
     @abstractmethod
     def updating(self) -> AbstractContextManager[None]:
-        """Held by who changes the index, who then sees it as it is now. Raises ValueError if another one does."""
+        """To be held while the index is changed: it is then seen as it is now. Raises ValueError if another process
+        holds it.
+        """
 
     @abstractmethod
     def create(self, about: About) -> None:
@@ -101,8 +125,19 @@ class Store(ABC):
         """The `n` items with the smallest Hamming distance, by reading every code."""
 
     @abstractmethod
-    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        """The attributes of those of `ids` that are there."""
+    def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
+        """The attributes of those of `ids` that are there, and pass the filter."""
+
+    @abstractmethod
+    def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
+        """These columns of all items that pass the filter, a part of the items at a time, in no certain order."""
+
+    def page(self, n: int, where: Where | None = None, after: str | None = None) -> dict[str, Attributes]:
+        """The first `n` items that pass the filter in the order of their ids, from behind the id `after` on."""
+        passing = (name for part in self.scan((), where) for name in part if after is None or name > after)
+        ids = heapq.nsmallest(n, passing)
+        rows = self.rows(ids, where)  # an update in between may have changed what passes
+        return {name: rows[name] for name in ids if name in rows}
 
     @abstractmethod
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -110,7 +145,7 @@ class Store(ABC):
 
 
 class DatabaseStore(Store):
-    """A store in a database: what that complains of (`complaints`) comes out as a ValueError of one sentence."""
+    """A store in a database, whose own errors (`complaints`) come out as `Unavailable`, in one sentence."""
 
     address: str
     complaints: tuple[type[Exception], ...]
@@ -121,18 +156,32 @@ class DatabaseStore(Store):
 
 
 def _plainly(ask: Callable[..., Any]) -> Callable[..., Any]:
+    @contextmanager
+    def said(store: DatabaseStore) -> Iterator[None]:
+        try:
+            yield
+        except store.complaints as error:
+            raise Unavailable(f"the index {store.address} cannot be used: {complaint(error)}") from error
+
+    if isgeneratorfunction(ask):
+
+        @wraps(ask)
+        def each(self: DatabaseStore, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with said(self):
+                yield from ask(self, *args, **kwargs)
+
+        return each
+
     @wraps(ask)
     def asked(self: DatabaseStore, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with said(self):
             return ask(self, *args, **kwargs)
-        except self.complaints as error:
-            raise ValueError(f"the index {self.address} cannot be used: {complaint(error)}") from error
 
     return asked
 
 
 def complaint(error: Exception) -> str:
-    """What a database says, without the lines of its own source."""
+    """The first sentence of a database's error, without the lines of its own source."""
     return re.sub(r",? \S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0] if str(error) else repr(error))
 
 

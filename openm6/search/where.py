@@ -5,10 +5,10 @@
     condition  := column (= | == | != | <> | < | <= | > | >=) value | column ["not"] "in" "(" value {"," value} ")"
                 | column ["not"] "like" text | column "is" ["not"] "null"
 
-Values are 'texts' (a quote inside is doubled), numbers, true and false; `%` and `_` in a `like` are SQL's. A
-column name that is no word stands in double quotes or backticks. As in SQL, an item without a value passes no
-condition but `is null`, negated or not; so negations are moved down to the conditions, where stores agree on their
-meaning.
+Values are 'texts' (a quote inside is doubled), numbers, true and false. In a `like`, `%` stands for any characters
+and `_` for one; nothing escapes them, and a backslash is a backslash. A column name that is no word stands in
+double quotes or backticks. As in SQL, an item without a value passes no condition but `is null`, negated or not. So
+negations are moved down to the conditions, where stores agree on their meaning.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _NEGATED = {"=": "!=", "<": ">=", "<=": ">", "in": "not in", "like": "not like",
 _NEGATED |= {theirs: ours for ours, theirs in _NEGATED.items()}
 _WORDS = frozenset({"and", "or", "not", "in", "like", "is", "null", "true", "false"})
 MAX_DEPTH = 32  # of brackets and `not`: a store's own parser takes few more
+_QUOTES = "a text stands between single quotes, and a quote inside it is doubled, as in 'O''Brien'"
 _HOLDS = {"text": "texts", "number": "numbers", "flag": "true or false"}
 
 
@@ -62,10 +63,10 @@ Where = Condition | Group
 
 
 def parse_where(text: str, columns: Mapping[str, Kind]) -> Where:
-    """The filter that `text` says.
+    """The filter in `text`.
 
-    Raises ValueError for what is no filter, a column that is not among `columns`, and a value that is not of the
-    column's kind.
+    Raises ValueError for a text that is no filter, a column that is not among `columns`, and a value that is not of
+    the column's kind.
     """
     return _Parser(text, columns).parse()
 
@@ -83,7 +84,9 @@ class _Parser:
         at = 0
         while text[at:].strip():
             found = _TOKEN.match(text, at)
-            if found is None:
+            if found is None or (found.lastgroup == "text" and re.match(r"\w", text[found.end() :])):
+                if found is not None or text[at:].lstrip().startswith("'"):
+                    raise self._error(_QUOTES)
                 raise self._error(f"cannot read {text[at:].strip()!r}")
             assert found.lastgroup is not None
             self.tokens.append((found.lastgroup, found[found.lastgroup]))

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 import openm6
 from openm6.decode.live import Beginning, Poem, Sketch
-from openm6.search.catalogue import Attributes
+from openm6.search.values import Attributes
 from openm6.serve import answers
 from openm6.serve.answers import MAX_TEXT, Lang
 from openm6.serve.batching import Job

@@ -16,8 +16,8 @@ from openm6.data import BadRecord
 from openm6.data.images import read_image
 from openm6.decode.pipeline import Pipeline
 from openm6.search import Index
-from openm6.search.catalogue import Attributes, of_kind
 from openm6.search.encoders import Encoder, M6Encoder
+from openm6.search.values import Attributes, of_kind
 from openm6.search.where import Value
 
 THUMBNAIL = 192  # pixels a side

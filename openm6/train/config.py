@@ -53,7 +53,7 @@ class SharingConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    kind: Literal["adamw", "muon", "adafactor"] = "adamw"  # adafactor: streamed runs only
+    kind: Literal["adamw", "adamw8bit", "muon", "adafactor"] = "adamw"  # 8 bits, adafactor: streamed runs
     matrix_scale: float = 10.0  # muon: its rate on matrices over `lr`
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
@@ -206,8 +206,8 @@ class RunConfig(_Strict):
     def _can_stream(self) -> None:
         kind = self.optimizer.kind
         if self.memory is None:
-            if kind == "adafactor":
-                raise ValueError("optimizer.kind adafactor is for streamed runs; set memory.host, or adamw")
+            if kind in ("adamw8bit", "adafactor"):
+                raise ValueError(f"optimizer.kind {kind} is for streamed runs; set memory.host, or adamw")
             return
         if kind == "muon":
             raise ValueError("memory: a streamed run has no muon; set optimizer.kind to adamw or adafactor")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant.measure.budget import format_bytes, parse_bytes
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.streaming.build import layouts
-from openm6.giant.streaming.engine import Giant, stream
+from openm6.giant.streaming.engine import Giant
+from openm6.giant.streaming.opening import stream
 from openm6.giant.streaming.placement import solve
 from openm6.giant.streaming.report import StepReport
 from openm6.giant.tiers.commit import RECORD
@@ -242,7 +243,8 @@ def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
     """The recipe's optimizer, which updates one part at a time; `clip` is that of each part by itself."""
     if config.kind == "adafactor":
         return Adafactor(clip=config.clip, weight_decay=config.weight_decay)
-    return AdamW(betas=config.betas, weight_decay=config.weight_decay, clip=config.clip)
+    rule = AdamW8bit if config.kind == "adamw8bit" else AdamW
+    return rule(betas=config.betas, weight_decay=config.weight_decay, clip=config.clip)
 
 
 def tiers_folder(memory: MemoryConfig, run_dir: Path) -> Path:

@@ -65,7 +65,7 @@ def test_shards_answer_as_one(cli: Any, shop: Path, model: Path, tmp_path: Path)
     ("arguments", "words"),
     [
         (["query", "red", "--index", "NONE"], "there is no index at this address yet"),
-        (["query", "--index", "INDEX"], "needs a picture, a text, or both"),
+        (["query", "--index", "INDEX"], "needs a picture, a text, or a filter"),
         (["query", "/no/such.png", "--index", "INDEX"], "/no/such.png: no such file"),
         (["query", "red", "--text", "blue", "--index", "INDEX"], "two queries of one kind"),
         (["query", "red", "--index", "INDEX", "--where", "colour = 1"], "the index has no column 'colour'"),

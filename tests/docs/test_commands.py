@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from openm6.cli import app
-from openm6.configs import find_recipe
+from openm6.configs import RECIPES, find_recipe
 from openm6.train.config import RunConfig
 from openm6.train.image_tokenizer import ImageTokenizerRunConfig
 from openm6.train.recipe import load_recipe
@@ -73,6 +74,34 @@ def test_the_command_exists(
         assert words[1] in ("install", "run")
     else:
         assert program in OTHERS
+
+
+def test_recipes_that_are_named_come_with_the_package() -> None:
+    """Wherever a document, an example, a recipe or a docstring writes a recipe's path."""
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for folder, suffix in (
+            ("docs", "md"),
+            ("examples", "*"),
+            ("openm6", "yaml"),
+            ("openm6", "py"),
+            ("benchmarks", "py"),
+        )
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+        for name in re.findall(r"configs/([\w-]+)\.yaml", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    missing = {(path, name) for path, name in named if not (RECIPES / f"{name}.yaml").is_file()}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_in_a_recipe_exists(recipe: Path) -> None:
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        for command in re.findall(r"^#.*?\bopenm6 ((?:train|caption|plan) [a-z][^#:;`]*)", line):
+            verb, settings = parse(shlex.split(command))
+            if verb == "openm6 train":
+                recipe_reads(verb, settings)
 
 
 def recipe_reads(verb: str, settings: dict[str, object]) -> None:

@@ -21,7 +21,7 @@ SIDE = 8
 class ColourEncoder:
     """Mean colour of the quarters of a picture, (12,); words are names of colours."""
 
-    name, fingerprint, dim, image_size = "colour", "c0105", 12, SIDE
+    name, fingerprint, dim, image_size, reads_words = "colour", "c0105", 12, SIDE, True
 
     def __init__(self) -> None:
         self.encoded = 0  # pictures

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from openm6.search.catalogue import Catalogue, Item, Scan, of_kind, picture_part
+from openm6.search.catalogue import Catalogue, Item, Scan, picture_part
 from openm6.search.learned.items import Items
+from openm6.search.values import check_id, like_a_number, of_kind
 from tests.search.conftest import COLOURS, png
 
 
@@ -168,10 +171,131 @@ def test_bad_items_are_named_and_counted(folder: Path) -> None:
         assert words in "\n".join(found.bad.first)
 
 
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_pictures_and_other_bytes_are_no_attributes(tmp_path: Path) -> None:
+    members = {"1.png": png(COLOURS["red"]), "1.txt": "红苹果".encode(), "1.npy": b"\x93NUMPY\x01\0"}
+    found, items = scan(tar_of(tmp_path / "a.tar", members))
+    assert items["1"].attributes == {"txt": "红苹果", "caption_en": "红苹果"}
+    assert set(found.columns) == {"txt", "caption_en"}
+    assert found.notes == [
+        f"column {name!r} holds pictures or other binary data (a.tar sample 1), which are no attribute"
+        for name in ("png", "npy")
+    ]
+    found, items = scan(tar_of(tmp_path / "b.tar", {"1.left.png": png(COLOURS["red"]), "1.txt": b"an apple"}))
+    assert items["1"].picture == png(COLOURS["red"]) and set(found.columns) == {"txt", "caption_en"}
+    back, parts = [png(COLOURS["blue"]), None], [[{"bytes": png(COLOURS["grey"])}], []]
+    table = {
+        "image": [png(COLOURS["red"]), png(COLOURS["green"])],
+        "id": ["a", "b"],
+        "back": [{"bytes": each, "path": "x.png"} for each in back],
+        "parts": parts,
+        "size": [{"width": 3, "unit": b"cm"}, None],
+    }
+    pq.write_table(pa.table(table), tmp_path / "c.parquet")
+    found, items = scan(tmp_path / "c.parquet")
+    assert items["a"].attributes == {"size": '{"width": 3, "unit": "cm"}'}
+    assert set(found.binary) == {"back", "parts"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted"),
+    [
+        ([b"a", "红".encode()], ["a", "红"]),
+        ([1.0, None], ["1"]),
+        ([2.0**53, 1e15], ["9007199254740992", "1000000000000000"]),
+        ([1.5, 2.0], ["1.5", "2"]),
+        ([Decimal("3.00"), Decimal("4.50")], ["3", "4.50"]),
+        ([" lead", "trail "], [" lead", "trail "]),
+    ],
+)
+def test_ids_are_spelled_as_people_would(ids: list[object], wanted: list[str], tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": [png(COLOURS["red"]), png(COLOURS["blue"])], "id": ids}), tmp_path / "a.parquet"
+    )
+    _, items = scan(tmp_path / "a.parquet")
+    assert [*items][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("text", ["é" * 500, " a", "x" * 1000, "a\nb"])
+def test_an_id_of_the_index_is_one_of_the_service(text: str) -> None:
+    assert check_id(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "empty"), ("é" * 501, "at most 1000 bytes"), ("\ud83d", "not Unicode")]
+)
+def test_what_is_no_id_is_told_why(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_id(text)
+
+
+def test_what_a_float_would_shorten_is_text(folder: Path) -> None:
+    values = [
+        "9007199254740993",
+        "0.12345678901234567890",
+        "0.30000000000000004",
+        "-1.50",
+        "1e999",
+        "12345678901234568",
+    ]
+    for value, kind in zip(values, ["text", "text", "number", "number", "text", "text"], strict=True):
+        (folder / "items.csv").write_text(f"image,value\nred/1.png,{value}\nblue/1.png,3\n")
+        found, items = scan(folder / "items.csv")
+        assert found.columns["value"] == kind, value
+        assert items["red/1.png"].attributes["value"] == value
+
+
+def test_a_broken_key_is_a_bad_record_and_not_the_end_of_the_run(folder: Path) -> None:
+    lines = ['{"id":"1","image":"red/1.png","\\ud83d":"x"}', '{"id":"2","image":"blue/1.png"}']
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    found, items = scan(folder / "items.jsonl", max_bad_fraction=1)
+    assert set(items) == {"2"} and "is not Unicode text" in found.bad.first[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        *(
+            (text, True)
+            for text in ("1.299,00", "¥99", "99元", "$1,299.00", "12,5", "EUR 12", "1 299", "1299,-")
+        ),
+        *(
+            (text, False)
+            for text in ("007", "12345678901234567", "2024-01-31", "XL", "12", "3 for 2", "", "10 %")
+        ),
+    ],
+)
+def test_prices_are_told_from_names(value: str, wanted: bool) -> None:
+    assert like_a_number(value) == wanted
+
+
+def test_the_column_of_pictures_is_suggested_in_the_options_spelling(folder: Path) -> None:
+    (folder / "items.csv").write_text("sku,photo,price\n1,red/1.png,3\n2,blue/1.png,4\n")
+    with pytest.raises(
+        ValueError, match=r"as in --column image=photo \(in Python: columns=\{'image': 'photo'\}\)"
+    ):
+        scan(folder / "items.csv")
+    (folder / "items.jsonl").write_text(json.dumps({"sku": "1", "foto": "red/1.png"}))
+    with pytest.raises(ValueError, match=r"as in --column image=foto .*; its columns are \['sku', 'foto'\]"):
+        scan(folder / "items.jsonl")
+
+
 @pytest.mark.parametrize(
     ("header", "columns", "words"),
     [
-        ("photo,id", {}, "has no column 'image': map it"),
+        (
+            "photo,id",
+            {},
+            "has no column 'image': map it to the one that holds the pictures, with --column image=COLUMN",
+        ),
         ("image,id", {"id": "name"}, "has no column 'name' for the field 'id'"),
         ("image,name,id", {"id": "name"}, "would have a second column 'id'"),
         ("image,item_vector", {}, "would have a second column 'item_vector'"),

@@ -54,7 +54,7 @@ def test_photo_features_are_unit_vectors_that_know_no_words() -> None:
     assert vectors_ND.shape == (2, 1280) and vectors_ND.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors_ND, axis=1), 1, atol=1e-5)
     assert 0.3 < vectors_ND[0] @ vectors_ND[1] < 0.999
-    with pytest.raises(ValueError, match="knows no words"):
+    with pytest.raises(ValueError, match="reads no words"):
         encoder.texts(["red apple"])
 
 

@@ -6,13 +6,16 @@ import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from openm6.search import Changes, Index
 from openm6.search.encoders import Encoder
 from openm6.search.opening import open_store
 from openm6.search.shards import ShardedStore
+from openm6.search.store import Entries, Found, Unavailable
 from tests.search.conftest import COLOURS, png
 
 
@@ -57,6 +60,72 @@ def test_words_filters_and_both_kinds_of_query(index: Index, shop: Path) -> None
         assert {hit.id.split("-")[0] for hit in hits} == {name}
 
 
+def test_a_filter_alone_finds_in_the_order_of_ids_page_by_page(index: Index) -> None:
+    wanted = sorted(f"{name}-{i}" for name in COLOURS for i in range(3))
+    assert [hit.id for hit in index.query(where="price < 300", n=100)] == wanted
+    pages, after = list[str](), None
+    while page := index.query(where="price < 300", n=5, after=after):
+        pages += [hit.id for hit in page]
+        after = page[-1].id
+    assert pages == wanted
+    assert [hit.id for hit in index.find(n=2)] == ["blue-0", "blue-1"]  # all items, without a filter
+    [first] = index.query(where="price = 0", n=1)
+    assert (first.id, first.score, first.attributes["category"]) == ("blue-0", 0.0, "shoe")
+
+
+def test_an_encoder_without_words_matches_them_with_ids_and_texts(index: Index, shop: Path) -> None:
+    assert index.reads_words
+    index.encoder.reads_words = False
+    assert not index.reads_words
+    assert [hit.id for hit in index.query(text="Green DRESS", n=3)] == ["green-1", "green-3", "blue-1"]
+    assert [hit.score for hit in index.query(text="Green DRESS", n=3)] == [1.0, 1.0, 0.5]
+    assert [hit.id for hit in index.query(text="dres", where="price > 200")] == [
+        f"{name}-3" for name in sorted(COLOURS)
+    ]
+    assert index.query(text="trousers") == []
+    assert index.query(text="shoe", n=1, quality={"price": 1})[0].attributes["price"] == 400
+    # With a picture, words move the items up that have them.
+    hits = index.query(image=shop / "red3.png", text="shoe", n=5, text_weight=0.4)
+    assert [hit.attributes["category"] for hit in hits[:3]] == ["shoe"] * 3 and hits[0].id.startswith("red")
+
+
+def test_hits_pass_their_filter_whatever_is_updated_meanwhile(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prices change after the search for vectors, and before anything that might be read after it."""
+    store, find = index.store, index.store.nearest
+    hashes = store.hashes()
+
+    def find_and_update(*asked: Any) -> Found:
+        found = find(*asked)
+        rows, vectors = store.rows(found.ids), store.vectors(found.ids)
+        vectors_ND = np.stack([vectors[name] for name in found.ids])
+        changed = [{**rows[name], "price": 1e6} for name in found.ids]
+        codes_NW = np.zeros((len(found.ids), index._coder(index.about).planes_DB.shape[1] // 8), np.uint8)  # pyright: ignore[reportArgumentType]
+        store.write(
+            Entries(found.ids, [hashes[n] for n in found.ids], vectors_ND, codes_NW, changed), known=True
+        )
+        return found
+
+    monkeypatch.setattr(store, "nearest", find_and_update)
+    hits = index.query(text="red", where="price < 300", n=6)
+    assert len(hits) == 6 and all(float(hit.attributes["price"] or 0) < 300 for hit in hits)
+    assert store.rows([hits[0].id])[hits[0].id]["price"] == 1e6
+
+
+def test_an_index_that_was_moved_away_is_unavailable_until_it_is_back(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "index").rename(tmp_path / "elsewhere")
+    for ask in (
+        lambda: index.query(text="red"),
+        lambda: index.query(where="price < 300"),
+        lambda: index.query(text="red", where="price < 300"),
+    ):
+        with pytest.raises(Unavailable, match="/index cannot be used: "):
+            ask()
+    (tmp_path / "elsewhere").rename(tmp_path / "index")
+    assert len(index.query(text="red")) == 10
+
+
 def test_quality_moves_good_items_up_among_those_alike(index: Index) -> None:
     plain = index.query(text="green", n=5)
     ordered = index.query(text="green", n=5, quality={"sales": 0.05})
@@ -76,7 +145,9 @@ def test_an_index_is_opened_again_by_another_process(index: Index, tmp_path: Pat
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({}, "needs a picture, a text, or both"),
+        ({}, "needs a picture, a text, or a filter"),
+        ({"text": "red", "after": "red-1"}, "after is for a search by a filter alone"),
+        ({"where": "price < 3", "quality": {"price": 1}}, "leave them out"),
         ({"text": " "}, "must be text that says something"),
         ({"image": "/no/such.png"}, "/no/such.png: no such file"),
         ({"text": "red", "n": 0}, "n must lie between 1 and 1000"),
@@ -151,7 +222,7 @@ def test_shards_whose_making_was_stopped_are_made_by_the_same_command(
 def test_what_the_database_complains_of_is_told_in_a_sentence(index: Index, tmp_path: Path) -> None:
     for part in (tmp_path / "index" / "items.lance" / "data").iterdir():
         part.unlink()
-    with pytest.raises(ValueError, match="/index cannot be used: ") as error:
+    with pytest.raises(Unavailable, match="/index cannot be used: ") as error:
         index.query(text="red")
     assert "\n" not in str(error.value) and ".rs" not in str(error.value)
 

@@ -135,7 +135,48 @@ def test_kept_items_stay(shop: Path, tmp_path: Path, encoder: ColourEncoder) -> 
     write(shop, [("red0", 100)])
     assert run(shop, store, encoder, keep=True) == Changes(changed=1)
     assert store.count() == 24
-    assert run(shop, store, encoder) == Changes(deleted=23, unchanged=1)
+    assert run(shop, store, encoder, allow_deletes=True) == Changes(deleted=23, unchanged=1)
+
+
+def test_a_catalogue_that_lacks_more_than_a_tenth_of_the_index_deletes_nothing_unasked(
+    shop: Path, new_store: Callable[[str], Store], encoder: ColourEncoder
+) -> None:
+    store, rows = new_store("index"), [(f"{name}{i}", i) for name in COLOURS for i in range(6)]
+    run(shop, store, encoder)
+    write(shop, [("blue1", 99), *rows[4:13]])
+    with pytest.raises(
+        ValueError, match="lacks 14 of the 24 items of the index, which this update would delete"
+    ):
+        run(shop, store, encoder)
+    assert store.count() == 24 and store.rows(["blue1"])["blue1"]["price"] == 1  # nothing was written either
+    write(shop, rows[2:])
+    assert run(shop, store, encoder) == Changes(deleted=2, unchanged=22)
+    write(shop, rows[6:])
+    assert run(shop, store, encoder, allow_deletes=True) == Changes(deleted=4, unchanged=18)
+
+
+def test_a_quote_that_never_closes_costs_its_own_item(
+    shop: Path, tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    store = open_store(str(tmp_path / "index"))
+    run(shop, store, encoder)
+    lines = (shop / "items.csv").read_text().splitlines()
+    lines[7] = lines[7].rpartition(",")[0] + ',"24in'
+    (shop / "items.csv").write_text("\n".join(lines))
+    found = run(shop, store, encoder)
+    assert (found.deleted, found.bad, found.unchanged) == (1, 1, 23)
+    assert found.reasons == ["items.csv line 8: a quote opens a field in this line and does not close it"]
+
+
+def test_prices_that_are_no_numbers_are_noted(shop: Path, tmp_path: Path, encoder: ColourEncoder) -> None:
+    store = open_store(str(tmp_path / "index"))
+    write(shop, [("red0", 3), ("red1", "¥99"), ("red2", '"1.299,00"')])
+    found = run(shop, store, encoder)
+    assert found.added == 3 and len(found.notes) == 1
+    assert (
+        "column 'price' is read as text, because of '¥99' (items.csv line 3): write a plain number"
+        in found.notes[0]
+    )
 
 
 def test_pictures_that_cannot_be_read_are_not_in_the_index(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.search.catalogue import Attributes
 from openm6.search.codes import Codes, hamming
 from openm6.search.rounds import exact, two_rounds
 from openm6.search.shards import ShardedStore
 from openm6.search.store import About, Entries, Found, Store
+from openm6.search.values import Attributes
 from openm6.search.where import Condition, Where
 
 DIM, BITS = 6, 16
@@ -73,8 +73,13 @@ class DictionaryStore(Store):
     def coarse(self, code_W: np.ndarray, n: int, where: Where | None = None) -> Found:
         return self._least(n, where, lambda item: int(hamming(code_W, item[2][None])[0]))
 
-    def rows(self, ids: Sequence[str]) -> dict[str, Attributes]:
-        return {name: self.items[name][3] for name in ids if name in self.items}
+    def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
+        passing = self._passing(where)
+        return {name: self.items[name][3] for name in ids if name in passing}
+
+    def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
+        for name in self._passing(where):
+            yield {name: {column: self.items[name][3][column] for column in columns}}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: self.items[name][1] for name in ids if name in self.items}
@@ -88,7 +93,8 @@ class DictionaryStore(Store):
         self.chance.shuffle(names)
         names = sorted(names, key=lambda name: key(self.items[name]))[:n]
         vectors = np.array([self.items[name][1] for name in names], dtype=np.float32).reshape(-1, DIM)
-        return Found(names, vectors, np.array([key(self.items[name]) for name in names]))
+        distances = np.array([key(self.items[name]) for name in names])
+        return Found(names, vectors, distances, [self.items[name][3] for name in names])
 
 
 EVEN = Condition("even", "=", True)

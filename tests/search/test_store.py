@@ -180,6 +180,69 @@ def test_a_code_is_half_the_bits_away_from_its_opposite(store: Store) -> None:
     assert store.coarse(~code_W, 1).distances_N.tolist() == [BITS]
 
 
+STRANGE = [
+    "C:\\dir",
+    "C:%",
+    "a\x0bb",
+    "a\x1bb",
+    "a\nb",
+    "a\r\nb",
+    "a\tb",
+    "a\u2028b",
+    "a'b",
+    'a"b',
+    " a",
+    "é" * 400,
+]
+
+
+def test_strange_ids_and_values_are_found_as_they_are(
+    new_store: Callable[[str], Store], capfd: pytest.CaptureFixture[str]
+) -> None:
+    store, items = new_store("items"), entries(list(range(len(STRANGE))))
+    store.create(ABOUT)
+    rows = [{**items.attributes[i], "category": value} for i, value in enumerate(STRANGE)]
+    store.write(Entries(STRANGE, items.hashes, items.vectors_ND, items.codes_NW, rows), known=False)
+    assert list(store.hashes()) and set(store.hashes()) == set(STRANGE)
+    for value in STRANGE:
+        assert set(store.rows([value])) == set(store.vectors([value])) == {value}
+        for where in (Condition("category", "=", value), Condition("category", "in", (value, "none"))):
+            assert store.nearest(items.vectors_ND[0], len(STRANGE), where).ids == [value]
+    assert list(store.page(100)) == sorted(STRANGE)
+    # In a pattern, a backslash is a backslash: it escapes neither % nor itself.
+    for pattern, wanted in (
+        ("C:\\%", ["C:\\dir"]),
+        ("C:\\\\%", []),
+        ("C:%", ["C:%", "C:\\dir"]),
+        ("C:_", ["C:%"]),
+    ):
+        found = store.nearest(items.vectors_ND[0], len(STRANGE), Condition("category", "like", pattern))
+        assert sorted(found.ids) == wanted
+    store.delete(STRANGE[1:])
+    assert store.count() == 1
+    assert capfd.readouterr() == ("", "")  # databases do not talk
+
+
+def test_pages_are_in_the_order_of_ids_and_scans_are_of_all(store: Store) -> None:
+    items, cheap = entries(list(range(N))), parse_where("price < 30", COLUMNS)
+    rows = dict(zip(items.ids, items.attributes, strict=True))
+    passing = sorted(name for name, row in rows.items() if passes(cheap, row))
+    assert store.page(7, cheap) == {name: rows[name] for name in passing[:7]}
+    assert list(store.page(7, cheap, passing[6])) == passing[7:14]
+    assert store.page(5, after="item 9") == {} and list(store.page(2)) == sorted(rows)[:2]
+    scanned = {name: row for part in store.scan(["price"], cheap) for name, row in part.items()}
+    assert scanned == {name: {"price": rows[name]["price"]} for name in passing}
+    assert store.rows(items.ids, cheap) == {name: rows[name] for name in passing}
+
+
+def test_what_is_found_comes_with_its_attributes(store: Store) -> None:
+    items = entries(list(range(N)))
+    rows = dict(zip(items.ids, items.attributes, strict=True))
+    for found in (store.nearest(items.vectors_ND[3], 5), store.coarse(items.codes_NW[3], 5)):
+        assert list(found.rows) == [rows[name] for name in found.ids]
+        assert found.take([2, 0]).ids == [found.ids[2], found.ids[0]]
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

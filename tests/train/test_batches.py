@@ -177,12 +177,15 @@ def test_what_does_not_fit_a_row_is_left_out_with_a_warning(folder: Path):
     assert batch.stream.tokens_BT.shape[1] == 20 and "lm" in batch.tasks
 
 
-def test_a_mix_whose_records_serve_no_task_is_told(folder: Path):
-    with pytest.raises(
-        ValueError,
-        match=r"no record of step 0 has what its tasks \(caption\) read: map the data.s columns .*",
-    ):
+def test_a_mix_whose_records_serve_no_task_is_told_with_the_columns_that_there_are(folder: Path):
+    with pytest.raises(ValueError, match=r"no record of step 0 has what its tasks \(caption\) read"):
         next(batches([poem_part(folder, 2, caption=1.0)]))
+    (folder / "shop.csv").write_text("sku,title\n1,a cat\n")
+    content = {"data": {"path": str(folder / "shop.csv")}, "per_step": 1, "tasks": {"caption": 1.0}}
+    with pytest.raises(
+        ValueError, match=r"map the data's columns \(sku, title\) to fields, as in mix\.0\.data"
+    ):
+        next(batches([MixConfig.model_validate(content)]))
 
 
 def test_bad_records_are_counted(folder: Path, tmp_path: Path):

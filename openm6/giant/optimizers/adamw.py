@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,12 +22,11 @@ from openm6.giant.tiers.parts import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(ElementwiseOptimizer):
-    """AdamW (1711.05101): bit for bit `torch.optim.AdamW(fused=True)`.
+class AdamRule(ElementwiseOptimizer):
+    """AdamW's rule (1711.05101); those who use it say how the moments are stored.
 
-    bf16 weights are fp32 master weights rounded to nearest; the state keeps what rounding cut off, `low`, so
-    that both together are the master, to the bit (see `_join`). `clip` bounds the norm of the part's gradient
-    as `torch.nn.utils.clip_grad_norm_` does for a model; None = off. `scale` comes before the clip.
+    `clip` bounds the norm of the part's gradient as `torch.nn.utils.clip_grad_norm_` does for a model; None = off.
+    `scale` comes before the clip.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -40,23 +40,6 @@ class AdamW(ElementwiseOptimizer):
             raise ValueError(f"betas {self.betas} must lie between 0 and 1, without 1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip ({self.clip}) must be above 0; None switches it off")
-
-    def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        specs = []
-        for weight in weights:
-            check_dtype(weight)
-            kinds = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
-            if weight.dtype != torch.float32:
-                kinds["low"] = torch.int16
-            specs += [TensorSpec(f"{weight.name}.{kind}", weight.shape, kinds[kind]) for kind in kinds]
-        return tuple(specs)
-
-    def initialise(self, weights: Tensors, state: Tensors) -> None:
-        for name, weight in weights.items():
-            state[f"{name}.exp_avg"].zero_()
-            state[f"{name}.exp_avg_sq"].zero_()
-            if weight.dtype != torch.float32:
-                state[f"{name}.low"].zero_()
 
     @torch.no_grad()
     def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
@@ -75,42 +58,18 @@ class AdamW(ElementwiseOptimizer):
             _multiply(grads, factor)
         return gradients
 
-    @torch.no_grad()
-    def change(
-        self,
-        weights: Tensors,
-        gradients: Tensors,
-        state: Tensors,
-        *,
-        lr: float,
-        steps: Mapping[str, int],
-        decayed: Collection[str],
-    ) -> None:
-        for name, weight in weights.items():
-            step = steps[name]
-            moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
-            weight_decay = self.weight_decay if name in decayed else 0.0
-            if weight.dtype == torch.float32:
-                self._change(weight, gradients[name], *moments, lr, step, weight_decay)
-                continue
-            master = torch.empty(min(BLOCK, weight.numel()), device=weight.device)
-            flat = [each.view(-1) for each in (weight, state[f"{name}.low"], gradients[name], *moments)]
-            for piece in blocks(flat[0]):
-                weight_N, low_N, gradient_N, first_N, second_N = (each[piece] for each in flat)
-                master_N = _join(weight_N, low_N, master[: len(weight_N)])
-                self._change(master_N, gradient_N, first_N, second_N, lr, step, weight_decay)
-                _split(master_N, weight_N, low_N)
-
-    def _change(
+    def apply(
         self,
         weight: Tensor,
         gradient: Tensor,
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
+        *,
         lr: float,
         step: int,
         weight_decay: float,
     ) -> None:
+        """The rule on fp32 tensors of equal shape, in place: bit for bit `torch.optim.AdamW(fused=True)`."""
         adamw(
             [weight],
             [gradient],
@@ -129,15 +88,68 @@ class AdamW(ElementwiseOptimizer):
         )
 
 
-def _join(weight_N: Tensor, low_N: Tensor, out_N: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class AdamW(AdamRule):
+    """AdamW with moments in fp32.
+
+    bf16 weights are fp32 master weights rounded to nearest; the state keeps what rounding cut off, `low`, so
+    that both together are the master, to the bit (see `join`).
+    """
+
+    def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        specs = []
+        for weight in weights:
+            check_dtype(weight)
+            kinds = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
+            if weight.dtype != torch.float32:
+                kinds["low"] = torch.int16
+            specs += [TensorSpec(f"{weight.name}.{kind}", weight.shape, kinds[kind]) for kind in kinds]
+        return tuple(specs)
+
+    def initialise(self, weights: Tensors, state: Tensors) -> None:
+        for moment in state.values():
+            moment.zero_()
+
+    @torch.no_grad()
+    def change(
+        self,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        *,
+        lr: float,
+        steps: Mapping[str, int],
+        decayed: Collection[str],
+    ) -> None:
+        for name, weight in weights.items():
+            apply = partial(
+                self.apply,
+                lr=lr,
+                step=steps[name],
+                weight_decay=self.weight_decay if name in decayed else 0.0,
+            )
+            first, second = (state[f"{name}.{kind}"].view(-1) for kind in ("exp_avg", "exp_avg_sq"))
+            flat, gradient = weight.view(-1), gradients[name].view(-1)
+            if weight.dtype == torch.float32:
+                apply(flat, gradient, first, second)
+                continue
+            master = torch.empty(min(BLOCK, weight.numel()), device=weight.device)
+            low = state[f"{name}.low"].view(-1)
+            for block in blocks(flat):
+                master_N = join(flat[block], low[block], master[: len(flat[block])])
+                apply(master_N, gradient[block], first[block], second[block])
+                split(master_N, flat[block], low[block])
+
+
+def join(weight_N: Tensor, low_N: Tensor, out_N: Tensor) -> Tensor:
     """The fp32 master weights, in `out_N`: the bits of the bf16 weight, shifted up, plus `low` (int16)."""
     bits_N = out_N.view(torch.int32)
     bits_N.copy_(weight_N.view(torch.int16)).bitwise_left_shift_(16).add_(low_N)
     return out_N
 
 
-def _split(master_N: Tensor, weight_N: Tensor, low_N: Tensor) -> None:
-    """Undo `_join`; uses up the master weights.
+def split(master_N: Tensor, weight_N: Tensor, low_N: Tensor) -> None:
+    """Undo `join`; uses up the master weights.
 
     As `low` has a sign, what is left above it is the nearest bf16 number: of two equally near ones, the one
     that is larger in magnitude.

@@ -87,6 +87,11 @@ def block_layouts(
     by_name = {spec.name: spec for spec in weights}
     found = {}
     for number, block in enumerate(blocks):
-        cut = [TensorSpec(name, (stop - start,), by_name[name].dtype) for name, start, stop in block]
+        cut = [_cut(by_name[name], stop - start) for name, start, stop in block]
         found[block_name(part, number)] = PartLayout((), optimizer.state_specs(cut))
     return found
+
+
+def _cut(weight: TensorSpec, numel: int) -> TensorSpec:
+    """Part of a weight. That of a matrix keeps two axes: optimizers treat matrices in another way than vectors."""
+    return TensorSpec(weight.name, (1, numel) if len(weight.shape) > 1 else (numel,), weight.dtype)

@@ -27,8 +27,8 @@ class RankedUpdates(Updates):
     ) -> None:
         if not isinstance(optimizer, AdamW):
             raise ValueError(
-                "optimizer: several processes cut every matrix among themselves, which adafactor's rows and "
-                "columns do not allow yet; use adamw, or one process"
+                f"optimizer: several processes cut every matrix among themselves, and {type(optimizer).__name__} "
+                "needs it whole; use adamw, or one process"
             )
         super().__init__(replace(optimizer, clip=None), seed=seed, trace=trace)
         self.group, self.clip = group, optimizer.clip

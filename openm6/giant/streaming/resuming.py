@@ -15,7 +15,7 @@ from openm6.giant.optimizers.state_blocks import owner
 from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Settings
 from openm6.giant.tiers.commit import CommitRecord
-from openm6.giant.tiers.parts import PartLayout
+from openm6.giant.tiers.parts import PartLayout, TensorSpec
 
 
 def settings_record(settings: Settings) -> dict[str, Any]:
@@ -49,18 +49,26 @@ def check(record: CommitRecord, frame: Frame, settings: Settings) -> None:
         where = "the run" if name in found else "this model"
         raise _differs(settings, "other parts", f"{name}, which only {where} has")
     for name, layout in layouts.items():
-        if layout != found[name]:
-            before, now = _first_difference(found[name], layout)
+        if difference := _first_difference(found[name], layout):
+            before, now = difference
             raise _differs(settings, f"{before} in {name}", now)
 
 
-def _first_difference(before: PartLayout, now: PartLayout) -> tuple[str, str]:
+def _first_difference(before: PartLayout, now: PartLayout) -> tuple[str, str] | None:
     for section in ("weights", "whole", "state", "gradients"):
         old, new = ({spec.name: spec for spec in getattr(layout, section)} for layout in (before, now))
         for name in [*old, *new]:
-            if old.get(name) != new.get(name):
+            if name not in old or name not in new or not _alike(old[name], new[name], section):
                 return _tensor(section, name, old), _tensor(section, name, new)
-    return "its tensors in another order", "this order"
+        if list(old) != list(new):
+            return f"its {section} in another order", "this order"
+    return None
+
+
+def _alike(before: TensorSpec, now: TensorSpec, section: str) -> bool:
+    if section == "state":  # optimizers use it flat; versions differ in the shapes of blocks
+        return (before.numel, before.dtype) == (now.numel, now.dtype)
+    return before == now
 
 
 def _tensor(section: str, name: str, specs: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from openm6.data.bad import BadRecord
 from openm6.data.images import read_image
 from openm6.data.reader import Block
-from openm6.search.catalogue import Catalogue, Item, of_kind
+from openm6.search.catalogue import Catalogue, Item
 from openm6.search.encoders import Encoder
+from openm6.search.values import of_kind
 
 DECODERS = 2  # threads
 LOT = 128  # pictures encoded at a time

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openm6.giant.optimizers import adafactor, part_optimizer
-from openm6.giant.optimizers.adamw import _join, _split
-from openm6.giant.optimizers.named import Adafactor, AdamW, PartOptimizer
+from openm6.giant.optimizers.adamw import join, split
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 
 SHAPES = {"up": (24, 37), "norm": (37,), "experts": (3, 16, 10), "kernel": (8, 4, 3, 3), "gate": ()}
-BOTH = [AdamW(clip=1.0), Adafactor(weight_decay=0.1)]
+BOTH = [AdamW(clip=1.0), AdamW8bit(clip=1.0), Adafactor(weight_decay=0.1)]
 
 
 def tensors(seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def test_adamw_bf16_weights_are_master_weights_rounded_to_nearest() -> None:
     state = train(AdamW(betas=(0.9, 0.98), weight_decay=0.1), weights, steps=30, lr=1e-4)
     for name, weight in weights.items():
         master = torch.empty(weight.numel())
-        _join(weight.view(-1), state[f"{name}.low"].view(-1), master)
+        join(weight.view(-1), state[f"{name}.low"].view(-1), master)
         assert torch.equal(master.view(weight.shape), expected[name])
         assert torch.equal(weight, expected[name].bfloat16())
 
@@ -92,9 +92,9 @@ def test_adamw_bf16_weights_are_master_weights_rounded_to_nearest() -> None:
 def test_a_master_weight_is_split_and_joined_without_loss(values: list[float]) -> None:
     master = torch.tensor(values, dtype=torch.float32)
     weight, low = torch.empty_like(master, dtype=torch.bfloat16), torch.empty_like(master, dtype=torch.int16)
-    _split(master.clone(), weight, low)
+    split(master.clone(), weight, low)
     assert torch.equal(
-        _join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32)
+        join(weight, low, torch.empty_like(master)).view(torch.int32), master.view(torch.int32)
     )
     # float64 holds the distances of an fp32 number from bf16 numbers exactly; beyond the largest there is none.
     inside = master.abs() <= torch.finfo(torch.bfloat16).max

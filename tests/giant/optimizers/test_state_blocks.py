@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from openm6.giant import Adafactor, AdamW, share
 from openm6.giant.optimizers import state_blocks
+from openm6.giant.optimizers.eight_bits import PER_BLOCK
 from openm6.giant.optimizers.state_blocks import block_layouts, block_name, blocks_of, owner, state_parts
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, TensorSpec
@@ -19,8 +20,6 @@ from openm6.giant.tiers.store import TieredStore
 from tests.giant.naive import Naive, differences
 from tests.giant.streaming.test_step import OPTIMIZERS, TIERS, open_giant, train_both
 from tests.giant.subjects import experts, m6
-
-ADAMW = OPTIMIZERS["adamw"]
 
 
 @given(
@@ -64,19 +63,26 @@ def test_names() -> None:
     )
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize(("build", "global_clip"), [(experts, None), (experts, 0.5), (m6, 0.5)])
 @pytest.mark.parametrize("tier", [TIERS[0], TIERS[3]])
 def test_blocks_train_as_parts_do(
-    tier: dict, build: Any, global_clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tier: dict,
+    build: Any,
+    global_clip: float | None,
+    optimizer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A delink, a step that is lost, and going on from the commit before it: bit for bit."""
-    monkeypatch.setattr(state_blocks, "STATE_BLOCK", 1 << 11)
-    monkeypatch.setattr(state_blocks, "_ALIGNED", 64)
+    rule = OPTIMIZERS[optimizer]
+    monkeypatch.setattr(state_blocks, "STATE_BLOCK", 1 << 11 if optimizer == "adamw" else 1 << 10)
+    monkeypatch.setattr(state_blocks, "_ALIGNED", 64 if optimizer == "adamw" else PER_BLOCK)
     subject = build()
     share(subject.model, unit=2)
-    naive = Naive(subject.copy(), ADAMW, global_clip=global_clip)
+    naive = Naive(subject.copy(), rule, global_clip=global_clip)
     placement = dict.fromkeys(["slot-0000*", "slot-0001*"], tier)
-    giant = open_giant(subject, ADAMW, tmp_path, placement=placement, global_clip=global_clip)
+    giant = open_giant(subject, rule, tmp_path, placement=placement, global_clip=global_clip)
     train_both(giant, naive, steps=2, micro_batches=2)
     assert any(owner(part) != part for part in giant.store.parts)
     giant.delink()
@@ -85,7 +91,7 @@ def test_blocks_train_as_parts_do(
     giant.commit()
     giant.step([subject.batch()])
     giant.close()
-    with open_giant(subject, ADAMW, tmp_path, global_clip=global_clip) as resumed:
+    with open_giant(subject, rule, tmp_path, global_clip=global_clip) as resumed:
         train_both(resumed, naive, steps=2, micro_batches=2)
         assert differences(resumed, naive) == []
         assert sum(owner(part) != part for part in resumed.store.parts) > 8

@@ -12,13 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openm6.giant import Adafactor, AdamW, Giant, PartOptimizer, share, stream
+from openm6.giant import Adafactor, AdamW, AdamW8bit, Giant, PartOptimizer, share, stream
 from openm6.giant.models.frame import open_frame
 from tests.giant.naive import Naive, differences
 from tests.giant.subjects import MODELS, Subject, toy
 
 STEPS = 20
-OPTIMIZERS = {"adamw": AdamW(clip=1.0, weight_decay=0.1), "adafactor": Adafactor(weight_decay=0.1)}
+OPTIMIZERS = {
+    "adamw": AdamW(clip=1.0, weight_decay=0.1),
+    "adamw8bit": AdamW8bit(clip=1.0, weight_decay=0.1),
+    "adafactor": Adafactor(weight_decay=0.1),
+}
 TIERS = [
     {"weights": "host", "state": "host", "gradients": "host"},
     {"weights": "host", "state": "disk", "gradients": "disk"},
@@ -63,7 +67,7 @@ def check_against_memory(
 
 @pytest.mark.bits
 @pytest.mark.parametrize("micro_batches", [1, 3])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("model", MODELS)
 def test_twenty_steps_equal_a_loop_in_memory(
     model: str, optimizer: str, micro_batches: int, tmp_path: Path
@@ -75,13 +79,13 @@ def test_twenty_steps_equal_a_loop_in_memory(
 
 @pytest.mark.bits
 @settings(max_examples=10)
-@given(st.lists(st.sampled_from(TIERS), min_size=4, max_size=4))
-def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[Any]) -> None:
+@given(st.lists(st.sampled_from(TIERS), min_size=4, max_size=4), st.sampled_from(sorted(OPTIMIZERS)))
+def test_any_placement_gives_the_same_bits(tmp_path_factory: Any, tiers: list[Any], optimizer: str) -> None:
     torch.manual_seed(0)
     subject = toy()
     assert len(part_names(subject)) == len(tiers)
     folder = tmp_path_factory.mktemp("tiers")
-    check_against_memory(subject, "adamw", folder, tiers=tiers, steps=3, micro_batches=2)
+    check_against_memory(subject, optimizer, folder, tiers=tiers, steps=3, micro_batches=2)
 
 
 @pytest.mark.bits

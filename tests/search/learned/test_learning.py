@@ -64,7 +64,7 @@ def test_the_folder_is_an_encoder(trained: Path, items: Items) -> None:
     boxes = encoder.net.find(pictures)
     assert boxes.shape == (6, 4) and (boxes >= 0).all() and (boxes <= 1).all()
     assert not list(trained.rglob("*.pt")) and not list(trained.rglob("*.pkl"))
-    with pytest.raises(ValueError, match="knows no words"):
+    with pytest.raises(ValueError, match="reads no words"):
         encoder.texts(["red"])
 
 
