@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from openm6.cli.output import Json, show
 
@@ -107,21 +108,28 @@ def _plan(
     if html is not None:
         check_writable(html)
     rates = hardware.device.rates
-    job = job_of(config, map(work_of, draw(config)), bf16=rates.matrix_bf16 > rates.matrix_fp32)
+    with Console(stderr=True).status("drawing batches of the recipe's data"):
+        work = [work_of(batch) for batch in draw(config)]
+    job = job_of(config, work, bf16=rates.matrix_bf16 > rates.matrix_fp32)
     if hardware.host_link is not None:  # the budget of a recipe is for host memory: a device has its own
         job = job.on_devices()
     if micro_tokens is not None:
         job = job.with_work(resized(job.work, micro_tokens))
     pieces = Pieces(job.model, bf16=job.bf16)
     step = hardware.devices * job.work.tokens * (job.micro_batches if job.streamed else 1)
-    found = make_plan(job, hardware, tokens=tokens or config.steps * step, pieces=pieces)
-    if rehearse:
-        if not as_json:
-            print("rehearsing with fewer layers ...", file=sys.stderr)
-        found = rehearsed(found, config, pieces)
-    advice, _ = advise(found, pieces)
-    proposed = propose_micro_batches(found, pieces)
-    points = at_sizes(found.job, hardware, pieces=pieces) if scale else []
+    with Console(stderr=True).status("planning a step") as status:  # on a terminal; nothing in a log file
+        found = make_plan(job, hardware, tokens=tokens or config.steps * step, pieces=pieces)
+        if rehearse:
+            if not as_json:
+                print("rehearsing with fewer layers ...", file=sys.stderr)
+            status.update("rehearsing with fewer layers")
+            found = rehearsed(found, config, pieces)
+        status.update("trying what would be faster")
+        advice, _ = advise(found, pieces)
+        proposed = propose_micro_batches(found, pieces)
+        if scale:
+            status.update("planning for other numbers of devices")
+        points = at_sizes(found.job, hardware, pieces=pieces) if scale else []
     said = advice
     if proposed is not None:
         said += f" With {proposed} micro-batches a step it would wait for less than a tenth of its time."

@@ -105,7 +105,7 @@ class Muon(torch.optim.Optimizer):
         moved = update.permute(order)
         m_OI = moved.flatten(1)
         scale = max(1.0, m_OI.shape[0] / m_OI.shape[1]) ** 0.5
-        back = torch.argsort(torch.tensor(order)).tolist()
+        back = [order.index(axis) for axis in range(update.ndim)]
         change = orthogonalise(m_OI).view(moved.shape).permute(back)
         parameter.add_(change, alpha=-group["lr"] * group["matrix_scale"] * scale)
 

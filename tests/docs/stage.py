@@ -76,7 +76,13 @@ def hugging_face(folder: Path) -> Names:
         def decode(self, ids: torch.Tensor) -> str:
             return " ".join(map(str, ids.tolist()))
 
-    return {"batches": [[tokens()]], "torch": torch, "tokenizer": Tokenizer(), "prompt": "a b c"}
+    return {
+        "batches": [tokens(), tokens()],
+        "held_out": [tokens()],
+        "torch": torch,
+        "tokenizer": Tokenizer(),
+        "prompt": "a b c",
+    }
 
 
 def streaming(folder: Path) -> Names:
