@@ -220,8 +220,6 @@ class RunConfig(_Strict):
             raise ValueError(
                 f"memory: a streamed run computes on the processor, not on {self.device}; leave one of them out"
             )
-        if kind == "muon":
-            raise ValueError("memory: a streamed run has no muon; set optimizer.kind to adamw or adafactor")
         if self.init is not None:
             raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":

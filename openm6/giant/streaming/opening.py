@@ -29,7 +29,7 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "muon", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
     weights_dtype: torch.dtype | str = torch.float32,
     compute_dtype: torch.dtype | str = torch.float32,
@@ -55,8 +55,8 @@ def stream(
             of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
-            "adafactor", or one made by hand; None to run the model only.
+        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
+            clip), "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
         weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
             frame of an M6 is float32, and so are norms and biases of any frame.
@@ -102,7 +102,7 @@ def stream(
     settings = Settings(
         budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),
-        optimizer=named_optimizer(optimizer, global_clip),
+        optimizer=build.fitted(named_optimizer(optimizer, global_clip), frame),
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,
