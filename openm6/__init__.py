@@ -1,8 +1,8 @@
 """OpenM6: one transformer that captions, answers, draws, writes and matches, trained Pseudo-to-Real.
 
     import openm6
-    m6 = openm6.load()
-    print(m6.caption("photo.png"))
+    m6 = openm6.load()                      # the shipped model knows emoji; train it on photos for photos
+    print(m6.caption("apple-emoji.png"))
 
     giant = openm6.giant.stream("Qwen3-4B", budget="6GiB", disk="/nvme")    # train what does not fit
 

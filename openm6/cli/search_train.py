@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from openm6.cli.arguments import catalogue_columns
+from openm6.cli.arguments import Encoding, catalogue_columns
 from openm6.cli.output import Json, show
 
 Column = Annotated[
@@ -26,6 +27,7 @@ def train(
         Path | None, typer.Option(help="Log of clicks, JSON Lines; see docs/search-learning.md.")
     ] = None,
     column: Column = None,
+    encoding: Encoding = None,
     passes: Annotated[int, typer.Option(min=0, help="Passes over the catalogue's pictures.")] = 8,
     view_passes: Annotated[int, typer.Option(min=0, help="Passes over the page views of the log.")] = 2,
     image_size: Annotated[int, typer.Option(help="Pixels, a multiple of 32.")] = 224,
@@ -51,10 +53,10 @@ def train(
     chosen, views = catalogue_columns(column), read_page_views(clicks) if clicks is not None else []
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue"):
-        items = Items.read(catalogue, columns=chosen)
+        items = Items.read(catalogue, columns=chosen, encoding=encoding)
     last: dict[str, Any] = {}
 
-    def told(line: dict[str, Any]) -> None:
+    def report(line: dict[str, Any]) -> None:
         last.update(line)
         held_out = f", {line['held_out']:.1%} of unseen items right" if "held_out" in line else ""
         console.print(
@@ -62,7 +64,7 @@ def train(
         )
 
     with console.status("training"):
-        encoder = train_search(items, config, out, views=views, on_progress=told)
+        encoder = train_search(items, config, out, views=views, on_progress=report)
     show(
         {
             "input": catalogue,
@@ -74,8 +76,16 @@ def train(
             "dim": encoder.dim,
         },
         as_json=as_json,
-        line=f"encoder: {out}\nuse it: openm6 search index {catalogue} --encoder {out}",
+        line=f"encoder: {out}\nuse it: {shlex.join(_indexing(catalogue, out, column or [], encoding))}",
     )
+
+
+def _indexing(catalogue: str, encoder: Path, column: list[str], encoding: str | None) -> list[str]:
+    """The command that indexes the catalogue with the encoder."""
+    options = [part for each in column for part in ("--column", each)]
+    options += ["--encoding", encoding] if encoding else []
+    to = encoder.with_name(f"{encoder.name}-index")
+    return ["openm6", "search", "index", catalogue, "--to", str(to), "--encoder", str(encoder), *options]
 
 
 def simulate(
@@ -84,6 +94,7 @@ def simulate(
     views: Annotated[int, typer.Option(min=1, help="Page views.")] = 1000,
     encoder: Annotated[str, typer.Option(help="What answers the queries.")] = "photo",
     column: Column = None,
+    encoding: Encoding = None,
     seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same log.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -97,10 +108,11 @@ def simulate(
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue") as status:
-        items, opened = Items.read(catalogue, columns=catalogue_columns(column)), open_encoder(encoder)
+        items = Items.read(catalogue, columns=catalogue_columns(column), encoding=encoding)
+        opened = open_encoder(encoder)
 
-        def told(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             status.update(f"{what}: {done:,} of {total:,}")
 
-        log = simulate_clicks(items, opened, out, n_views=views, seed=seed, on_progress=told)
+        log = simulate_clicks(items, opened, out, n_views=views, seed=seed, on_progress=report)
     show({"input": catalogue, "output": str(log), "page_views": views}, as_json=as_json, line=f"log: {log}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +40,11 @@ def serve(
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A host name that it is reached by, beside localhost: without a key, or by a proxy."
-        ),
+        typer.Option(help="Another host name of the service, beside localhost; needed behind a proxy."),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="The path below which a proxy offers the service, such as /shop.")
+    ] = "",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for the model.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Requests that the model computes together.")] = 16,
     upload: Annotated[str, typer.Option(help="Largest upload.")] = "8MiB",
@@ -78,6 +80,7 @@ def serve(
         settings = Settings(
             api_key=api_key,
             hosts=frozenset(name or ()),
+            root_path=root_path,
             max_queue=queue,
             max_batch=batch,
             max_upload=parse_bytes(upload),
@@ -96,6 +99,9 @@ def serve(
         writer=open_writer(writer) if writer is not None else shipped_writer(),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    if shop.remark is not None:
+        print(f"openm6: {shop.remark}", file=sys.stderr)
 
     def announce() -> None:
         print(f"OpenM6 answers at {address} (Ctrl+C ends it)", flush=True)

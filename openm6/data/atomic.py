@@ -9,7 +9,7 @@ The new content goes to a file beside the old one, under the name `temporary(pat
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def temporary(path: Path) -> Path:
 @contextmanager
 def replacing(
     path: str | Path, *, durable: bool = False, ready: Callable[[], None] | None = None
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """A path to write to inside; on leaving, the file there takes the place of `path`.
 
     If the body raises, `path` stays as it is and the new file is deleted.

@@ -62,7 +62,7 @@ def stack_rgba(images: Sequence[np.ndarray], size: int) -> Tensor:
                 f"{image.shape[0]}: set the data's image_size to the model's"
             )
         rgba[i, ..., : image.shape[-1]] = image
-    return torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+    return torch.as_tensor(rgba).permute(0, 3, 1, 2).float() / 255
 
 
 def over_white(rgba_NCSS: Tensor) -> Tensor:

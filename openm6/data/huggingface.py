@@ -1,5 +1,9 @@
 """Hugging Face datasets: saved on disk, or any dataset that is already loaded. Needs the extra `hf`."""
 
+# datasets and pyarrow declare no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,7 +33,7 @@ class HuggingFaceReader(Indexed):
                 "split, and load it without streaming."
             )
         self.columns = dataset.column_names
-        self.name, self.fields, self.fingerprint = name, fields, f"{dataset._fingerprint} {len(dataset)}"
+        self.name, self.fields, self.fingerprint = name, fields, f"{_fingerprint(dataset)} {len(dataset)}"
         dataset = dataset.with_format(None)
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Image):
@@ -59,6 +63,11 @@ class HuggingFaceReader(Indexed):
             if row[column] is not None:
                 row[column] = feature.int2str(row[column]) if row[column] >= 0 else None
         return self.fields.record(row, where=where, folder=Path())
+
+
+def _fingerprint(dataset: datasets.Dataset) -> str:
+    """Changes with the content. `datasets` has it under this name alone."""
+    return dataset._fingerprint  # pyright: ignore[reportPrivateUsage]
 
 
 def load_huggingface(path: str, split: str | None) -> datasets.Dataset:

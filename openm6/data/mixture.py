@@ -41,8 +41,9 @@ class Mixture(Iterator[Record]):
         if not all(shares):
             raise ValueError(f"the weights of a mixture must be at least 1e-6, not {list(weights)}.")
         whole = math.lcm(*(share.denominator for share in shares))
-        self._shares = [int(share * whole) for share in shares]  # whole numbers, so that nothing is rounded
-        self._rank = np.random.default_rng(seed).permutation(len(sources)).tolist()
+        # Whole numbers, so that nothing is rounded.
+        self._shares: list[int] = [int(share * whole) for share in shares]
+        self._rank: list[int] = np.random.default_rng(seed).permutation(len(sources)).tolist()
         self.counts = [0] * len(sources)
 
     def __iter__(self) -> Mixture:

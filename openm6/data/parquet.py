@@ -5,6 +5,10 @@ group are read one after the other, because Parquet cannot start in the middle. 
 needed are read.
 """
 
+# pyarrow declares no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence

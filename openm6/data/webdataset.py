@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from openm6.data.bad import BadRecord
 from openm6.data.images import IMAGE_SUFFIXES, MAX_BYTES
@@ -105,7 +105,7 @@ def _json(raw: bytes | None, where: str) -> dict[str, Any]:
         raise BadRecord(where, f"member 'json' is not JSON in UTF-8 ({error})") from error
     if not isinstance(values, dict):
         raise BadRecord(where, f"member 'json' must be a JSON object, not {type(values).__name__}")
-    return values
+    return cast("dict[str, Any]", values)
 
 
 def _split(name: str) -> tuple[str, str]:

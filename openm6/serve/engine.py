@@ -18,7 +18,6 @@ from PIL import Image
 from openm6.decode.live import Beginning, Poem, Sketch, continue_texts, draw_sketches, write_poems
 from openm6.decode.pipeline import BATCH, Pipeline
 from openm6.search import Hit
-from openm6.search.index import mixed
 from openm6.search.where import parse_where
 from openm6.serve.batching import Batcher, Compute, Job, Kind, QueueFull, Stopped, Tell
 from openm6.serve.errors import ApiError
@@ -89,12 +88,13 @@ class Engine:
             if self._shop is not None:
                 self._shop.prepare(tell)
             self.status.doing, self.status.ready = "ready", True
-        except ValueError as error:
-            self.status.problem = str(error)
-            log.error("the catalogue cannot be used: %s", error)
-        except Exception:
+        except Exception as error:
+            # Clients need not know where things lie on this machine.
             self.status.problem = "the catalogue cannot be used; the service's log has the details"
-            log.exception("the catalogue cannot be used")
+            if isinstance(error, ValueError):
+                log.error("the catalogue cannot be used: %s", error)
+            else:
+                log.exception("the catalogue cannot be used")
 
     @property
     def shop(self) -> Shop:
@@ -110,6 +110,11 @@ class Engine:
             raise ApiError(503, "unavailable", self.status.problem, retry_after=60)
         if not self.status.ready:
             raise ApiError(503, "starting", f"the service is {self.status.doing}", retry_after=LATER)
+
+    async def check_shop(self) -> None:
+        """Look again at the catalogue, if there is one. Raises Unavailable where its index is gone."""
+        if self._shop is not None:
+            await run_sync(self._shop.refresh)
 
     @property
     def has_shop(self) -> bool:
@@ -144,16 +149,26 @@ class Engine:
         return await self._answer(Kind("ask", compute), (picture, question))
 
     async def search(
-        self, picture: np.ndarray | None, text: str | None, where: str | None, n: int, text_weight: float
+        self,
+        picture: np.ndarray | None,
+        text: str | None,
+        where: str | None,
+        n: int,
+        text_weight: float = 0.5,
+        after: str | None = None,
     ) -> list[Hit]:
+        """As `Index.query`, with vectors that are computed together with other requests'."""
         index = self.shop.index
-        filter_ = parse_where(where, index.columns) if where else None
-        image_D = text_D = None
+        condition = parse_where(where, index.columns) if where else None
+        image_D = text_D = words = None
         if picture is not None:
             image_D = await self._answer(_vectors("image_vector", index.encoder.images), picture)
-        if text is not None:
+        if text is not None and index.reads_words:
             text_D = await self._answer(_vectors("text_vector", index.encoder.texts), text)
-        return await run_sync(partial(index.nearest, mixed(image_D, text_D, text_weight), filter_, n))
+        else:
+            words = text
+        find = partial(index.find, image_D=image_D, text_D=text_D, words=words, where=condition)
+        return await run_sync(partial(find, n=n, text_weight=text_weight, after=after))
 
     # -- what takes long enough to be watched: jobs, to be followed or awaited ------------------------------
 

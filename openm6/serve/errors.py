@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from openm6.search.store import Unavailable
+
 log = logging.getLogger(__name__)
 
 Code = Literal[
@@ -55,6 +57,10 @@ _MEANING = {
 }
 
 
+GONE = "the catalogue's index is not available now; the service's log has the details"
+LONGEST = 1500  # characters of a message
+
+
 class ErrorDetail(BaseModel):
     code: Code = Field(description="For programs")
     message: str = Field(description="For people: what, where, how to mend it")
@@ -83,7 +89,8 @@ class ApiError(HTTPException):
         told = dict(headers or {})
         if retry_after is not None:
             told["Retry-After"] = str(retry_after)
-        super().__init__(status, message, told)
+        # What the client sent may be quoted in it, a whole picture in base64 for example.
+        super().__init__(status, message if len(message) <= LONGEST else f"{message[:LONGEST]} ...", told)
         self.code: Code = code
         self.field = field
 
@@ -106,16 +113,33 @@ def as_api_error(error: Exception, request: Request) -> ApiError:
     if isinstance(error, HTTPException):
         code = _BY_STATUS.get(error.status_code, "bad_request")
         return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+    if isinstance(error, Unavailable):
+        log.error("%s %s: %s", request.method, request.url.path, error)  # which names the place
+        return ApiError(503, "unavailable", GONE, retry_after=10)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        field = ".".join(place) or None
-        message = f"{field}: {first['msg']}" if field else str(first["msg"])
-        return ApiError(422, "invalid", message, field=field)
+        return _misfit(error.errors()[0], request)
     if isinstance(error, ValueError) and _is_sentence(error):
         return ApiError(422, "invalid", str(error))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ApiError(500, "internal", "the service made a mistake; its log has the details")
+
+
+def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
+    """What does not fit the document of the interface, said so that it can be mended."""
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    field = ".".join(place) or None
+    if first["type"] == "json_invalid":
+        at, reason = first["loc"][-1], first.get("ctx", {}).get("error", "unknown")
+        return ApiError(422, "invalid", f"the body is not JSON: {reason}, at character {at}")
+    if "Expected UploadFile" in first["msg"]:
+        message = f"{field}: send the file, not its name; with curl, -F {field}=@a.png, with the @"
+    elif field is None and "json" not in request.headers.get("content-type", ""):
+        message = (
+            "this route takes JSON: with curl, -H 'Content-Type: application/json' -d '{\"text\": \"apple\"}'"
+        )
+    else:
+        message = f"{field or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+    return ApiError(422, "invalid", message, field=field)
 
 
 def _is_sentence(error: ValueError) -> bool:

@@ -1,4 +1,4 @@
-"""Running the service: a socket, uvicorn, and an end that lets requests finish."""
+"""Running the service: a socket, uvicorn, and a shutdown that lets requests finish."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 
 from openm6.serve.app import create_app
+from openm6.serve.connection import patient_for
 from openm6.serve.engine import Engine
 
 INTERRUPTED = 130  # the status of a process that Ctrl+C ended
@@ -30,6 +31,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=max(1, round(engine.settings.stop_seconds)),
             timeout_keep_alive=30,
+            http=patient_for(engine.settings.header_seconds),
             backlog=2048,
         )
         super().__init__(config)

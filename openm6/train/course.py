@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from openm6.giant.sharing.trigger import FractionTrigger
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.config import MixConfig, RunConfig
-from openm6.train.memory import native_bf16, resident_bytes
+from openm6.train.memory import device_has_bf16, resident_bytes
 from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import open_tokenizers
 
@@ -50,7 +52,9 @@ class Course(ABC, Generic[Work]):
         self.batches = self._batches(config.mix, seed=config.seed)
         self.step, self.tokens, self.skipped = 0, 0, 0
         self.window = Window()
-        self.bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+        self.device = self._device()
+        auto = config.precision == "auto"
+        self.bf16 = device_has_bf16(self.device) if auto else config.precision == "bf16"
         self.usual_loss: float | None = None  # running mean that the spike guard compares with
 
     # What a kind of run must know how to do.
@@ -96,6 +100,10 @@ class Course(ABC, Generic[Work]):
         at = self.config.sharing.delink_at
         return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
 
+    def _device(self) -> torch.device:
+        """The device on which this kind of run computes."""
+        return torch.device("cpu")
+
     # What is the same for all.
 
     @property
@@ -117,6 +125,7 @@ class Course(ABC, Generic[Work]):
         if self.step == 0:
             if placement := self.placement():
                 report({"step": 0, "tokens": 0, "event": "placement", "stage": self.stage, **placement})
+            report(self.doing("measuring held-out losses"))
             report(self.held_out())
         begun, begun_tokens = clock(), self.tokens
         while self.step < config.steps:
@@ -135,10 +144,16 @@ class Course(ABC, Generic[Work]):
                 report(self._line(speed))
             paused = clock()  # the reported speed is that of training alone
             if last or self.step % config.eval_every == 0:
+                report(self.doing("measuring held-out losses"))
                 report(self.held_out())
             if last or self.step % config.checkpoint_every == 0:
+                report(self.doing("saving a checkpoint"))
                 self.save()
             begun += clock() - paused
+
+    def doing(self, text: str) -> dict[str, Any]:
+        """A line for whoever watches: what the run is doing while it takes no steps."""
+        return {"step": self.step, "event": "doing", "stage": self.stage, "text": text}
 
     def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:
         return Batches(

@@ -313,6 +313,17 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[Config]) -> C
     raise ValueError(f"{file}: {problem}")
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, by a recipe's rules, unchecked. Raises ValueError if it is something else."""
+    try:
+        content = _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: there must be a mapping of keys to values, not {_show(content)}.")
+    return content
+
+
 def dump_recipe(config: BaseModel, path: Path) -> None:
     """Write the resolved config as YAML that `load_recipe` reads back equal; replaces the file atomically."""
     content = config.model_dump(mode="json", round_trip=True)

@@ -16,9 +16,10 @@ from openm6.giant.sharing.trigger import CorrelationTrigger, adjacent_correlatio
 from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
+from openm6.model.device import resolve_device
 from openm6.model.experts import Routing, balance_loss, collect_routings, drop_rate
 from openm6.model.widen import widen_ffn
-from openm6.tasks.collate import Batch
+from openm6.tasks.collate import Batch, to_device
 from openm6.train.batches import Batches
 from openm6.train.checkpoints.folder import latest_checkpoint, read_checkpoint_state
 from openm6.train.checkpoints.opening import load_checkpoint
@@ -65,8 +66,13 @@ class Run(Course[Batch]):
     def _load(self, checkpoint: Path) -> None:
         load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
+    def _device(self) -> torch.device:
+        return resolve_device(self.config.device)
+
     def _place(self) -> None:
-        """Bring the new model and optimizer where they will live: here they are there."""
+        """Move the new model and what the objective keeps to the device; the optimizer has no state yet."""
+        self.model.to(self.device)
+        self.objective.to(self.device)
 
     def _begin_from(self, folder: Path) -> None:
         """Take the weights of a trained model of the same shape, or of one with narrower FFNs, without cross
@@ -122,11 +128,11 @@ class Run(Course[Batch]):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with self._precision():
-            losses = self.objective(self.model, batch)
+            losses = self.objective(self.model, to_device(batch, self.device))
         return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def train_step(self, work: Batch) -> None:
         settings = self.config.optimizer

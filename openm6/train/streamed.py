@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant.measure.budget import format_bytes, parse_bytes
-from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.streaming.build import layouts
 from openm6.giant.streaming.engine import Giant
@@ -243,6 +243,13 @@ def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
     """The recipe's optimizer, which updates one part at a time; `clip` is that of each part by itself."""
     if config.kind == "adafactor":
         return Adafactor(clip=config.clip, weight_decay=config.weight_decay)
+    if config.kind == "muon":
+        return Muon(
+            matrix_scale=config.matrix_scale,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+        )
     rule = AdamW8bit if config.kind == "adamw8bit" else AdamW
     return rule(betas=config.betas, weight_decay=config.weight_decay, clip=config.clip)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,16 @@ def test_an_encoder_is_trained_on_a_simulated_log_and_indexes(
     columns = ("--column", "image=photo", "--column", "category=kind")
     [log] = cli.objects("search", "simulate", catalogue, "--out", tmp_path / "log", "--views", 8, *columns)
     assert log["page_views"] == 8 and Path(log["output"]).is_file()
-    out, to = tmp_path / "encoder", tmp_path / "index"
+    out, to = tmp_path / "my encoder", tmp_path / "my encoder-index"
     options = ("--clicks", log["output"], "--passes", 2, "--view-passes", 2, "--image-size", 64, *columns)
     [made] = cli.objects("search", "train", catalogue, "--out", out, *options)
     assert (made["items"], made["categories"], made["page_views"]) == (16, ["blue", "red"], 8)
-    [found] = cli.objects("search", "index", catalogue, "--to", to, "--encoder", out, *columns)
+    printed = cli(
+        "search", "train", catalogue, "--out", out, *options
+    ).stdout  # it goes on where it has ended
+    command = shlex.split(printed.partition("use it: ")[2])
+    assert command[0] == "openm6"
+    [found] = cli.objects(*command[1:])
     assert found["output"]["added"] == 16
     [hits] = cli.objects("search", "query", catalogue.parent / "4.png", "--index", to, "-n", 1)
     assert hits["output"][0]["id"] == "i4"

@@ -4,6 +4,10 @@ Both tables ship inside the package. Reading one costs a fraction of a second; p
 `decode_image` is called on them. How the tables were made: `build.py`; what is in them: `docs/data-card.md`.
 """
 
+# pyarrow declares no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import io

@@ -5,6 +5,10 @@ time, order of files or chance. Needs the extra `corpus` (resvg-py, opencc); the
 listed in docs/data-card.md.
 """
 
+# pyarrow declares no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import argparse

@@ -48,7 +48,7 @@ def read_concepts(node_modules: Path) -> list[Concept]:
     """All concepts with a CLDR name in both languages, in emojibase's order."""
     annotations = {language: _annotations(node_modules, language) for language in LANGUAGES}
     groups, subgroups = _messages(node_modules, "groups"), _messages(node_modules, "subgroups")
-    concepts = []
+    concepts: list[Concept] = []
     for entry in read_json(node_modules / "emojibase-data/en/data.json"):
         char = bare(entry["emoji"])
         if entry.get("group") in (None, COMPONENT_GROUP) or any(

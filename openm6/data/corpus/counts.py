@@ -1,5 +1,9 @@
 """The embedded corpus, counted: `python -m openm6.data.corpus.counts` prints the tables of the data card."""
 
+# pyarrow declares no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from collections import Counter

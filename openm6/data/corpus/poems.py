@@ -123,7 +123,8 @@ def poem_row(poem: Poem) -> dict[str, str]:
 def _simplifier() -> Callable[[str], str]:
     from opencc import OpenCC  # build-only (extra `corpus`)
 
-    return OpenCC("t2s").convert
+    convert: Callable[[str], str] = OpenCC("t2s").convert  # pyright: ignore[reportUnknownMemberType]
+    return convert
 
 
 def _read_all(dist: Path, simplify: Callable[[str], str]) -> Iterator[Poem]:

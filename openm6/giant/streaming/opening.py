@@ -19,6 +19,7 @@ from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Fill, Settings
+from openm6.giant.streaming.dtypes import dtype_of
 from openm6.giant.streaming.engine import Giant
 from openm6.giant.tiers.parts import Section
 from openm6.giant.tiers.store import Tier
@@ -29,10 +30,10 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "muon", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
-    weights_dtype: torch.dtype = torch.float32,
-    compute_dtype: torch.dtype = torch.float32,
+    weights_dtype: torch.dtype | str = torch.float32,
+    compute_dtype: torch.dtype | str = torch.float32,
     durability: Literal["step", "none"] = "step",
     activations: Literal["host", "disk"] = "host",
     global_clip: float | None = None,
@@ -51,15 +52,15 @@ def stream(
     """Open a model for training within a memory budget; the module itself is taken over.
 
     Args:
-        model: an M6, a module whose layers sit in one `ModuleList` and run one after the other, or the folder of
-            a causal language model of `transformers`, which is read tensor by tensor.
+        model: an M6, a module whose layers sit in one `ModuleList`, however it calls them, or the folder of a model
+            of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
-            "adafactor", or one made by hand; None to run the model only.
+        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
+            clip), "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
-            float32, and so are norms and biases of any frame.
+        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
+            frame of an M6 is float32, and so are norms and biases of any frame.
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
         durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
             runs).
@@ -85,6 +86,8 @@ def stream(
 
     Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
     """
+    weights_dtype = dtype_of(weights_dtype, "weights_dtype")
+    compute_dtype = dtype_of(compute_dtype, "compute_dtype")
     source: Path | None = None
     opened: Source | None = None
     if isinstance(model, (str, Path)):
@@ -100,7 +103,7 @@ def stream(
     settings = Settings(
         budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),
-        optimizer=named_optimizer(optimizer, global_clip),
+        optimizer=build.fitted(named_optimizer(optimizer, global_clip), frame),
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,

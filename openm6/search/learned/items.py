@@ -36,10 +36,16 @@ class Items:
 
     @classmethod
     def read(
-        cls, path: str, *, columns: Mapping[str, str] | None = None, workers: int = DECODERS, size: int = 64
+        cls,
+        path: str,
+        *,
+        columns: Mapping[str, str] | None = None,
+        encoding: str | None = None,
+        workers: int = DECODERS,
+        size: int = 64,
     ) -> Items:
         """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many cannot."""
-        catalogue = Catalogue(path, columns=columns)
+        catalogue = Catalogue(path, columns=columns, encoding=encoding)
         scan = catalogue.scan(workers=workers)
         column = scan.category
         found: list[Item] = []
