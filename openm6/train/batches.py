@@ -27,7 +27,7 @@ from openm6.train.config import MixConfig
 
 
 class Batches:
-    """Endless batches of a mix; `state_dict` tells where the next one begins."""
+    """Endless batches of a mix. `state_dict` holds the position of the next one in the data."""
 
     def __init__(
         self,
