@@ -6,8 +6,8 @@ logits     of eight greedy tokens with the cache, for a padded batch, equal thos
 generate   the tokens themselves
 
 Each is "ok" (fp32, equal bit for bit), "rounding: ..." (equal but for `ROUNDING`: sums in another order),
-"difference: ..." (the largest), "refused: ..." (a ValueError of OpenM6), "error: ..." (any other exception, with its
-place), "timeout", or "-" where the model in memory cannot do it either.
+"difference: ..." (the largest), "refused: ..." (a ValueError of OpenM6), "error: ..." (any other exception, with
+its place), "timeout", or "-" where the model in memory cannot do it either.
 """
 
 from __future__ import annotations
