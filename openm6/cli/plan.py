@@ -1,4 +1,4 @@
-"""openm6 plan: what a run will take on a machine, before it runs; or a profile of this machine."""
+"""openm6 plan: memory, time and price of a run before it runs; or a profile of this machine."""
 
 from __future__ import annotations
 

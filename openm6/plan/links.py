@@ -69,7 +69,8 @@ def _io(
 
     `plan(i)` says whether the i-th transfer reads, and which block of the file it moves.
     """
-    lock, done, failures = threading.Lock(), [0], []
+    lock, done = threading.Lock(), [0]
+    failures: list[OSError] = []
     end = time.perf_counter() + seconds
 
     def work(buffer: mmap.mmap) -> None:

@@ -139,7 +139,7 @@ def probe(
         # Smaller products, and casts: the same bytes take another time. The rest of such a step is in fp32.
         shared = of(squares["fp32"], *work["fp32"][:2], *work["fp32"][-2:])
         fits["bf16"] = fit_rates([*of(squares["bf16"], *work["bf16"]), *shared], products)
-    updates = {}
+    updates: dict[str, UpdateRate] = {}
     for kind, (optimizer, dtype) in _OPTIMIZERS.items():
         on_progress(f"updates by {kind}")
         updates[kind] = _update(optimizer, dtype, deadline)
@@ -186,6 +186,7 @@ def _without_bf16(rates: Rates, products: dict[str, float]) -> Rates:
 
 def _square(dtype: torch.dtype, deadline: Deadline) -> Piece:
     """A product of the largest squares that this machine multiplies in a short time."""
+    found: Piece | None = None
     for size in SQUARES:
         sample = product(size, dtype)
         deadline.check(sample.name)
@@ -194,6 +195,7 @@ def _square(dtype: torch.dtype, deadline: Deadline) -> Piece:
         found = Piece(sample, cost, _once(sample.run))
         if found.seconds > SQUARE_SECONDS / 8:  # the next one has eight times the work
             break
+    assert found is not None
     return found
 
 

@@ -41,7 +41,7 @@ class Sample:
         out = self.forward()
         if self.leaves:
             assert isinstance(out, Tensor)
-            out.backward(torch.ones_like(out))
+            torch.autograd.backward(out, torch.ones_like(out))
             for leaf in self.leaves:
                 leaf.grad = None
 
@@ -53,7 +53,7 @@ class Sample:
             return forward.cost
         assert isinstance(out, Tensor)
         with Tally(backward=True) as backward:
-            out.backward(torch.ones_like(out))
+            torch.autograd.backward(out, torch.ones_like(out))
         for leaf in self.leaves:
             leaf.grad = None
         return forward.cost + backward.cost
