@@ -46,7 +46,7 @@ class TrainingDisplay:
         )
         self.tasks: list[str] = []  # columns of the table of held-out losses
         self.printed = -1  # the last twentieth of which there is a line
-        self.announced: set[str] = set()  # what a log file was told of once
+        self.announced: set[str] = set()  # pauses that a log file has a line for
 
     def _picture(self) -> Group:
         return Group(self.bar, self.note)
@@ -89,23 +89,23 @@ class TrainingDisplay:
 
     def _train(self, line: Mapping[str, Any]) -> None:
         stage = STAGES.get(line.get("stage", ""), "training")
-        told = [f"loss {line['loss']:.3f}"]
+        shown = [f"loss {line['loss']:.3f}"]
         if line.get("tokens_per_s"):
-            told.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+            shown.append(f"{line['tokens_per_s']:,.0f} tokens/s")
         if line.get("rss_bytes"):
             of = f" of {line['budget_bytes'] / 2**30:.1f}" if line.get("budget_bytes") else ""
-            told.append(f"{line['rss_bytes'] / 2**30:.1f}{of} GiB")
+            shown.append(f"{line['rss_bytes'] / 2**30:.1f}{of} GiB")
         if line.get("skipped"):
-            told.append(f"{line['skipped']} steps skipped")
+            shown.append(f"{line['skipped']} steps skipped")
         if line.get("bad_records"):
-            told.append(f"{line['bad_records']} bad records")
+            shown.append(f"{line['bad_records']} bad records")
         self.bar.update(self.task, description=stage)
         traffic = _traffic(line)
-        self.note = Text("\n".join("  ".join(each) for each in (told, traffic) if each), style="dim")
+        self.note = Text("\n".join("  ".join(each) for each in (shown, traffic) if each), style="dim")
         twentieth = line["step"] * LINES // self.config.steps
         if not self.console.is_terminal and twentieth > self.printed:
             self.printed = twentieth
-            self._say(f"{_at(line)}  {stage}, {', '.join(told)}")
+            self._say(f"{_at(line)}  {stage}, {', '.join(shown)}")
             if traffic:
                 self._say(f"{'':17}{', '.join(traffic)}")
 
@@ -156,7 +156,7 @@ class Waiting:
 
 
 def _traffic(line: Mapping[str, Any]) -> list[str]:
-    """What a streamed run says of its tiers; nothing for a run in memory."""
+    """A streamed run's figures about its tiers; empty for a run in memory."""
     if line.get("wait_share") is None:
         return []
     return [

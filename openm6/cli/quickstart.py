@@ -66,7 +66,7 @@ def quickstart(
 def shipped_answers(
     config: RunConfig, samples: Sequence[Sample], run_dir: Path, *, console: Console
 ) -> dict[Hashable, Sample]:
-    """The shipped model's answers to what is shown in the terminal, by `_about`; its pictures are in `SHIPPED`."""
+    """The shipped model's answers to the shown samples, by `_about`. Its pictures are in the folder `SHIPPED`."""
     if not samples:
         return {}
     import openm6
@@ -87,7 +87,7 @@ def shipped_answers(
 
 
 def _about(sample: Sample) -> Hashable:
-    """What a sample is an answer to."""
+    """The question of a sample: two samples with the same answer the same."""
     return tuple(sample[key] for key in ("task", "lang", "input", "input_image", "output_image"))
 
 

@@ -40,7 +40,7 @@ def run(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Run any task on records: what its instruction predicts from the fields that it reads.
+    """Run any task on records: its instruction's target, from the fields that it reads.
 
     openm6 run ask image=apple.png "question=what colour is it?" -m runs/mine
     """

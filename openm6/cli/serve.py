@@ -23,7 +23,8 @@ def serve(
         typer.Option(help="Folder or Milvus address that openm6 search index made; default: emoji."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="With --index: the folder where its column `image` starts.")
+        Path | None,
+        typer.Option(help="With --index: the folder where the paths in its column `image` start."),
     ] = None,
     yuan: Annotated[
         bool, typer.Option("--yuan", help="With --index: its prices are in yuan; cards and scripts say so.")
@@ -31,12 +32,14 @@ def serve(
     writer: Annotated[
         Path | None,
         typer.Option(
-            help="Who writes scripts: a folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
+            help="The writer of scripts: the folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
         ),
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="OPENM6_API_KEY", help="Ask it of every request; better in the environment."),
+        typer.Option(
+            envvar="OPENM6_API_KEY", help="Every request needs this key; better in the environment."
+        ),
     ] = None,
     name: Annotated[
         list[str] | None,

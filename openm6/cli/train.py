@@ -59,7 +59,7 @@ def train(
 
     config = load_recipe(path, overrides, RunConfig)
     folder = out or Path("runs") / config.name
-    if not first():  # rank 0 shows and writes what there is to see
+    if not first():  # rank 0 alone prints and writes the report
         from openm6.train.loop import train as run
 
         run(config, folder)
@@ -80,7 +80,7 @@ def makes_image_tokenizer(path: Path) -> bool:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError):
-        return False  # `load_recipe` says what is wrong with it
+        return False  # `load_recipe` reports the error
     return isinstance(content, dict) and "batch" in content and "mix" not in content
 
 

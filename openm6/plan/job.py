@@ -49,7 +49,7 @@ class Job:
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model
     device_share: int = 1  # devices that share the model
     # By a rehearsal: how many times as long as the rates say computing takes.
-    slower: Mapping[Stage, float] = field(default_factory=dict)
+    slower: Mapping[Stage, float] = field(default_factory=dict[Stage, float])
 
     def on_devices(self) -> Job:
         """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""

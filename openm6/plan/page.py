@@ -241,7 +241,8 @@ def _fill(columns: list[float], start: float, stop: float) -> None:
 
 def _runs(columns: Sequence[float], colour: str, left: int, y: int) -> list[str]:
     """Neighbouring columns of one darkness, as rectangles."""
-    parts, start = [], 0
+    parts: list[str] = []
+    start = 0
     levels = [round(10 * min(1.0, share)) for share in columns]
     for column in range(1, len(columns) + 1):
         if column == len(columns) or levels[column] != levels[start]:

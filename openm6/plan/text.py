@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from openm6.giant.measure.budget import format_bytes
@@ -44,11 +44,11 @@ def duration(seconds: float) -> str:
 
 
 def rows(plan: Plan) -> list[tuple[str, list[str]]]:
-    """What the table says: a name, and what it is for each stage."""
+    """The table's rows: a name, and a cell for each stage."""
     stages = plan.stages
 
-    def each(tell: Any) -> list[str]:
-        return [tell(stage) for stage in stages]
+    def each(cell: Callable[[StagePlan], str]) -> list[str]:
+        return [cell(stage) for stage in stages]
 
     found = [
         ("parameters", each(lambda s: count(s.parameters))),

@@ -1,4 +1,4 @@
-"""Every answer that is an error has one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
+"""All error answers have one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """What every error answer holds."""
+    """The body of every error answer."""
 
     error: ErrorDetail
 
@@ -86,11 +86,11 @@ class ApiError(HTTPException):
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        told = dict(headers or {})
+        given = dict(headers or {})
         if retry_after is not None:
-            told["Retry-After"] = str(retry_after)
-        # What the client sent may be quoted in it, a whole picture in base64 for example.
-        super().__init__(status, message if len(message) <= LONGEST else f"{message[:LONGEST]} ...", told)
+            given["Retry-After"] = str(retry_after)
+        # It may quote the request, a whole picture in base64 for example.
+        super().__init__(status, message if len(message) <= LONGEST else f"{message[:LONGEST]} ...", given)
         self.code: Code = code
         self.field = field
 
@@ -107,7 +107,7 @@ def possible(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def as_api_error(error: Exception, request: Request) -> ApiError:
-    """What an error says to whoever asked. A mistake of ours is logged, and told without its details."""
+    """The answer for an exception. A mistake of ours goes to the log; the answer has no details of it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
@@ -125,7 +125,7 @@ def as_api_error(error: Exception, request: Request) -> ApiError:
 
 
 def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
-    """What does not fit the document of the interface, said so that it can be mended."""
+    """The answer for a request that does not fit the interface, with a way to mend it."""
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     field = ".".join(place) or None
     if first["type"] == "json_invalid":
@@ -143,7 +143,7 @@ def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
 
 
 def _is_sentence(error: ValueError) -> bool:
-    """Whether openm6 raised it: then its message is for the user (docs/house.md), else it is a mistake of ours."""
+    """Whether openm6 raised it: then its message is for the user (docs/house.md)."""
     kind, frames = type(error), [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = kind is ValueError or kind.__module__.startswith("openm6.")  # no UnicodeError, none of pydantic's
     return ours and bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("openm6.")

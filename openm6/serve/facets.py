@@ -1,4 +1,4 @@
-"""What a filter may say of each column: a choice of values, a range of numbers, or nothing that is known."""
+"""Facets: the values that a filter may choose from in each column, or the range of its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Facet:
 
 
 def facets_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> tuple[Facet, ...]:
-    """The facets of the columns {name: kind} of all items; without rows, only what the columns are."""
+    """The facets of the columns {name: kind} over the rows; without rows, names and kinds alone."""
     return tuple(
         _facet(name, kind, [row[name] for row in rows if row.get(name) is not None])
         for name, kind in columns.items()

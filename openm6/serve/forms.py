@@ -1,6 +1,6 @@
-"""Forms, read strictly: the text in them is UTF-8, and what is no form is refused.
+"""Forms, read strictly: their text is UTF-8, and other bodies are refused.
 
-Starlette reads a text that is no UTF-8 as Latin-1, so that a search for 苹果 would look for something else.
+Starlette reads text in other encodings as Latin-1, so a search for 苹果 would look for something else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FormRequest(Request):
     """A request whose form is UTF-8 or refused."""
 
     async def form(self, **_: Any) -> FormData:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The fields of the body. Raises ApiError 400 for a form that is broken, 422 for what is none."""
+        """The fields of the body. Raises ApiError 400 for a broken form, 422 for any other body."""
         declared = Message()
         declared["content-type"] = self.headers.get("content-type", "")
         kind, charset = declared.get_content_type(), str(declared.get_param("charset", "utf-8")).lower()

@@ -144,7 +144,7 @@ def _limited(receive: Receive, limit: int, seconds: float) -> Receive:
 
     async def limited() -> Message:
         nonlocal size, complete
-        if complete:  # what comes now says only that the client has gone
+        if complete:  # the next message can only say that the client has gone
             return await receive()
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

@@ -1,4 +1,4 @@
-"""HEAD, answered as GET is, without the body (RFC 9110, 9.3.2)."""
+"""HEAD gets the answer of GET without its body (RFC 9110, 9.3.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Wraps the application: what has a GET has a HEAD, with the same status and headers."""
+    """Wraps the application: every GET address has a HEAD, with the same status and headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -21,5 +21,5 @@ class HeadAsGet:
                 message = {**message, "body": b""}
             await send(message)
 
-        scope["method"] = "GET"  # in place: who wraps this reads the route off the scope
+        scope["method"] = "GET"  # in place: the middleware around this one reads the route off the scope
         await self.app(scope, receive, bodiless)

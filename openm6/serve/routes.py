@@ -128,7 +128,9 @@ async def search(
     by_id = picture is None and text is None
     return answers.Found(
         hits=[
-            answers.Hit(**_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity)
+            answers.FoundItem(
+                **_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity
+            )
             for hit in hits
         ],
         order="id" if by_id else "words" if picture is None and not index.reads_words else "similarity",
@@ -156,7 +158,7 @@ async def item_picture(request: Request, engine: Asked, id: ItemId) -> Response:
     found = await run_sync(engine.shop.thumbnail, id)
     if found is None:
         raise ApiError(404, "not_found", "there is no picture of such an item", field="id")
-    # A browser may keep it, and asks each time whether it is still the same.
+    # A browser may keep it, but asks each time whether it has changed.
     headers = {
         "ETag": f'"{found.tag}"',
         "Last-Modified": formatdate(found.modified, usegmt=True),
@@ -241,7 +243,7 @@ def _item(engine: Engine, id: str, attributes: Attributes) -> dict[str, Any]:
 
 async def _written(request: Request, engine: Engine, job: Job, by: str) -> Any:
     def added(text: str, before: str) -> str:
-        # Tokens of a character that was not whole may change what was told before: then all is told again.
+        # The last bytes of a character may change text that was already sent: then all of it is sent again.
         if text.startswith(before):
             return event("text", {"text": text[len(before) :]})
         return event("text", {"text": text, "anew": True})
@@ -254,11 +256,11 @@ async def _respond(
     engine: Engine,
     job: Job,
     answer: Callable[[Any], BaseModel],
-    tell: Callable[[Any, Any], str],
+    show: Callable[[Any, Any], str],
 ) -> Any:
-    """The job's result, at once or, where the client wants events, with what it tells on the way.
+    """The job's result, at once or, if the client wants events, after events with the job's reports.
 
-    `tell` gets what the job told, and what it told before that ("" at first).
+    `show` makes an event of a report and the report before it ("" at first).
     """
     if not wants_events(request):
         return answer(await while_present(request, engine.outcome(job)))
@@ -267,9 +269,9 @@ async def _respond(
         before: Any = ""
         try:
             yield event("queued", {"waiting": engine.batcher.waiting})
-            async for told in engine.follow(job):
-                yield tell(told, before)
-                before = told
+            async for report in engine.follow(job):
+                yield show(report, before)
+                before = report
             yield event("done", answer(job.result.result()))
         except Exception as error:
             yield event("error", as_api_error(error, request).content())

@@ -19,8 +19,8 @@ INTERRUPTED = 130  # the status of a process that Ctrl+C ended
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT it says that it is not ready, takes no more connections, and finishes what it has
-    begun; on a second SIGINT it ends at once. `on_ready` is called when it listens.
+    """On SIGTERM or SIGINT it reports that it is not ready, takes no more connections, and finishes the requests
+    that it has begun; on a second SIGINT it ends at once. It calls `on_ready` when it listens.
     """
 
     def __init__(self, engine: Engine, on_ready: Callable[[], object]) -> None:
@@ -64,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(engine: Engine, bound: socket.socket, *, on_ready: Callable[[], object] = lambda: None) -> None:
-    """Serve until told to stop; raises KeyboardInterrupt where Ctrl+C did it."""
+    """Serve until a signal stops it. Raises KeyboardInterrupt after Ctrl+C."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
     try:
         Server(engine, on_ready).run(sockets=[bound])

@@ -6,7 +6,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # what a header carries as it is
+KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # characters that a header can carry
 
 ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
@@ -30,13 +30,11 @@ class Settings(BaseModel):
     upload_seconds: float = Field(default=30.0, gt=0)  # to send a body
     max_uploads: int = Field(default=32, ge=1)  # bodies that are held at a time; further ones wait their turn
 
-    max_queue: int = Field(
-        default=512, ge=1
-    )  # requests that wait for the model; one more is told to come again
+    max_queue: int = Field(default=512, ge=1)  # requests that wait for the model; one more gets 503
     max_batch: int = Field(default=16, ge=1)  # requests that the model computes at a time
     answer_seconds: float = Field(default=120.0, gt=0)  # from the queue to the answer's end
 
-    stop_seconds: float = Field(default=30.0, ge=0)  # for requests at work, once told to stop
+    stop_seconds: float = Field(default=30.0, ge=0)  # for running requests, after the signal to stop
 
     @field_validator("api_key")
     @classmethod

@@ -26,9 +26,9 @@ class Shop:
     """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
 
     `prepare` brings the index up to date with the file `catalogue`, if one is given. `note` is a sentence about the
-    catalogue for visitors; `remark` is one for whoever starts the service, or None. `yuan`: the prices are in yuan;
-    the currency of others is not known. Raises ValueError if the index cannot be opened, if it has nothing in it
-    and no catalogue is given, or if none of the first items' pictures is in the folder.
+    catalogue for visitors; `remark` is one for the person who starts the service, or None. `yuan`: the prices
+    are in yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it has
+    nothing in it and no catalogue is given, or if none of the first items' pictures is in the folder.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Shop:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at how many items there are, and at what filters may say; at most every half second.
+        """Read the number of items and the facets again, at most every half second.
 
         Raises ValueError where the index cannot be used any more.
         """
@@ -90,7 +90,7 @@ class Shop:
             self.count, self._looked = count, time.monotonic()
 
     def _try_pictures(self) -> str | None:
-        """A sentence for whoever starts the service, where items name pictures and no folder of them is given.
+        """A sentence for the person who starts the service, if items name pictures and no folder of them is given.
 
         Raises ValueError where a folder is given and none of the first items' pictures is in it.
         """
@@ -109,7 +109,7 @@ class Shop:
         )
 
     def item(self, name: str) -> Attributes | None:
-        """The attributes of an item, None if there is none of that id."""
+        """The attributes of an item; None if no item has that id."""
         return self.index.store.rows([name]).get(name)
 
     def thumbnail(self, name: str) -> Thumbnail | None:
@@ -121,13 +121,13 @@ class Shop:
         return self.thumbnails.of(source) if isinstance(source, str) else None
 
     def label(self, name: str, attributes: Attributes, lang: str = "en") -> str:
-        """What people call an item, in Chinese where `lang` is zh and the catalogue has it."""
+        """The name of an item, in Chinese if `lang` is zh and the catalogue has it."""
         columns = ("name_zh", *NAMES) if lang == "zh" else NAMES
         values = (attributes.get(column) for column in columns)
         return next((_text(value) for value in values if value not in (None, "")), name)
 
     def facts(self, name: str, attributes: Attributes, lang: str) -> tuple[tuple[str, str], ...]:
-        """What a script may say of an item: (what, value), each in its language where the catalogue has both.
+        """The facts that a script may use: (column, value), each in its language if the catalogue has both.
 
         A column `colour_zh` holds in Chinese what `colour`, or `colour_en`, holds in English.
         """

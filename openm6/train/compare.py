@@ -17,12 +17,12 @@ from openm6.train.recipe import read_yaml
 
 Axis = Literal["tokens", "time"]
 TRAINING, WEIGHTED = "training", "held out, weighted"
-NAMES_ONLY = {"name"}  # a setting that says nothing about what is computed
+NAMES_ONLY = {"name"}  # settings that change nothing in a run's computing
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says about its run."""
+    """A run, read from its folder."""
 
     name: str
     config: Mapping[str, Any]

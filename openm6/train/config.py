@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a run computes."""
+"""A recipe: all settings that decide the numbers of a run."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class R2D2Config(_Strict):
     queue: int = Field(
         default=2048, ge=0
     )  # the teacher's latest pictures, and texts, that are contrasted with
-    queue_decay: float = Field(default=0.99, gt=0, le=1)  # what a queued one counts after each further step
+    queue_decay: float = Field(
+        default=0.99, gt=0, le=1
+    )  # weight that a queued entry keeps at each further step
     momentum: float = Field(default=0.995, ge=0, lt=1)  # of the teacher
 
     @property

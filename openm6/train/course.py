@@ -1,7 +1,6 @@
-"""The course of a run: what is the same wherever its model lives, in memory or streamed.
+"""The course of a run, the same for models in memory and streamed ones.
 
-Draw a step's batches, delink when it is time, take the step, tell how it goes, measure on held-out data,
-save.
+Draw the batches of a step, delink when it is time, take the step, report, measure on held-out data, save.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import open_tokenizers
 
 Progress = Callable[[dict[str, Any]], None]
-Work = TypeVar("Work", Batch, list[Any])  # what one step computes
+Work = TypeVar("Work", Batch, list[Any])  # the batches of one step
 
 
 class Window:
@@ -57,7 +56,7 @@ class Course(ABC, Generic[Work]):
         self.bf16 = device_has_bf16(self.device) if auto else config.precision == "bf16"
         self.usual_loss: float | None = None  # running mean that the spike guard compares with
 
-    # What a kind of run must know how to do.
+    # Each kind of run defines these.
 
     @property
     @abstractmethod
@@ -66,7 +65,7 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def draw(self) -> Work:
-        """What the next step computes."""
+        """The work of the next step: a batch, or several."""
 
     @abstractmethod
     def delink(self) -> None:
@@ -74,7 +73,7 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def train_step(self, work: Work) -> None:
-        """Learn from it; count the step and its tokens, add losses to the window."""
+        """Train on the work; count the step and its tokens, add its losses to the window."""
 
     @abstractmethod
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
@@ -82,21 +81,21 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def save(self) -> None:
-        """Make what was computed so far survive the process."""
+        """Save a checkpoint, from which a new process can go on."""
 
     @abstractmethod
     def export(self) -> Path | None:
         """Write the model with its tokenizers as one folder; None if the recipe does not want it written."""
 
     def placement(self) -> dict[str, Any]:
-        """What a metrics line says of where the model lives now; nothing where it simply is in memory."""
+        """Fields of a metrics line about the places of the model's parts; empty for a run in memory."""
         return {}
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Close threads and files."""
 
     def time_to_delink(self, work: Work) -> bool:
-        """Whether the layers part before this step: at the recipe's share of the steps."""
+        """Whether to delink before this step: from the recipe's share of the steps on."""
         at = self.config.sharing.delink_at
         return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
 
@@ -104,7 +103,7 @@ class Course(ABC, Generic[Work]):
         """The device on which this kind of run computes."""
         return torch.device("cpu")
 
-    # What is the same for all.
+    # All kinds of runs share the rest.
 
     @property
     def loss_limit(self) -> float:
@@ -152,7 +151,7 @@ class Course(ABC, Generic[Work]):
             begun += clock() - paused
 
     def doing(self, text: str) -> dict[str, Any]:
-        """A line for whoever watches: what the run is doing while it takes no steps."""
+        """A line for `on_progress`: the run takes no steps now, and `text` says why."""
         return {"step": self.step, "event": "doing", "stage": self.stage, "text": text}
 
     def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:

@@ -2,8 +2,8 @@
 
     train(load_recipe(Path("openm6/configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
 
-Everything that a step computes follows from the checkpoint before it, so a run that was killed and started
-again ends bit for bit like one that was not.
+A step depends on nothing but the checkpoint before it and the recipe. So a run that was killed and started again
+ends bit for bit like one that was not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
 
     Args:
         on_progress: called with every metrics line; and, before a pause in training, with a line of the event
-            "doing", whose `text` says what is done.
+            "doing", whose `text` names the reason.
 
     Raises:
         ValueError: the folder holds another run or is in use by one, the device is not there, or data or files
@@ -90,11 +90,11 @@ def _reported(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | Non
 
 
 def _what(line: dict[str, Any]) -> tuple[Any, ...]:
-    """What a metrics line is about: a run has no two lines with the same."""
+    """The key of a metrics line: no two lines of a run have the same."""
     return line["step"], line.get("event"), line["stage"]
 
 
-# What may differ when a run is continued: how long it goes on, where it computes, and what it reports.
+# These may differ when a run is continued: its length, its device, its reports.
 _MAY_CHANGE = {
     "steps",
     "log_every",
@@ -150,7 +150,7 @@ def check_can_spread(config: RunConfig) -> None:
 
 
 def _computed(config: RunConfig, key: str) -> Any:
-    """What a setting says of the numbers; a budget does not, so a run may go on within another one."""
+    """The part of a setting that changes numbers. A budget does not: a run may go on within another one."""
     value = getattr(config, key)
     if isinstance(value, MemoryConfig):
         return value.model_copy(update={"host": "", "activations": "host", "export": True, "trace": None})

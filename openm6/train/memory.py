@@ -1,4 +1,4 @@
-"""What the operating system says about this process and this machine: resident memory, processor, bf16.
+"""Facts about this process and this machine: resident memory, processor, bf16.
 
 `keep_large_blocks` is the one function here that changes something: it stops glibc from handing large
 blocks back to the kernel after every operation, which on a CPU costs up to a third of a training step in

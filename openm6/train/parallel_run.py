@@ -1,7 +1,7 @@
-"""Runs on several ranks: `Run` and `StreamedRun`, with the model on all of them and every step's batch shared out.
+"""Runs on several ranks: `Run` and `StreamedRun`, where each rank computes its rows of every batch.
 
-The Pseudo Giant is on every rank; at the delink the same processes cut the Real Giant among themselves. What a
-step computes is what one process would compute, up to the order of sums.
+The Pseudo Giant is on every rank. At the delink the same processes cut the Real Giant among themselves. A step
+gives the numbers of a run in one process, up to the order of sums.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows; axes are labelled with their units.
+    """The content of a chart. Axes are labelled with their units.
 
     `delink` is the horizontal position of the delink: a vertical line there, and the Pseudo stage shaded.
     """

@@ -197,8 +197,7 @@ def _all_keys(schema: type[BaseModel], prefix: str = "", above: tuple[Any, ...] 
 
 
 def _dotted(data: Any, error: Mapping[str, Any]) -> list[str]:
-    """The keys that lead to an error; what pydantic adds to name a union's member is not in the data: left
-    out."""
+    """The keys that lead to an error. Names that pydantic adds for a member of a union are left out."""
     parts = []
     for part in error["loc"]:
         if isinstance(data, list) and isinstance(part, int):
@@ -248,7 +247,7 @@ def _unknown_key(schema: type[BaseModel], location: Sequence[Any], parts: list[s
 
 
 def _sentence(error: ValidationError, schema: type[BaseModel], data: Any) -> tuple[list[str], str]:
-    """(keys that lead to it, what is wrong) for the most telling of pydantic's errors."""
+    """(keys that lead to the error, a sentence) for the most useful of pydantic's errors."""
     errors = error.errors(include_url=False)
     # A misspelt required key shows as "unknown" and as "missing": the first says more.
     first = min(errors, key=lambda e: e["type"] != "extra_forbidden")

@@ -70,13 +70,13 @@ class Run(Course[Batch]):
         return resolve_device(self.config.device)
 
     def _place(self) -> None:
-        """Move the new model and what the objective keeps to the device; the optimizer has no state yet."""
+        """Move the new model and the objective's tensors to the device; the optimizer has no state yet."""
         self.model.to(self.device)
         self.objective.to(self.device)
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape, or of one with narrower FFNs, without cross
-        encoders or without this recipe's pretrained backbone: what it lacks is new."""
+        """Take the weights of a trained model of the same shape. Its FFNs may be narrower, and it may lack cross
+        encoders or this recipe's pretrained backbone: those begin with new values."""
         trained, wanted = load_model(folder), self.config.model
         had = trained.config
         other: dict[str, Any] = {"ffn": had.ffn}
@@ -146,8 +146,8 @@ class Run(Course[Batch]):
         if self.config.model.experts is not None:
             routed = routings
             loss = loss + self.config.model.experts.balance_loss * balance_loss(routings)
-        told = self._figures(loss, losses, routed)
-        value = told["loss"]
+        figures = self._figures(loss, losses, routed)
+        value = figures["loss"]
         norm = math.nan
         if not self._is_spike(value):
             loss.backward()
@@ -157,7 +157,7 @@ class Run(Course[Batch]):
             self.optimizer.step()
             self.objective.follow(self.model)
             self._learned_from(value)
-            self.window.add(**{"loss": value, "grad_norm": norm, **told})
+            self.window.add(**{"loss": value, "grad_norm": norm, **figures})
         else:
             self.skipped += 1
         self.step += 1
@@ -166,15 +166,15 @@ class Run(Course[Batch]):
     def _figures(
         self, loss: torch.Tensor, losses: dict[str, torch.Tensor], routings: list[Routing]
     ) -> dict[str, float]:
-        """What a metrics line tells of a step: its loss first."""
-        told = {"loss": loss.item(), **{f"loss_{name}": each.item() for name, each in losses.items()}}
+        """The figures of a step for its metrics line, the loss first."""
+        figures = {"loss": loss.item(), **{f"loss_{name}": each.item() for name, each in losses.items()}}
         if routings:
             balance = balance_loss(routings).item() / len(routings)
-            told |= {"drop_rate": drop_rate(routings), "balance": balance}
-        return told
+            figures |= {"drop_rate": drop_rate(routings), "balance": balance}
+        return figures
 
     def _clip(self, limit: float) -> float:
-        """Bound the norm of all gradients; returns what it was."""
+        """Bound the norm of all gradients. Returns the norm before that."""
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
 
     def _is_spike(self, value: float) -> bool:
@@ -186,8 +186,8 @@ class Run(Course[Batch]):
         with _evaluating(self.model):
             for _ in range(self.config.eval_steps):
                 loss, losses = self._loss(next(batches))
-                told = self._figures(loss, losses, [])
-                yield {name.removeprefix("loss_"): told[name] for name in told if name != "loss"}
+                figures = self._figures(loss, losses, [])
+                yield {name.removeprefix("loss_"): figures[name] for name in figures if name != "loss"}
 
     def save(self) -> None:
         save_checkpoint(

@@ -146,6 +146,7 @@ STAGES: dict[str, Callable[[Path], Names]] = {
     "docs/bring-your-own-data.md": bring_your_own_data,
     "docs/data-card.md": nothing,
     "docs/decoding.md": decoding,
+    "docs/change-the-model.md": nothing,
     "docs/hugging-face.md": hugging_face,
     "docs/pseudo-to-real.md": pseudo_to_real,
     "docs/ranking.md": ranking,
