@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import venv
 from importlib import metadata
@@ -161,14 +163,28 @@ def try_the_service(openm6: Shell) -> None:
             address = next(
                 word for line in service.stdout for word in line.split() if word.startswith("http")
             )
-            for path, contains in (("/health/ready", ""), ("/", "<html"), ("/openapi.json", "/v1/caption")):
+            await_ready(address.rstrip("/") + "/health/ready")
+            for path, contains in (("/", "<html"), ("/openapi.json", "/v1/caption")):
                 with urllib.request.urlopen(address.rstrip("/") + path, timeout=60) as answer:
                     check(contains in answer.read().decode(), f"the service has {path}")
             service.terminate()
             service.stdout.read()
-            check(service.wait(timeout=60) == 0, "the service stops cleanly")
+            status = service.wait(timeout=60)
+            check(status in (0, -signal.SIGTERM), f"the service stops when asked to; its status is {status}")
         finally:
             service.kill()
+
+
+def await_ready(address: str) -> None:
+    """Until the service has opened its catalogue it answers 503."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=60):
+                return
+        except urllib.error.HTTPError as error:
+            check(error.code == 503 and time.monotonic() < until, f"the service becomes ready, not {error}")
+            time.sleep(0.5)
 
 
 def main() -> None:

@@ -10,12 +10,14 @@ import typer
 from openm6.cli import (
     ask,
     caption,
+    compare,
     data,
     draw,
     export,
     match,
     plan,
     quickstart,
+    run,
     search,
     serve,
     train,
@@ -31,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, caption, ask, draw, write, match, serve, train, plan, data, export):
+for verb in (quickstart, caption, ask, draw, write, match, run, serve, train, compare, plan, data, export):
     goes_on_from = LAST_CHECKPOINT if verb in (quickstart, train) else None
     app.command()(cleanly(getattr(verb, verb.__name__.rsplit(".", 1)[-1]), goes_on_from=goes_on_from))
 

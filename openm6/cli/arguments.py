@@ -1,4 +1,4 @@
-"""What several verbs ask of their arguments, checked before a model is loaded."""
+"""Checks of arguments that several verbs share. They come before a model is loaded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Encoding = Annotated[
 def split_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(picture files, words) of one list: `openm6 ask a.png b.png "what is it?"`.
 
-    What exists as a file, or is named like a picture, is a picture. Raises ValueError when there is no
-    picture, and for a folder.
+    An argument is a picture if it is a file, or if its name ends like a picture's. Raises ValueError when there is
+    no picture, and for a folder.
     """
     from openm6.data.images import IMAGE_SUFFIXES
 
@@ -69,7 +69,7 @@ def check_writable(path: Path) -> None:
 
 
 def pair(text: str, option: str, form: str) -> tuple[str, str]:
-    """The sides of NAME=VALUE. Raises ValueError for what is no pair: `option` must be `form`."""
+    """The sides of NAME=VALUE. Raises ValueError for any other text: `option` must be `form`."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ValueError(f"{option} must be {form}, not '{text}'")
@@ -77,5 +77,5 @@ def pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def catalogue_columns(columns: list[str] | None) -> dict[str, str]:
-    """{ours: theirs} of a catalogue's `--column OURS=THEIRS`. Raises ValueError for what is no pair."""
+    """{ours: theirs} of a catalogue's `--column OURS=THEIRS`. Raises ValueError for any other text."""
     return dict(pair(each, "--column", "OURS=THEIRS, such as category=kind") for each in columns or [])

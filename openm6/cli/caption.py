@@ -1,4 +1,4 @@
-"""openm6 caption: what do the pictures show?"""
+"""openm6 caption: captions of pictures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def caption(
     images: Annotated[list[str], typer.Argument(help="Picture files.")],
     lang: Annotated[str | None, typer.Option(help="en or zh; default: en.")] = None,
     teller: Annotated[
-        str | None, typer.Option(help="Let this model tell, trained on texts alone (MAGIC): a run folder.")
+        str | None, typer.Option(help="Caption in the words of this run, trained on texts alone (MAGIC).")
     ] = None,
     magic: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE: with --teller, a setting of MAGIC, such as k=200; once for each."),
+        typer.Option(help="With --teller: a setting of MAGIC, NAME=VALUE such as k=200. May be repeated."),
     ] = None,
     max_tokens: MaxTokens = 40,
     model: Model = None,
@@ -52,7 +52,7 @@ def caption(
 
 
 def magic_of(settings: list[str]) -> Magic:
-    """What `--magic NAME=VALUE` says. Raises ValueError for a name that is no setting of MAGIC, and a bad value."""
+    """The settings of `--magic NAME=VALUE`. Raises ValueError for an unknown setting and for a bad value."""
     from openm6.decode.magic import Magic
 
     kinds, given = get_type_hints(Magic), dict[str, Any]()

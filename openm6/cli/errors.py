@@ -1,4 +1,4 @@
-"""Bad input gets one clear sentence and exit code 2, never a traceback; what was already done stays."""
+"""A user's mistake gives one sentence and exit code 2, never a traceback. Finished work stays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports
 
 
 def cleanly(verb: Callable[P, None], *, goes_on_from: str | None = None) -> Callable[P, None]:
-    """`verb`, with a user's mistake (`ValueError`, or a file that cannot be used) told in one sentence.
+    """`verb`, where a user's mistake (`ValueError`, or a file that cannot be used) prints one sentence.
 
-    `goes_on_from`: where the same command takes up what Ctrl+C has stopped; None = it starts anew.
-    Errors that no user can cause still show their traceback: they are ours to mend.
+    `goes_on_from`: where the same command continues after Ctrl+C; None = it starts anew.
+    Errors that no user can cause still show their traceback: they are mistakes in the code.
     """
 
     @wraps(verb)
@@ -39,7 +39,7 @@ def cleanly(verb: Callable[P, None], *, goes_on_from: str | None = None) -> Call
             if error.strerror is None:  # not from the operating system
                 raise
             if error.filename is None:
-                _drop_output()  # it may be what is full
+                _drop_output()  # standard output may be on the full disk
             _say(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:

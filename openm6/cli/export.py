@@ -35,7 +35,7 @@ def export(
     m6 = openm6.load(None if model == SHIPPED else model)
     export_hf(m6.model, out)
     m6.tokenizer.save(out / "tokenizer.json")
-    # What the tokenizer's own file does not say: which tokens begin, end and fill a text.
+    # The tokenizer's own file lacks these: the tokens that begin, end and fill a text.
     marks = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "mask_token": MASK}
     settings = {
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **marks},

@@ -20,7 +20,10 @@ def match(
         bool, typer.Option(help="Judge each picture's best 128 texts again; for texts of one kind.")
     ] = False,
     by: Annotated[
-        str | None, typer.Option(help="With --rank: captions or encoders; default: all that the model has.")
+        str | None,
+        typer.Option(
+            help="With --rank: captions, or encoders, which a run of r2d2-emoji has; default: all that are there."
+        ),
     ] = None,
     model: Model = None,
     as_json: Json = False,

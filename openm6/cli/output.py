@@ -1,4 +1,4 @@
-"""How verbs say what they found: a line a result for people, an object a line for programs (`--json`)."""
+"""Printing results: one line for people, or one JSON object on a line for programs (`--json`)."""
 
 from __future__ import annotations
 

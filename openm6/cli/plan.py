@@ -1,4 +1,4 @@
-"""openm6 plan: what a run will take on a machine, before it runs; or a profile of this machine."""
+"""openm6 plan: memory, time and price of a run before it runs; or a profile of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from openm6.cli.output import Json, show
 
@@ -42,6 +43,9 @@ def plan(
     ] = None,
     probe: Annotated[bool, typer.Option(help="Measure this machine into a profile instead.")] = False,
     disk: Annotated[Path | None, typer.Option(help="With --probe: a folder on the disk to measure.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="With --probe: the most seconds that it may take (default: 120).")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="With --probe: the profile to write.")
     ] = None,
@@ -56,11 +60,11 @@ def plan(
     if probe:
         if recipe is not None:
             raise ValueError("--probe measures this machine; it takes no recipe")
-        _probe(disk or Path(), out or Path("hardware.yaml"), as_json=as_json)
+        _probe(disk or Path(), out or Path("hardware.yaml"), limit, as_json=as_json)
         return
     if recipe is None:
         raise ValueError("name a recipe to plan, such as quickstart, or measure this machine with --probe")
-    for name, value in (("--disk", disk), ("--out", out)):
+    for name, value in (("--disk", disk), ("--out", out), ("--limit", limit)):
         if value is not None:
             raise ValueError(f"{name} goes with --probe")
     if rehearse and micro_tokens is not None:
@@ -107,21 +111,28 @@ def _plan(
     if html is not None:
         check_writable(html)
     rates = hardware.device.rates
-    job = job_of(config, map(work_of, draw(config)), bf16=rates.matrix_bf16 > rates.matrix_fp32)
+    with Console(stderr=True).status("drawing batches of the recipe's data"):
+        work = [work_of(batch) for batch in draw(config)]
+    job = job_of(config, work, bf16=rates.matrix_bf16 > rates.matrix_fp32)
     if hardware.host_link is not None:  # the budget of a recipe is for host memory: a device has its own
         job = job.on_devices()
     if micro_tokens is not None:
         job = job.with_work(resized(job.work, micro_tokens))
     pieces = Pieces(job.model, bf16=job.bf16)
     step = hardware.devices * job.work.tokens * (job.micro_batches if job.streamed else 1)
-    found = make_plan(job, hardware, tokens=tokens or config.steps * step, pieces=pieces)
-    if rehearse:
-        if not as_json:
-            print("rehearsing with fewer layers ...", file=sys.stderr)
-        found = rehearsed(found, config, pieces)
-    advice, _ = advise(found, pieces)
-    proposed = propose_micro_batches(found, pieces)
-    points = at_sizes(found.job, hardware, pieces=pieces) if scale else []
+    with Console(stderr=True).status("planning a step") as status:  # on a terminal; nothing in a log file
+        found = make_plan(job, hardware, tokens=tokens or config.steps * step, pieces=pieces)
+        if rehearse:
+            if not as_json:
+                print("rehearsing with fewer layers ...", file=sys.stderr)
+            status.update("rehearsing with fewer layers")
+            found = rehearsed(found, config, pieces)
+        status.update("trying what would be faster")
+        advice, _ = advise(found, pieces)
+        proposed = propose_micro_batches(found, pieces)
+        if scale:
+            status.update("planning for other numbers of devices")
+        points = at_sizes(found.job, hardware, pieces=pieces) if scale else []
     said = advice
     if proposed is not None:
         said += f" With {proposed} micro-batches a step it would wait for less than a tenth of its time."
@@ -137,27 +148,48 @@ def _plan(
         raise typer.Exit(1)
 
 
-def _probe(disk: Path, out: Path, *, as_json: bool) -> None:
+def _probe(disk: Path, out: Path, limit: float | None, *, as_json: bool) -> None:
+    from rich.console import Console
+
     from openm6.cli.arguments import check_writable
     from openm6.train.memory import keep_large_blocks
 
     keep_large_blocks()  # as training does; before the first large tensor
-    from openm6.plan.probe import probe
+    from openm6.plan.probe import LIMIT, probe
     from openm6.train.recipe import dump_recipe
 
     if not disk.is_dir():
         raise ValueError(f"{disk} is no folder; name one on the disk to measure with --disk")
+    if limit is not None and not limit > 0:
+        raise ValueError(f"--limit is in seconds and above 0, which {limit:g} is not")
     check_writable(out)
-    if not as_json:
-        print("measuring this machine, half a minute ...", file=sys.stderr)
-    hardware = probe(out.stem, disk)
+    console = Console(stderr=True, quiet=as_json)
+    console.print(
+        f"measuring this machine: half a minute, {limit or LIMIT:g} seconds at most", highlight=False
+    )
+    with console.status("measuring this machine") as status:
+        found = probe(
+            out.stem,
+            disk,
+            limit=limit or LIMIT,
+            on_progress=lambda doing: status.update(f"measuring this machine: {doing}"),
+        )
+    hardware = found.hardware
     dump_recipe(hardware, out)
-    result = {"input": str(disk), "output": str(out), **hardware.model_dump(mode="json")}
+    result = {
+        "input": str(disk),
+        "output": str(out),
+        "errors": {dtype: fit.median_error for dtype, fit in found.fits.items()},
+        "warnings": found.warnings,
+        **hardware.model_dump(mode="json"),
+    }
     rates, drive = hardware.device.rates, hardware.disk
     assert drive is not None
-    line = (
-        f"{out}: matrix products {rates.matrix_fp32 / 1e9:,.0f} GFLOP/s in fp32, {rates.matrix_bf16 / 1e9:,.0f} in "
+    lines = [
+        f"{out}: matrix products {rates.matrix_fp32 / 1e9:,.0f} GFLOP/s in fp32, {rates.matrix_bf16 / 1e9:,.1f} in "
         f"bf16; element-wise {rates.elementwise_bytes / 1e9:.1f} GB/s; disk {drive.read / 1e9:.1f} GB/s read, "
-        f"{drive.write / 1e9:.1f} written"
-    )
-    show(result, as_json=as_json, line=line)
+        f"{drive.write / 1e9:.1f} written",
+        f"  {hardware.about}",
+        *(f"  warning: {each}" for each in found.warnings),
+    ]
+    show(result, as_json=as_json, line="\n".join(lines))

@@ -1,11 +1,12 @@
 """The live display of a training run: a bar, the loss below it, and a row of held-out losses now and then.
 
-Without a terminal (a pipe, a log file) the bar becomes a line every twentieth of the run.
+Without a terminal (a pipe, a log file) the bar becomes a line every twentieth of the run. What takes longer than a
+step is announced: measuring, saving, and what comes after the last step (`Waiting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -45,6 +46,7 @@ class TrainingDisplay:
         )
         self.tasks: list[str] = []  # columns of the table of held-out losses
         self.printed = -1  # the last twentieth of which there is a line
+        self.announced: set[str] = set()  # pauses that a log file has a line for
 
     def _picture(self) -> Group:
         return Group(self.bar, self.note)
@@ -62,7 +64,9 @@ class TrainingDisplay:
         if line.get("stage"):
             self.bar.update(self.task, description=STAGES[line["stage"]])
         line = {"time": self.bar.tasks[0].elapsed, **line}
-        if line.get("event") == "eval":
+        if line.get("event") == "doing":
+            self._doing(line["text"])
+        elif line.get("event") == "eval":
             self._held_out(line)
         elif line.get("event") == "delink":
             layers = getattr(self.config.model, "layers", "")
@@ -76,25 +80,32 @@ class TrainingDisplay:
             self._train(line)
         self.bar.update(self.task, completed=line["step"])
 
+    def _doing(self, text: str) -> None:
+        """What keeps the run from its next step: below the bar, and in a log file once."""
+        self.note = Text(text, style="dim")
+        if not self.console.is_terminal and text not in self.announced:
+            self.announced.add(text)
+            self._say(f"{'':17}{text} ...")
+
     def _train(self, line: Mapping[str, Any]) -> None:
         stage = STAGES.get(line.get("stage", ""), "training")
-        told = [f"loss {line['loss']:.3f}"]
+        shown = [f"loss {line['loss']:.3f}"]
         if line.get("tokens_per_s"):
-            told.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+            shown.append(f"{line['tokens_per_s']:,.0f} tokens/s")
         if line.get("rss_bytes"):
             of = f" of {line['budget_bytes'] / 2**30:.1f}" if line.get("budget_bytes") else ""
-            told.append(f"{line['rss_bytes'] / 2**30:.1f}{of} GiB")
+            shown.append(f"{line['rss_bytes'] / 2**30:.1f}{of} GiB")
         if line.get("skipped"):
-            told.append(f"{line['skipped']} steps skipped")
+            shown.append(f"{line['skipped']} steps skipped")
         if line.get("bad_records"):
-            told.append(f"{line['bad_records']} bad records")
+            shown.append(f"{line['bad_records']} bad records")
         self.bar.update(self.task, description=stage)
         traffic = _traffic(line)
-        self.note = Text("\n".join("  ".join(each) for each in (told, traffic) if each), style="dim")
+        self.note = Text("\n".join("  ".join(each) for each in (shown, traffic) if each), style="dim")
         twentieth = line["step"] * LINES // self.config.steps
         if not self.console.is_terminal and twentieth > self.printed:
             self.printed = twentieth
-            self._say(f"{_at(line)}  {stage}, {', '.join(told)}")
+            self._say(f"{_at(line)}  {stage}, {', '.join(shown)}")
             if traffic:
                 self._say(f"{'':17}{', '.join(traffic)}")
 
@@ -119,8 +130,33 @@ class TrainingDisplay:
         self.console.print(Text(text, style=style), soft_wrap=True)
 
 
+class Waiting:
+    """`with Waiting(console) as say: say("drawing pictures, 2 of 5")`: work without steps, named as it goes on.
+
+    A terminal shows the latest text beside a spinner, a log file gets a line for each.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.status = console.status("")
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self.console.is_terminal:
+            self.status.start()
+        return self._say
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+    def _say(self, text: str) -> None:
+        if self.console.is_terminal:
+            self.status.update(Text(text, style="dim"))
+        else:
+            self.console.print(Text(f"{'':17}{text} ..."), soft_wrap=True)
+
+
 def _traffic(line: Mapping[str, Any]) -> list[str]:
-    """What a streamed run says of its tiers; nothing for a run in memory."""
+    """A streamed run's figures about its tiers; empty for a run in memory."""
     if line.get("wait_share") is None:
         return []
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ def serve(
         typer.Option(help="Folder or Milvus address that openm6 search index made; default: emoji."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="With --index: the folder where its column `image` starts.")
+        Path | None,
+        typer.Option(help="With --index: the folder where the paths in its column `image` start."),
     ] = None,
     yuan: Annotated[
         bool, typer.Option("--yuan", help="With --index: its prices are in yuan; cards and scripts say so.")
@@ -30,19 +32,22 @@ def serve(
     writer: Annotated[
         Path | None,
         typer.Option(
-            help="Who writes scripts: a folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
+            help="The writer of scripts: the folder of a Qwen3, Qwen2 or Llama checkpoint; default: a small M6."
         ),
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="OPENM6_API_KEY", help="Ask it of every request; better in the environment."),
+        typer.Option(
+            envvar="OPENM6_API_KEY", help="Every request needs this key; better in the environment."
+        ),
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A host name that it is reached by, beside localhost: without a key, or by a proxy."
-        ),
+        typer.Option(help="Another host name of the service, beside localhost; needed behind a proxy."),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="The path below which a proxy offers the service, such as /shop.")
+    ] = "",
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for the model.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Requests that the model computes together.")] = 16,
     upload: Annotated[str, typer.Option(help="Largest upload.")] = "8MiB",
@@ -78,6 +83,7 @@ def serve(
         settings = Settings(
             api_key=api_key,
             hosts=frozenset(name or ()),
+            root_path=root_path,
             max_queue=queue,
             max_batch=batch,
             max_upload=parse_bytes(upload),
@@ -96,6 +102,9 @@ def serve(
         writer=open_writer(writer) if writer is not None else shipped_writer(),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    if shop.remark is not None:
+        print(f"openm6: {shop.remark}", file=sys.stderr)
 
     def announce() -> None:
         print(f"OpenM6 answers at {address} (Ctrl+C ends it)", flush=True)

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from openm6.train.image_tokenizer import ImageTokenizerRunConfig
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted settings: optimizer.lr=1e-3 steps=500")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps or xpu; default: the recipe's, which is auto."),
+]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default: runs/NAME.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Train by a recipe; the same command goes on with a run that was stopped.
@@ -32,13 +37,14 @@ def train(
     from openm6.giant.ranks.processes import first, launched
 
     path = find_recipe(recipe)
+    overrides = with_device(overrides, device)
     if makes_image_tokenizer(path):
         if launched():
             raise ValueError(f"{recipe} trains an image tokenizer, in one process: start it without torchrun")
         from openm6.train.image_tokenizer import ImageTokenizerRunConfig
         from openm6.train.recipe import load_recipe
 
-        config = load_recipe(path, overrides or [], ImageTokenizerRunConfig)
+        config = load_recipe(path, overrides, ImageTokenizerRunConfig)
         folder = out or Path("runs") / config.name
         quality = run_image_tokenizer(config, folder, quiet=as_json)
         show(
@@ -51,9 +57,9 @@ def train(
     from openm6.train.config import RunConfig
     from openm6.train.recipe import load_recipe
 
-    config = load_recipe(path, overrides or [], RunConfig)
+    config = load_recipe(path, overrides, RunConfig)
     folder = out or Path("runs") / config.name
-    if not first():  # rank 0 shows and writes what there is to see
+    if not first():  # rank 0 alone prints and writes the report
         from openm6.train.loop import train as run
 
         run(config, folder)
@@ -62,25 +68,32 @@ def train(
     show(summary(recipe, config, folder, report), as_json=as_json, line=f"report: {report}")
 
 
+def with_device(overrides: list[str] | None, device: str | None) -> list[str]:
+    """The overrides, and `--device` as one more of them. Raises ValueError for what names no device."""
+    from openm6.model.device import check_device_name
+
+    return [*(overrides or []), *([] if device is None else [f"device={check_device_name(device)}"])]
+
+
 def makes_image_tokenizer(path: Path) -> bool:
     """Whether the recipe is one of an image tokenizer: those have a batch of pictures, no mix of tasks."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError):
-        return False  # `load_recipe` says what is wrong with it
+        return False  # `load_recipe` reports the error
     return isinstance(content, dict) and "batch" in content and "mix" not in content
 
 
 def train_and_report(
     config: RunConfig, run_dir: Path, *, quiet: bool = False
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Train with a live display (on standard error if `quiet`), let the model show what it learned.
+    """Train with a live display (on standard error if `quiet`), then let the model answer held-out records.
 
-    Returns the path of the report, and the samples in it: none of a model that is not written at the end, or
-    that its budget could not hold.
+    Returns the path of the report, and the samples in it. There are none if the model is not written at the end, or
+    if the run's budget could not hold it.
     """
     import openm6
-    from openm6.cli.progress import TrainingDisplay
+    from openm6.cli.progress import TrainingDisplay, Waiting
     from openm6.decode.samples import write_samples
     from openm6.train.loop import train as run
     from openm6.train.report import write_report
@@ -89,10 +102,18 @@ def train_and_report(
     console = Console(stderr=quiet, highlight=False)
     with TrainingDisplay(config, console=console) as display:
         folder = run(config, run_dir, on_progress=display.update)
-    with console.status("letting it show what it learned"):
+    with Waiting(console) as say:
         samples: list[dict[str, Any]] = []
         if folder is not None and fits_in_memory(config):
-            samples = write_samples(openm6.load(folder), config, run_dir / "samples")
+            say("opening the trained model")
+            m6 = openm6.load(folder)
+            samples = write_samples(
+                m6,
+                config,
+                run_dir / "samples",
+                on_progress=lambda text: say(f"samples for the report: {text}"),
+            )
+        say("writing the report")
         return write_report(run_dir), samples
 
 

@@ -1,4 +1,4 @@
-"""Pictures -> model input, plain or augmented: one batched warp, then colour and background.
+"""From pictures to model input, plain or augmented: one batched warp, then colour and background.
 
 Legend: N pictures, C channels (RGBA), S side in pixels. Values lie in [0, 1] until `normalise`.
 """
@@ -39,7 +39,7 @@ class AugmentConfig(BaseModel):
     rotate: float = 12.0  # degrees
     flip: float = 0.5
     colour: float = 0.35  # brightness, contrast, saturation
-    hue: float = 0.08  # of the colour circle; names that tell a colour are spared
+    hue: float = 0.08  # of the colour circle; pictures whose names say a colour keep it
     grey: float = 0.10
     background: float = 0.5  # share of pictures put on a random colour instead of white
     outline: float = 0.10  # share of pictures reduced to their dark lines
@@ -92,9 +92,9 @@ def augment(
     *,
     keep_colour: Tensor,
 ) -> Tensor:
-    """Randomly changed pictures, (N, 4, S, S) -> (N, 3, S, S) in [0, 1].
+    """Random changes of pictures, (N, 4, S, S) -> (N, 3, S, S) in [0, 1].
 
-    `names` decide who may be flipped or recoloured; `keep_colour` (N, bool) also forbids the latter.
+    `names` decide which pictures may be flipped or recoloured; `keep_colour` (N, bool) also forbids recolouring.
     """
     n = len(rgba_NCSS)
 

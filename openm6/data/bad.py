@@ -1,4 +1,4 @@
-"""Bad records: skipped, counted, named; too many of them stop the run."""
+"""Bad records are skipped, counted and named. Too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 KEEP_NAMES = 10  # so many bad records are warned about by name; a summary at the end of each epoch counts all
-FEW = 20  # records; the share of bad ones among fewer says nothing before the epoch ends
+FEW = 20  # records; among fewer, the share of bad ones means nothing before the epoch ends
 
 
 class BadRecord(ValueError):
-    """One record that cannot be used: `where` names it (file, row, line, member), `why` tells the fault."""
+    """One record that cannot be used. `where` names it (file, row, line, member), `why` is the fault."""
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(f"{where}: {why}")
@@ -23,11 +23,11 @@ class BadRecord(ValueError):
 
 @dataclass
 class BadCount:
-    """How many records were bad: `count` over all epochs, by name the `first` few, and those of this epoch.
+    """Counts bad records: `count` over all epochs, the `first` few by name, and those of this epoch.
 
-    The rule of `max_fraction` is exact at the end of every epoch. Before that, a run stops as soon as the
-    rule can only be broken (more bad records than the whole epoch may have), or when more than half of the
-    records so far, and at least 20, are bad; a run with 3 % bad records is never stopped by an unlucky start.
+    The limit `max_fraction` is checked exactly at the end of every epoch. Before that, a run stops as soon as it
+    has more bad records than the whole epoch may have, or when more than half of the records so far, and at least
+    20, are bad. So an unlucky start never stops a run with 3 % bad records.
     """
 
     count: int = 0
@@ -52,7 +52,7 @@ class BadCount:
             self._stop(max_fraction, source)
 
     def end_epoch(self, *, max_fraction: float, source: str) -> None:
-        """Checks the rule exactly, sums up the epoch in one warning, and starts counting the next."""
+        """Checks the limit exactly, sums up the epoch in one warning, and starts to count the next epoch."""
         if self.epoch_bad > max_fraction * self.epoch_seen or self.epoch_bad == self.epoch_seen:
             self._stop(max_fraction, source)
         if self.epoch_bad:

@@ -1,4 +1,4 @@
-"""What to read: one `DataConfig` a source, as it stands in a recipe."""
+"""The settings of a source of records, as recipes write them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Kind = Literal[
 class DataConfig(BaseModel):
     """One source of records.
 
-    `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps our fields
-    (image, caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to
-    their columns. `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or what the file
-    names begin with. `encoding` is that of CSV and JSONL files, as Python names it; without it, UTF-8, UTF-16 and
+    `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps fields (image,
+    caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to columns.
+    `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or the beginning of the file
+    names. `encoding` is that of CSV and JSONL files, as Python names it; without it, UTF-8, UTF-16 and
     GB 18030 are told apart. `sets` keeps only the pictures of these icon sets (corpus-emoji).
     """
 

@@ -1,4 +1,4 @@
-"""The embedded corpus as readers: records that cost an array lookup."""
+"""Readers of the embedded corpus, whose records are in memory."""
 
 # pyarrow declares no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

@@ -21,7 +21,7 @@ HUGGINGFACE_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
 def detect_kind(path: str) -> str:
-    """The kind of data at `path`; files at the top of a folder count before pictures deeper in it."""
+    """The kind of data at `path`. Files at the top of a folder decide before pictures deeper in it."""
     place = Path(path)
     if place.is_dir():
         if any((place / name).is_file() for name in HUGGINGFACE_FILES):
@@ -59,8 +59,8 @@ def detect_kind(path: str) -> str:
 
 
 def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
-    """The files of a source in a fixed order: `path` itself, those in the folder `path`, or those that match
-    it.
+    """The files of a source in a fixed order: `path` itself, the files in the folder `path`, or those that match
+    the pattern `path`.
 
     In a folder, `split` chooses the files of the subfolder of that name or, if there is none, the files whose
     names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if that leaves

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 class FolderReader(Indexed):
     """Columns: `image`; `label`, the name of the first folder below `root`; `caption_en`, the same with
-    spaces for `_`. Pictures that lie in `root` itself have only `image`. In the order of their paths.
+    spaces for `_`. Pictures in `root` itself have only `image`. Records are in the order of their paths.
     """
 
     def __init__(self, root: Path, fields: Fields) -> None:

@@ -71,7 +71,7 @@ def _fingerprint(dataset: datasets.Dataset) -> str:
 
 
 def load_huggingface(path: str, split: str | None) -> datasets.Dataset:
-    """A dataset saved by `save_to_disk`, or whatever `datasets.load_dataset` finds under this name."""
+    """A dataset that `save_to_disk` saved, or the one that `datasets.load_dataset` finds under this name."""
     datasets = _datasets()
     if not any((Path(path) / name).is_file() for name in HUGGINGFACE_FILES):
         return datasets.load_dataset(path, split=split or "train")

@@ -1,8 +1,8 @@
-"""Decoding pictures that nobody vouches for.
+"""Decoding pictures from strangers.
 
-One function, `read_image`: bytes or a path in, an array out, or a `BadRecord` that says what is wrong. Only
-the formats in `FORMATS` are tried (PIL also knows formats that start other programs, such as EPS), the size
-is checked from the header before a pixel is decoded, and no setting of PIL is changed for the rest of the
+`read_image` takes bytes or a path and returns an array, or raises a `BadRecord` that names the fault. Only the
+formats in `FORMATS` are tried (PIL also knows formats that start other programs, such as EPS), the size
+in the header is checked before a pixel is decoded, and no setting of PIL is changed for the rest of the
 process.
 """
 

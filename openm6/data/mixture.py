@@ -21,11 +21,11 @@ class Resumable(Protocol):
 
 
 class Mixture(Iterator[Record]):
-    """Interleaves `sources` so that after every record each has given its share, within less than one record.
+    """Interleaves `sources`: after every record, each has given its share, within less than one record.
 
     With shares w_i (weights over their sum) and counts c_i after t records, |c_i - w_i t| < 1 always:
     Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980), in whole numbers.
-    `seed` decides who goes first among equals. Ends with the first source that ends; sources may be mixtures
+    `seed` orders equals. The mixture ends with the first source that ends. Sources may be mixtures
     themselves.
     """
 

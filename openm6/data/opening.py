@@ -1,4 +1,4 @@
-"""From a config to a source: the one place that knows every kind."""
+"""From a config to a source. Only this file knows every kind of data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from openm6.data.webdataset import WebDatasetReader
 
 
 def open_reader(config: DataConfig, fields: Fields | None = None) -> Reader:
-    """The reader of a config. Raises `ValueError` if the data is not there or not what the config says.
+    """The reader of a config. Raises `ValueError` if the data is missing or does not fit the config.
 
-    `fields` makes the records of rows, in place of what the config's columns and image size say of them.
+    `fields` makes the records from rows, in place of the config's columns and image size.
     """
     if config.kind == "corpus-emoji":
         sets = tuple(config.sets) if config.sets else None

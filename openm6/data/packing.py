@@ -12,7 +12,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     `capacity`.
 
     Deterministic and stable: indices ascend inside a row, rows ascend by their first index, and of equal
-    lengths the earlier is placed first, into the row that has waited longest with just that room. O(n log n +
+    lengths the earlier is placed first, into the row that has had just that room for the longest time. O(n log n +
     n capacity / 64) time. Raises `ValueError` for a capacity below 1, a negative length, or one longer than
     `capacity`.
     """

@@ -1,8 +1,8 @@
-"""What every reader is: records in a fixed order, in numbered blocks.
+"""Readers: records in a fixed order, in numbered blocks.
 
-A block is what a source holds while it hands out its records in shuffled order, and what a resume opens
-again. Where single records are cheap to reach, the block is everything and the shuffle is a full permutation
-(`Indexed`); where they are not, it is a tar shard, a Parquet row group or 65,536 lines.
+A source holds one block while it returns the block's records in shuffled order, and a resumed source opens that
+block again. If single records are cheap to reach, all of them are one block, and the shuffle is a full
+permutation (`Indexed`). Otherwise a block is a tar shard, a Parquet row group or 65,536 lines.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Reader(ABC):
 
     @abstractmethod
     def block(self, index: int) -> Block:
-        """Opens one block. Damage is not raised here but by the records that it hides (`Broken`)."""
+        """Opens one block. If it is damaged, its records raise, not this (`Broken`)."""
 
     @property
     def total(self) -> int | None:
-        """The number of records of an epoch, or None where it takes reading everything to know."""
+        """The number of records of an epoch, or None if only reading everything would tell."""
         return None
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +89,7 @@ class Broken:
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A short hash of whatever names the data: file names and sizes, counts."""
+    """A short hash of parts that identify the data: file names and sizes, counts."""
     digest = hashlib.blake2s(digest_size=8)
     for part in parts:
         digest.update(f"{part}\n".encode("utf-8", "surrogateescape"))

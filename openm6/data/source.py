@@ -1,8 +1,8 @@
 """An endless, seeded, resumable stream of records over any reader.
 
-The order of an epoch is a function of (seed, epoch) alone: the blocks in a seeded order, and the records of
-each block in an order seeded by (seed, epoch, block). So three numbers say exactly where a source stands, and
-a resume opens one block and goes on with the next record.
+The order of an epoch is a function of (seed, epoch) alone. It shuffles the blocks, and the records of each block
+by (seed, epoch, block). So three numbers are the whole state of a source: epoch, block, position. A resumed
+source opens one block and goes on with the next record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from openm6.data.records import Record
 class Source(Iterator[Record]):
     """Iterates over the records of `reader` for `epochs` epochs, or for ever.
 
-    `bad` counts and names the records that were skipped. Raises `ValueError` when more than
+    `bad` counts and names the skipped records. Raises `ValueError` when more than
     `max_bad_fraction` of an epoch's records are bad (see `BadCount`), or when there are none at all.
     """
 
@@ -107,7 +107,7 @@ class Source(Iterator[Record]):
         return np.random.default_rng([self.seed, self.epoch, *(index + 1 for index in block)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this source stands, as JSON values: the next record after a load is the next one now."""
+        """The state of this source, as JSON values: after `load_state_dict`, the same record comes next."""
         return {
             "order": self._order(),
             "epoch": self.epoch,

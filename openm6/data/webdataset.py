@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files whose members belong together when they share a name up to its first dot.
+"""WebDataset shards: tar files. Members with the same name up to its first dot are one sample.
 
-A shard is indexed when it is opened (headers only, no member is read) and its members are then read where
-they stand in the file, so a shard is shuffled as a whole and a resume reads no more than its headers. Nothing
-is ever unpacked to disk, so no name in an archive can lead anywhere.
+Opening a shard reads its headers and no member. Members are then read from their places in the file. So a shard
+is shuffled as a whole, and a resumed run reads no more than its headers. Nothing is ever unpacked to disk, so no
+name in an archive can lead anywhere.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, Span | str]]:
-    """The name of every file in the archive with its place, or with what is wrong with it."""
+    """The name of every file in the archive, with its place or with its fault."""
     with tarfile.open(path, "r:") as tar:
         while True:
             try:

@@ -1,1 +1,1 @@
-"""Turning a model into answers: the key-value cache, sampling, beam search, the pipeline that users hold."""
+"""Turning a model into answers: the key-value cache, sampling, beam search, the pipeline."""

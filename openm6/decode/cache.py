@@ -1,4 +1,4 @@
-"""The key-value cache: what attention has computed for the stream so far, kept for every layer.
+"""The key-value cache: the keys and values of all positions so far, for every layer.
 
 Legend: B rows, K key-value heads, T new positions, S positions so far, C head size.
 """
@@ -40,7 +40,7 @@ class KeyValueCache:
                     tensors[layer] = torch.index_select(tensor, 0, rows)
 
     def keep(self, chosen_B: Tensor, *, of: int) -> None:
-        """Of the last `of` positions keep one in each row: those were alternatives, not a sequence."""
+        """Keep one of the last `of` positions in each row: they were alternatives, not a sequence."""
         row_B = torch.arange(len(chosen_B))
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             assert keys is not None and values is not None

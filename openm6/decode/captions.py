@@ -1,4 +1,4 @@
-"""How likely the model is to caption a picture with a given text: a judge of pairs that needs no training.
+"""How likely the model is to caption a picture with a given text. This judges pairs without any training.
 
 Legend: N pairs, M predicted tokens, P tokens an image.
 """
@@ -24,7 +24,7 @@ ROW = 256  # positions of a picture and captions of it; a longer caption has a r
 
 
 class Captions:
-    """Pictures, and texts as captions of any of them: Chinese where one has a Chinese character, else English."""
+    """Pictures, and texts as captions of them. A text with a Chinese character is Chinese, any other English."""
 
     def __init__(self, m6: Opened, images: Sequence[np.ndarray | None], texts: str | Sequence[str]):
         self.m6, self.images = m6, images
@@ -62,7 +62,7 @@ class Captions:
         return found_N
 
     def _nats(self, examples: list[list[Branch]], pairs: list[list[int]], row: int) -> tuple[Tensor, Tensor]:
-        """What each predicted token costs, and the number of the pair that it belongs to."""
+        """The nats of each predicted token, and the number of its pair."""
         model, P = self.m6.model, self.m6.model.config.image_tokens
         batch, order = collate(examples, row=row, image_tokens=P, pad=self.m6.tokenizer.pad)
         stream = replace(batch.stream, images_NCHW=self.m6.pixels([examples[e][0] for e in order]))

@@ -35,7 +35,7 @@ class Decoder:
         causal: bool = False,
     ):
         """`images_NCHW`: the normalised pictures of those prompts that have one, in their order.
-        `candidates`: the most that `look_ahead` will be asked about. `causal`: the prompts are read from left to
+        `candidates`: the most tokens in one call of `look_ahead`. `causal`: the prompts are read from left to
         right, as by a language model, not both ways, as by M6.
         """
         self.model = model
@@ -89,7 +89,7 @@ class Decoder:
         )
 
     def take(self, hidden_BKD: Tensor, chosen_B: Tensor) -> None:
-        """Go on from one candidate in each row of what `look_ahead` has just returned."""
+        """Continue with one candidate in each row, from the states that `look_ahead` has just returned."""
         self.cache.keep(chosen_B, of=hidden_BKD.shape[1])
         self.seen_BS = torch.cat((self.seen_BS, torch.ones_like(self.seen_BS[:, :1])), dim=1)
         self.position_B += 1

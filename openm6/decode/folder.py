@@ -1,4 +1,4 @@
-"""In which folder a model is: a checkpoint's own, a run's, or the one that comes with the package."""
+"""Finds the folder of a model: a checkpoint, a run, or the model that comes with the package."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def find_checkpoint(folder: str | Path | None) -> Path:
         return path / "model"
     if (path / "config.yaml").is_file():
         raise ValueError(f"the run in {path} has no model yet: its training has to end first")
-    return path  # whoever opens it says what is missing
+    return path  # opening it reports the missing file

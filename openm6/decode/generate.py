@@ -1,7 +1,7 @@
 """Choosing tokens: sampling (greedy at temperature 0) and beam search, on a `Decoder`.
 
-All chance comes in from outside, as numbers in [0, 1) that belong to a row: what a row samples does not
-depend on the rows beside it.
+All chance comes from outside, as numbers in [0, 1) that belong to a row. So the samples of a row do not depend
+on the rows beside it.
 
 Legend: B rows, W beams, V tokens that may be chosen, T choices, K codes a cell.
 """
@@ -79,7 +79,7 @@ def sample_text(
 ) -> list[list[int]]:
     """Text tokens of every row up to `eos`, which is left out, at most T.
 
-    `begin`: tokens that a row starts with; they are part of the output and do not count. `on_tokens` is called
+    `begin`: the first tokens of each row; they are part of the output and do not count. `on_tokens` is called
     with a row and its tokens so far as soon as it has one more than it began with.
     """
     rows, max_new = chance_BT.shape

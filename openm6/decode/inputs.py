@@ -1,4 +1,4 @@
-"""What users hand in: one item or a list, pictures in several guises, texts; checked and named when wrong."""
+"""Reads the inputs of users: one item or a list, pictures in several forms, texts. Errors name the wrong input."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def read_questions(
 
 
 def check_tokens(max_tokens: int) -> None:
-    """Raises ValueError for a length of an output that is none."""
+    """Raises ValueError for an impossible length of an output."""
     if not 1 <= max_tokens <= MAX_PROMPT:
         raise ValueError(f"max_tokens must lie between 1 and {MAX_PROMPT}, not {max_tokens}")
 

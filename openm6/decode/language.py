@@ -66,11 +66,14 @@ class Language:
                     self._outside[first].append(token)
 
     def allowed(self, tokens: Sequence[int]) -> Tensor:
-        """Which tokens may follow these, (V) bool. The end may, unless a word is unfinished."""
+        """Which tokens may follow these, (V) bool. The end may, unless a word is unfinished or nothing was said."""
         begun = self._begun(tokens)
         mask = self._masks.get(begun)
         if mask is None:
             mask = self._masks[begun] = self._mask(begun)
+        if not any(self.texts[token].strip() for token in tokens):
+            mask = mask.clone()
+            mask[self.eos] = False
         return mask
 
     def finished(self, tokens: Sequence[int]) -> list[int]:

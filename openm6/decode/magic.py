@@ -1,4 +1,4 @@
-"""MAGIC (2205.02655): a language model that never saw a picture tells what one shows, steered by an image score.
+"""MAGIC (2205.02655): a language model without eyes describes a picture, steered by an image score.
 
     score(v) = (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) + beta softmax_v(logits(picture, text so far + v))
 
@@ -6,9 +6,9 @@ The next token is the best of the k likeliest. p is over the whole vocabulary; h
 layer, h_v those after v was read, and j runs over all of the context, the prompt included; the image score's
 softmax is over the k candidates. beta = 0 is contrastive search (2202.06417), alpha = beta = 0 greedy search.
 
-With `plausible` above 0 only those of the k are candidates that are not much less probable than the likeliest, as
-in contrastive decoding (2210.15097): a picture likes the word for what it shows at every place, and the language
-model knows where that word can stand.
+With `plausible` above 0, tokens that are much less probable than the likeliest are no candidates, as in contrastive
+decoding (2210.15097): a picture likes the word for its subject at every place, and the language model knows where
+that word can stand.
 
 Legend: B rows, K candidates, V text tokens, S positions so far, D width.
 """
@@ -37,8 +37,8 @@ class Magic:
 
     k: int = 45
     alpha: float = 0.1  # how much a token loses for being like one before it
-    beta: float = 2.0  # how much the picture says
-    # What follows is ours.
+    beta: float = 2.0  # how much the image score counts
+    # Ours:
     plausible: float = 0.0  # the least probability of a candidate, as a share of the likeliest's
     beams: int = 1  # more than one: `magic_beams.py`, with `fluency` instead of alpha and beta
     fluency: float = 0.1  # how much the teller's log p counts beside the image logit
@@ -77,7 +77,7 @@ def magic_search(
         out_BK = p_BK < magic.plausible * p_BK[:, :1]
         score_BK = (1 - magic.alpha) * p_BK - magic.alpha * alike_BKS.amax(-1)
         if image_logits is not None and magic.beta > 0:
-            asked_BK = token_BK.where(~out_BK, token_BK[:, :1])  # no new text to read for what is out
+            asked_BK = token_BK.where(~out_BK, token_BK[:, :1])  # rows that are out need no new text
             texts = [
                 [[*outputs[row], token][-WINDOW:] for token in tokens]
                 for row, tokens in zip(rows, asked_BK.tolist(), strict=True)

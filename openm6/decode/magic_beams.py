@@ -1,4 +1,4 @@
-"""MAGIC's guide and teller in a beam search (ours): whole texts are weighed, and a first word can be taken back.
+"""MAGIC's guide and teller in a beam search (ours): it compares whole texts and can take a first word back.
 
     score(text) = logit(picture, text) + fluency log p(text)
 
@@ -23,7 +23,7 @@ from openm6.decode.magic import WINDOW, ImageLogits, Magic
 
 @dataclass(frozen=True)
 class _Text:
-    row: int  # whose picture it tells
+    row: int  # of the picture that it describes
     tokens: tuple[int, ...] = ()
     log_p: float = 0.0
     score: float = -math.inf

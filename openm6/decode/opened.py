@@ -128,7 +128,7 @@ class Opened:
 
     @cached_property
     def languages(self) -> dict[str, Language]:
-        """What keeps a text in English, and in Chinese. Raises ValueError for a broken list of words."""
+        """The masks that keep a text in English or Chinese. Raises ValueError for a broken list of words."""
         words, vocab = read_words(self.folder), self.model.config.vocab_text
         return {lang: Language(self.tokenizer, lang, words.get(lang), vocab=vocab) for lang in LANGUAGES}
 

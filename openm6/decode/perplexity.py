@@ -1,4 +1,4 @@
-"""What poems cost the model, given their titles: the sum behind a perplexity per character."""
+"""The negative log-likelihood of poems, given their titles: the sum behind a perplexity per character."""
 
 from __future__ import annotations
 

@@ -46,16 +46,16 @@ from openm6.decode.perplexity import poem_nll
 from openm6.decode.rank import By, rank
 from openm6.decode.tell import tell
 
-MAX_TEXT = 40  # tokens of a caption or an answer, unless told otherwise
+MAX_TEXT = 40  # tokens of a caption or an answer, by default
 
 
 class Pipeline(Opened):
     """A model ready to use. Every method takes one input or a list, and gives one output or a list.
 
     Lists of any length are read first (16 KB a picture of 64 x 64), then computed in batches of bounded
-    memory. What an input gives does not depend on the rest of its list, rounding aside: the i-th samples with
-    the seed `seed + i`. All methods raise ValueError for an empty list, an empty text, and a picture that
-    cannot be read, which they name.
+    memory. The output for an input does not depend on the rest of its list, rounding aside: the i-th samples with
+    the seed `seed + i`. All methods raise ValueError for an empty list, an empty text, and a picture that cannot be
+    read; the message names the picture.
     """
 
     # -- one method a task ---------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class Pipeline(Opened):
         magic: Magic = Magic(),  # noqa: B008 (immutable)
         max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """What each picture shows, told by a model trained on texts alone (task `lm`), as `match` guides it.
+        """A description of each picture by a model trained on texts alone (task `lm`), guided by `match`.
 
         MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
         Raises ValueError when this model does not match, or the teller is none that was opened.
@@ -312,7 +312,7 @@ class Pipeline(Opened):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Any:
-        """Any registered task (`openm6.tasks.TASKS`): what its instruction predicts from each record.
+        """Any registered task (`openm6.tasks.TASKS`): the target of its instruction, for each record.
 
         A record holds the fields that the instruction reads, such as `{"image": "a.png", "lang": "zh"}`. The result
         is a text, a picture, or an embedding. `openm6.decode.any_task` has the details and the errors.
@@ -321,7 +321,7 @@ class Pipeline(Opened):
         made = run_task(self, task, listed, beams=beams, max_tokens=max_tokens, sampling=sampling, seed=seed)
         return like(made, records)
 
-    # -- what the tasks are made of ------------------------------------------------------------------------
+    # -- embeddings and measures ---------------------------------------------------------------------------
 
     @overload
     def reconstruct(self, images: Picture) -> Image.Image: ...

@@ -1,9 +1,9 @@
-"""What a run can do, for its report: samples of every task it trained, on held-out records, with pictures."""
+"""Samples of every task that a run has trained, on held-out records, with pictures: for its report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,22 @@ SAMPLES_FILE = "samples.json"
 
 
 def write_samples(
-    m6: Pipeline, config: RunConfig, folder: Path, *, pictures: int = 8, poems: int = 4
+    m6: Pipeline,
+    config: RunConfig,
+    folder: Path,
+    *,
+    pictures: int = 8,
+    poems: int = 4,
+    on_progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Let the model caption, answer, match, draw and write, as far as the run trained it to.
 
-    Shown are the first `pictures` and `poems` records of the run's held-out data (of its training data where
-    it holds nothing out). Saves pictures and samples.json in `folder` and returns what samples.json holds.
+    It gets the first `pictures` and `poems` records of the run's held-out data (of its training data where it holds
+    nothing out). Saves pictures and samples.json in `folder` and returns the content of samples.json.
+    `on_progress` is called with a few words before each part.
     """
+    say = on_progress or (lambda text: None)
+    say("reading records to show")
     folder.mkdir(parents=True, exist_ok=True)
     trained = {task for part in config.mix for task in part.tasks}
     seen = _records(config, "image", pictures)
@@ -38,14 +47,19 @@ def write_samples(
     ]
     samples: list[dict[str, Any]] = []
     if "caption" in trained:
+        say(f"captions of {len(seen)} pictures")
         samples += _captions(m6, seen, names)
     if "ask" in trained:
+        say(f"answers about {len(seen)} pictures")
         samples += _answers(m6, seen, names)
     if "match" in trained:
+        say(f"texts that match {len(seen)} pictures")
         samples += _matches(m6, seen, names)
     if "draw" in trained:
+        say(f"{len(seen)} drawings")
         samples += _drawings(m6, seen, folder)
     if "write" in trained:
+        say(f"{len(titled)} poems")
         samples += _poems(m6, titled)
     for sample in samples:
         sample["step"] = config.steps

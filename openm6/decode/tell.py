@@ -1,4 +1,4 @@
-"""A model that matches guides one that was trained on texts alone: MAGIC with `match` for its image score.
+"""A model that does `match` guides a model trained on texts alone: MAGIC, with `match` as the image score.
 
 Legend: B pictures, K candidates, U different texts, D match_dim.
 """
@@ -44,7 +44,7 @@ class MatchLogits:
 
 
 def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) -> MatchLogits:
-    """How well texts that the teller begins fit each picture: scale x cosine, as `match` was trained to say it.
+    """How well the teller's beginnings fit each picture: scale x cosine, the logit that `match` was trained with.
 
     Raises ValueError for a guide that does not match.
     """
@@ -60,7 +60,7 @@ def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) 
 
 
 class Remembering:
-    """Embeds no text twice: pictures try the same words. `asked` counts what it was asked for."""
+    """Embeds no text twice, because pictures try the same words. `asked` counts all requested texts."""
 
     def __init__(self, embed: Callable[[Sequence[str]], Tensor], known: dict[str, Tensor] | None = None):
         self.embed, self.known, self.asked = embed, {} if known is None else known, 0
@@ -84,7 +84,7 @@ def tell(
     rows: int,
     max_new: int,
 ) -> list[str]:
-    """What each picture shows, in the teller's words, at most `rows` texts at a time.
+    """A description of each picture in the teller's words; at most `rows` texts are decoded at a time.
 
     Raises ValueError as `match_logits`, and for more than 64 beams.
     """
@@ -96,7 +96,7 @@ def tell(
 
 
 def told_by(logits: MatchLogits, teller: Opened, *, magic: Magic, rows: int, max_new: int) -> list[str]:
-    """What the teller says of each picture of `logits`."""
+    """The teller's description of each picture of `logits`."""
     # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
     search = magic_beam_search if magic.beams > 1 else magic_search
     candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
+    from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
     from openm6.giant.sharing.pseudo_to_real import average_shared_gradients, delink, share, slot_uses
     from openm6.giant.sharing.trigger import (
         CorrelationTrigger,
@@ -27,6 +27,7 @@ _HOME = {
     "CorrelationTrigger": "sharing.trigger",
     "FractionTrigger": "sharing.trigger",
     "Giant": "streaming.engine",
+    "Muon": "optimizers.named",
     "PartOptimizer": "optimizers.named",
     "StepReport": "streaming.report",
     "StepTrigger": "sharing.trigger",
@@ -46,6 +47,7 @@ __all__ = [
     "CorrelationTrigger",
     "FractionTrigger",
     "Giant",
+    "Muon",
     "PartOptimizer",
     "StepReport",
     "StepTrigger",

@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 LINE = 64  # bytes of a cache line
 
 
 def aligned(x: Tensor) -> Tensor:
     """`x` if it is contiguous and begins on a cache line, else a copy that is and does; differentiable."""
-    if x.is_contiguous() and x.data_ptr() % LINE == 0:
+    if x.is_contiguous() and _begins_on_a_line(x):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def _begins_on_a_line(x: Tensor) -> bool:
+    if isinstance(
+        x, FakeTensor
+    ):  # without memory, for counting: as if PyTorch's allocator had made its storage
+        return x.storage_offset() * x.element_size() % LINE == 0
+    return x.data_ptr() % LINE == 0

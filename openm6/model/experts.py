@@ -182,10 +182,10 @@ def _activate(u_MW: Tensor, *, gated: bool) -> Tensor:
 
 
 def _groupable(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor) -> bool:
-    """Whether `grouped_mm` takes these: rows must begin at multiples of 16 bytes; it exists since 2.10."""
+    """Whether `grouped_mm` takes these: rows must begin at multiples of 16 bytes."""
     rows = (h_MD.shape[1], up_EDW.shape[2], down_EFD.shape[1])
     aligned = all(size * h_MD.element_size() % 16 == 0 for size in rows)
-    return aligned and len(h_MD) > 0 and hasattr(F, "grouped_mm") and h_MD.dtype != torch.float64
+    return aligned and len(h_MD) > 0 and h_MD.dtype != torch.float64
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Change:
 
 def advise(plan: Plan, pieces: Pieces) -> tuple[str, Change | None]:
     """One sentence, and the change behind it (None if nothing is worth it)."""
-    found = []
+    found: list[Change] = []
     for what, job, hardware in _changes(plan.job, plan.hardware):
         other = make_plan(job, hardware, tokens=plan.tokens, pieces=pieces)
         if other.problem is None:

@@ -17,7 +17,7 @@ import torch
 
 from openm6.giant.models.frame import Frame, open_frame
 from openm6.giant.models.slots import Slot
-from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.sharing.pseudo_to_real import share
 from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Settings
@@ -49,7 +49,7 @@ class Job:
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model
     device_share: int = 1  # devices that share the model
     # By a rehearsal: how many times as long as the rates say computing takes.
-    slower: Mapping[Stage, float] = field(default_factory=dict)
+    slower: Mapping[Stage, float] = field(default_factory=dict[Stage, float])
 
     def on_devices(self) -> Job:
         """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""
@@ -64,8 +64,8 @@ class Job:
 
     @property
     def part_optimizer(self) -> PartOptimizer:
-        """The optimizer as the engine has it; of Muon, which only runs in memory, the state is AdamW's at most."""
-        rules = {"adafactor": Adafactor(), "adamw8bit": AdamW8bit(clip=1.0)}
+        """The optimizer as the engine has it."""
+        rules = {"adafactor": Adafactor(), "adamw8bit": AdamW8bit(clip=1.0), "muon": Muon(clip=1.0)}
         return rules.get(self.optimizer, AdamW(clip=1.0))
 
     @property
@@ -104,7 +104,7 @@ class Parts:
         return Settings(
             budget=job.budget or 0,
             disk=None,
-            optimizer=job.part_optimizer,
+            optimizer=build.fitted(job.part_optimizer, self.frame),
             lr=0.0,
             weights_dtype=job.weights_dtype,
             compute_dtype=torch.bfloat16 if job.bf16 else torch.float32,

@@ -1,29 +1,48 @@
-"""A plan as one HTML page, with a picture of a step's lanes: self-contained, no script, no network."""
+"""A plan as one HTML page, with a picture of a step's lanes: self-contained, no script, light and dark."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from openm6.plan.lanes import Timeline
 from openm6.plan.plan import Plan, StagePlan
 from openm6.plan.simulate import Point
-from openm6.plan.text import STAGE_NAMES, count, duration, rows
+from openm6.plan.text import STAGE_NAMES, count, duration, energy, mass, rows
+from openm6.train.report_page import THEMES
 
-WIDTH, LANE, GAP, LEFT = 960, 30, 8, 118  # of the picture, in its units
-COLUMNS = 840  # a lane is drawn in so many places, however many bars it has
-COLOURS = {
-    "compute": "#2f6fdb",
-    "update": "#7c3aed",
-    "read": "#0f766e",
-    "write": "#c2570c",
-    "network": "#a21caf",
-}
+LANE, GAP = 30, 8  # of the picture, in its units
 
-STYLE = """
-:root { color-scheme: light; --ink: #1f2733; --faint: #5b6675; --line: #e3e7ee; --back: #f6f7f9; }
+
+@dataclass(frozen=True)
+class Size:
+    """How a picture of lanes is laid out: their names beside them, or above them where there is little room."""
+
+    width: int
+    left: int  # where the lanes begin
+    columns: int  # a lane is drawn in so many places, however many bars it has
+    names_above: bool = False
+
+
+WIDE, NARROW = Size(960, 118, 840), Size(360, 2, 356, names_above=True)
+COLOURS = {each: f"var(--{each})" for each in ("compute", "update", "read", "write", "network")}
+
+LANES = """--compute: #2f6fdb; --update: #7c3aed; --read: #0f766e; --write: #c2570c; --network: #a21caf;
+  --lane: #eef1f5;"""
+DARK_LANES = """--compute: #6ea8ff; --update: #b794f6; --read: #2dd4bf; --write: #ff8a4c; --network: #e879f9;
+  --lane: #242c38;"""
+
+STYLE = (
+    THEMES
+    + f"""
+:root {{ {LANES} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK_LANES} }} }}
+@media print {{ :root {{ {LANES} }} }}
+"""
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif; }
@@ -32,10 +51,10 @@ h1 { font-size: 1.6rem; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 p { margin: 0 0 10px; max-width: 80ch; }
 .faint { color: var(--faint); font-size: 0.92rem; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-        padding: 14px 16px; overflow-x: auto; }
-.advice { border-left: 4px solid #2f6fdb; font-weight: 600; }
-.problem { border-left-color: #b42318; }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+        padding: 14px 16px; overflow-x: auto; min-width: 0; }
+.advice { border-left: 4px solid var(--compute); font-weight: 600; overflow-wrap: anywhere; }
+.problem { border-left-color: var(--held); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
 .tiles dt { color: var(--faint); font-size: 0.82rem; }
 .tiles dd { margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -46,12 +65,28 @@ thead th { color: var(--faint); font-size: 0.85rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: normal; }
 pre { margin: 0; font: 0.82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-svg { display: block; width: 100%; min-width: 560px; height: auto; }
+svg { display: block; width: 100%; height: auto; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; color: var(--faint); font-size: 0.9rem; margin: 0 0 10px; }
 .key i { display: inline-block; width: 14px; height: 14px; border-radius: 3px; margin-right: 6px;
   vertical-align: -2px; }
-@media (max-width: 640px) { main { padding: 18px 10px 40px; } th, td { padding: 5px 6px; } }
+.narrow { display: none; }
+@media (max-width: 640px) {
+  main { padding: 18px 10px 40px; }
+  .card { padding: 10px 12px; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .tiles dd { font-size: 1.05rem; overflow-wrap: anywhere; }
+  .wide { display: none; }
+  .narrow { display: block; }
+  th, td { padding: 5px 6px; white-space: normal; }
+  table { font-size: 0.86rem; }
+}
+@media print {
+  body { background: #fff; }
+  .card, tr { break-inside: avoid; overflow: visible; }
+  pre { white-space: pre-wrap; }
+}
 """
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -68,7 +103,8 @@ PAGE = """<!doctype html>
 <div class="key">{% for name, colour in colours %}<span><i style="background:{{ colour }}"></i>{{ name }}</span>
 {% endfor %}</div>
 {% for stage in stages %}<div class="card" style="margin-bottom:10px">
-<p>{{ stage.name }}: {{ stage.step }}, bound by {{ stage.bound }}</p>{{ stage.picture }}</div>
+<p>{{ stage.name }}: {{ stage.step }}, bound by {{ stage.bound }}</p>
+<div class="wide">{{ stage.wide }}</div><div class="narrow">{{ stage.narrow }}</div></div>
 {% endfor %}
 <h2>What it takes</h2>
 <div class="card"><table>
@@ -112,7 +148,8 @@ def page(plan: Plan, advice: str, *, title: str, points: Sequence[Point] = ()) -
                 "name": STAGE_NAMES[stage.stage],
                 "step": duration(stage.step_seconds),
                 "bound": stage.bound,
-                "picture": Markup(picture(stage.timeline)),
+                "wide": Markup(picture(stage.timeline)),
+                "narrow": Markup(picture(stage.timeline, NARROW)),
             }
             for stage in plan.stages
         ],
@@ -131,8 +168,8 @@ def _tiles(plan: Plan) -> list[tuple[str, str]]:
         ("a step", duration(last.step_seconds)),
         ("tokens a second", count(last.tokens_per_s)),
         (f"{count(plan.tokens)} tokens", duration(plan.seconds)),
-        ("energy", f"{plan.energy_kwh:,.1f} kWh"),
-        ("carbon", f"{plan.carbon_kg:,.1f} kg"),
+        ("energy", energy(plan.energy_kwh)),
+        ("carbon", mass(plan.carbon_kg)),
     ]
     return [*tiles, ("price", f"{plan.price:,.0f} {plan.hardware.currency}")] if plan.price else tiles
 
@@ -163,51 +200,55 @@ def _colour(lane: str, name: str) -> str:
     return COLOURS["write" if name.startswith("write") else "read"]
 
 
-def picture(timeline: Timeline) -> str:
-    """The lanes as SVG. What is too short for a column of the picture makes it as dark as the share it fills."""
+def picture(timeline: Timeline, size: Size = WIDE) -> str:
+    """The lanes as SVG. Bars that are too short for a column make it as dark as the share that they fill."""
     lanes, seconds = timeline.lanes, max(timeline.seconds, 1e-12)
-    height = (LANE + GAP) * len(lanes) + 26
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="lanes of one step">']
-    scale = COLUMNS / seconds
+    above = 18 if size.names_above else 0
+    pitch = LANE + GAP + above
+    height = pitch * len(lanes) + 26
+    parts = [f'<svg viewBox="0 0 {size.width} {height}" role="img" aria-label="lanes of one step">']
+    scale = size.columns / seconds
     for row, lane in enumerate(lanes):
-        y = row * (LANE + GAP)
+        y = row * pitch + above
+        baseline = y - 5 if size.names_above else y + 20
         parts.append(
-            f'<text x="0" y="{y + 20}" font-size="13" fill="#5b6675">{escape(lane)}</text>'
-            f'<rect x="{LEFT}" y="{y}" width="{COLUMNS}" height="{LANE}" fill="#eef1f5" rx="4"/>'
+            f'<text x="0" y="{baseline}" font-size="13" fill="var(--faint)">{escape(lane)}</text>'
+            f'<rect x="{size.left}" y="{y}" width="{size.columns}" height="{LANE}" fill="var(--lane)" rx="4"/>'
         )
         filled: dict[str, list[float]] = {}
         for bar in timeline.bars:
             if bar.lane != lane:
                 continue
-            columns = filled.setdefault(_colour(lane, bar.name), [0.0] * COLUMNS)
+            columns = filled.setdefault(_colour(lane, bar.name), [0.0] * size.columns)
             _fill(columns, bar.start * scale, bar.stop * scale)
         for colour, columns in filled.items():
-            parts += _runs(columns, colour, y)
-    axis = (LANE + GAP) * len(lanes)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = LEFT + share * COLUMNS
+            parts += _runs(columns, colour, size.left, y)
+    axis = pitch * len(lanes)
+    for share in (0, 0.5, 1) if size.names_above else (0, 0.25, 0.5, 0.75, 1):
+        x = size.left + share * size.columns
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         parts.append(
-            f'<text x="{x:.0f}" y="{axis + 14}" font-size="12" fill="#5b6675" text-anchor="{anchor}">'
+            f'<text x="{x:.0f}" y="{axis + 14}" font-size="12" fill="var(--faint)" text-anchor="{anchor}">'
             f"{duration(share * seconds) if share else '0'}</text>"
         )
     return "".join([*parts, "</svg>"])
 
 
 def _fill(columns: list[float], start: float, stop: float) -> None:
-    for column in range(max(0, int(start)), min(COLUMNS, math.ceil(stop))):
+    for column in range(max(0, int(start)), min(len(columns), math.ceil(stop))):
         columns[column] += max(0.0, min(stop, column + 1) - max(start, column))
 
 
-def _runs(columns: Sequence[float], colour: str, y: int) -> list[str]:
+def _runs(columns: Sequence[float], colour: str, left: int, y: int) -> list[str]:
     """Neighbouring columns of one darkness, as rectangles."""
-    parts, start = [], 0
+    parts: list[str] = []
+    start = 0
     levels = [round(10 * min(1.0, share)) for share in columns]
-    for column in range(1, COLUMNS + 1):
-        if column == COLUMNS or levels[column] != levels[start]:
+    for column in range(1, len(columns) + 1):
+        if column == len(columns) or levels[column] != levels[start]:
             if levels[start]:
                 parts.append(
-                    f'<rect x="{LEFT + start}" y="{y}" width="{column - start}" height="{LANE}" fill="{colour}" '
+                    f'<rect x="{left + start}" y="{y}" width="{column - start}" height="{LANE}" fill="{colour}" '
                     f'fill-opacity="{levels[start] / 10:g}"/>'
                 )
             start = column

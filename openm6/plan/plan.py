@@ -50,7 +50,7 @@ class StagePlan:
     link_seconds: Mapping[str, float]  # by lane: time in which it works
     by_kind: Mapping[str, float]  # seconds of computing by what takes them
     step_seconds: float
-    bound: str  # what rules the step's time
+    bound: str  # the kind of computing, or the link, that limits the step's time
     timeline: Timeline
     placement: Placement | None
     problem: str | None = None  # why it cannot run
@@ -252,7 +252,7 @@ def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | N
 
 
 def _bound(compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float) -> str:
-    """What rules: computing (and which kind of it) where it takes most of the step, else the busiest lane."""
+    """What limits the step: the kind of computing that takes most, or the busiest link where that works longer."""
     lane = max(links, key=lambda name: links[name], default=None)
     if lane is None or compute >= 0.9 * seconds or compute >= links[lane]:
         return max(by_kind, key=lambda kind: by_kind[kind])

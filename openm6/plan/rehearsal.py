@@ -1,9 +1,9 @@
-"""A plan put right by a rehearsal: two copies of the run with fewer layers train a few steps on this machine.
+"""Corrects a plan by a rehearsal: two copies of the run with fewer layers train a few steps on this machine.
 
-What the rates of a profile say is wrong by as much as kernels do worse on the shapes of this model than on those
-that were probed, and by as much as the machine is slower today. So a copy of half the layers (eight at most) and
-one of a single sharing unit are timed. Each layer computes for as long as the others, and what is not a layer adds
-its share: the line through both copies says what all layers take.
+Times by a profile's rates are too short where kernels do worse on this model's shapes than on the probed ones, and
+where the machine is slower today. So two copies are timed: one with half of the layers (eight at most), and one
+with a single sharing unit. Every layer computes for the same time, and the rest of the model adds a constant: the
+line through both copies gives the time of all layers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STEPS, WARM = 8, 3  # of a stage; of these, those that do not count
 
 
 def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
-    """The recipe's plan again, its computing as long as two copies foretell that are trained now, on the disk that
-    the recipe names or in the folder that we are in. `pieces` are those of the plan's model.
+    """Plan again, with compute times scaled to two small copies that are trained now.
 
-    Raises ValueError for a plan that is not of this machine's processor, that does not fit, or whose model is
-    trained already.
+    The copies use the disk that the recipe names, or the current folder. `pieces` are those of the plan's model.
+    Raises ValueError for a plan for another machine, for one that does not fit, and for a model that begins from a
+    trained one.
     """
     if plan.hardware.host_link is not None or plan.hardware.devices > 1:
         raise ValueError(f"a rehearsal runs on this machine alone, and {plan.hardware.name} is another one")
@@ -124,7 +124,7 @@ def computing_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[Stage, list[fl
 
 
 def step_seconds(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
-    """The lines that tell of a step, and how long it took; there must be one for every step."""
+    """The metrics lines of steps, each with the step's seconds; there must be one for every step."""
     tokens = {line["step"]: line["tokens"] for line in lines}
     steps = [line for line in lines if "loss" in line]
     return [

@@ -1,13 +1,13 @@
-"""A plan at other sizes, and what stragglers and failures make of it.
+"""A plan at other numbers of devices, with what stragglers and failures cost.
 
 `scale`       step time and efficiency against the number of devices, for each stage
 `mean_step`   a step waits for its slowest device: the mean of the slowest of n, exact by integration
-`goodput`     with failures and checkpoints: the expected share of the time that counts, in closed form, and the
-              best interval between checkpoints. Failures come at a constant rate, so that the time to get through
-              an interval and its checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7); Young's and
-              Daly's approximations of the best interval stand beside it
-`events`      the same run step by step, device by device: each device draws its step time, nodes fail, the run goes
-              back to its last checkpoint. It assumes none of the above, and is what tests hold it against
+`goodput`     the expected share of the time that counts, with failures and checkpoints, in closed form; and the
+              best interval between checkpoints. Failures come at a constant rate, so the time to get through an
+              interval and its checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7)
+
+The tests compare the closed forms with runs that are simulated step by step, and with Young's and Daly's
+approximations.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-
-import numpy as np
 
 from openm6.plan.hardware import Hardware
 from openm6.plan.job import Job, Stage
@@ -29,14 +27,14 @@ SIZES = (8, 32, 128, 512, 2048, 8192, 16384)
 
 @dataclass(frozen=True)
 class Point:
-    """A stage on some number of devices. Efficiencies are shares of ideal scaling from the smallest size."""
+    """A stage on some number of devices."""
 
     stage: Stage
     devices: int
     step_seconds: float  # were all devices equally fast
     straggling_seconds: float  # waiting for the slowest
-    tokens_per_s: float  # with stragglers, failures and checkpoints
-    efficiency: float
+    tokens_per_s: float  # with stragglers, failures and checkpoints; 0 where the stage does not fit
+    efficiency: float  # tokens a second of a device, over those at the size where a device does most
     goodput: float  # share of the time that moves the run on, checkpoints and repeats not counted
     checkpoint_seconds: float  # best interval between checkpoints; infinite where nothing fails
     problem: str | None
@@ -57,32 +55,34 @@ def scale(job: Job, hardware: Hardware, *, pieces: Pieces, sizes: Sequence[int] 
                 f"would exchange over it: add `{kind}: {{bytes_per_s: ..., latency_s: ...}}`, or name a cluster"
             )
     for stage in job.stages:
-        base: float | None = None
-        for size in sizes:
-            machines = hardware.resized(size)
-            plan = plan_stage(replace(job, device_share=machines.devices), machines, stage, pieces)
-            slow = mean_step(plan.step_seconds, plan.compute_seconds, hardware.straggle, machines.devices)
-            checkpoint = checkpoint_seconds(plan.here, machines)
-            kept, interval = 1.0, math.inf
-            if hardware.failure_hours is not None:
-                mean = hardware.failure_hours * 3600 / machines.nodes
-                interval, kept = best_interval(checkpoint, mean, hardware.restart_seconds)
-            rate = plan.tokens / slow * kept
-            base = base or rate / machines.devices
-            points.append(
-                Point(
-                    stage=stage,
-                    devices=machines.devices,
-                    step_seconds=plan.step_seconds,
-                    straggling_seconds=slow,
-                    tokens_per_s=rate,
-                    efficiency=rate / machines.devices / base,
-                    goodput=kept,
-                    checkpoint_seconds=interval,
-                    problem=plan.problem,
-                )
-            )
+        at_sizes = [_point(job, hardware.resized(size), stage, pieces) for size in sizes]
+        # Not the smallest size: where a device's share of the model is too large for its memory it waits for the
+        # disk, and all others would come to several times 100 %.
+        best = max(point.tokens_per_s / point.devices for point in at_sizes) or 1.0
+        points += [replace(point, efficiency=point.tokens_per_s / point.devices / best) for point in at_sizes]
     return points
+
+
+def _point(job: Job, machines: Hardware, stage: Stage, pieces: Pieces) -> Point:
+    """One stage at one size; its efficiency is to be filled in."""
+    plan = plan_stage(replace(job, device_share=machines.devices), machines, stage, pieces)
+    slow = mean_step(plan.step_seconds, plan.compute_seconds, machines.straggle, machines.devices)
+    kept, interval = 1.0, math.inf
+    if machines.failure_hours is not None:
+        mean = machines.failure_hours * 3600 / machines.nodes
+        checkpoint = checkpoint_seconds(plan.here, machines)
+        interval, kept = best_interval(checkpoint, mean, machines.restart_seconds)
+    return Point(
+        stage=stage,
+        devices=machines.devices,
+        step_seconds=plan.step_seconds,
+        straggling_seconds=slow,
+        tokens_per_s=0.0 if plan.problem else plan.tokens / slow * kept,
+        efficiency=0.0,
+        goodput=kept,
+        checkpoint_seconds=interval,
+        problem=plan.problem,
+    )
 
 
 def checkpoint_seconds(parameters: int, hardware: Hardware) -> float:
@@ -138,81 +138,3 @@ def best_interval(checkpoint: float, mean: float, restart: float) -> tuple[float
         low, high = (first, high) if left < right else (low, second)
     interval = math.exp((low + high) / 2)
     return interval, goodput(interval, checkpoint, mean, restart)
-
-
-def young(checkpoint: float, mean: float) -> float:
-    """Young's interval (1974): the first-order optimum, for checkpoints much shorter than the time to a failure."""
-    return math.sqrt(2 * checkpoint * mean)
-
-
-def daly(checkpoint: float, mean: float) -> float:
-    """Daly's interval (2006, eq. 37): the higher-order optimum."""
-    if checkpoint >= 2 * mean:
-        return mean
-    x = checkpoint / (2 * mean)
-    return math.sqrt(2 * checkpoint * mean) * (1 + math.sqrt(x) / 3 + x / 9) - checkpoint
-
-
-# -------------------- step by step
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a simulated run came to. `seconds` of wall time for `steps` steps, with so many failures."""
-
-    seconds: float
-    steps: int
-    failures: int
-    useful_seconds: float  # of steps that were kept
-
-    @property
-    def goodput(self) -> float:
-        return self.useful_seconds / self.seconds
-
-
-def events(
-    *,
-    steps: int,
-    seconds: float,
-    compute: float,
-    devices: int,
-    nodes: int,
-    straggle: float,
-    node_failure_seconds: float,
-    checkpoint: float,
-    every: int,
-    restart: float,
-    seed: int = 0,
-) -> Outcome:
-    """Simulate a run of `steps` kept steps on up to some ten thousand devices, event by event.
-
-    Args:
-        seconds: of a step, were all devices equally fast; `compute` of it is what varies.
-        nodes: fail on their own, each after an exponential time of mean `node_failure_seconds`.
-        every: steps between two checkpoints of `checkpoint` seconds each.
-        restart: seconds from a failure to the first step after it; a failure during it begins it anew.
-    """
-    generator = np.random.default_rng(seed)
-    fails_at = generator.exponential(node_failure_seconds, size=nodes)
-    now = useful = since = 0.0
-    kept, done, failures = 0, 0, 0
-    while kept < steps:
-        drawn = generator.standard_normal(devices).max() if straggle else 0.0
-        step = seconds + compute * straggle * float(drawn)
-        last = done + 1 >= every or kept + done + 1 >= steps
-        end = now + step + (checkpoint if last else 0.0)
-        node = int(fails_at.argmin())
-        if fails_at[node] < end:  # back to the last checkpoint
-            now = float(fails_at[node])
-            while fails_at[node] <= now:
-                failures += 1
-                fails_at[node] = now + generator.exponential(node_failure_seconds)
-                up = now + restart
-                node = int(fails_at.argmin())
-                now = min(up, float(fails_at[node]))
-            done, since = 0, 0.0
-            continue
-        now, done, since = end, done + 1, since + step
-        if last:
-            kept, useful, done, since = kept + done, useful + since, 0, 0.0
-    return Outcome(now, kept, failures, useful)

@@ -14,7 +14,7 @@ use of that: two traces tell the cost of any number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -117,10 +117,14 @@ NOTHING = Piece(Cost(), Cost(), 0.0, 0.0)
 
 
 @contextmanager
-def tracing() -> Iterator[None]:
-    """Context in which tensors that are made have shapes and dtypes, and no memory."""
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-        yield
+def tracing() -> Generator[None]:
+    """Context in which new tensors have shapes and dtypes, but no memory. The CPU's random state is left alone."""
+    random = torch.get_rng_state()
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        torch.set_rng_state(random)
 
 
 class Tally(LiveBytes):
@@ -206,6 +210,6 @@ def trace(run: Callable[[], Tensor]) -> Piece:
     saved, forward_extra = forward.live, forward.peak - forward.live
     gradient = torch.empty_like(out)
     with Tally(backward=True) as backward:
-        out.backward(gradient)
+        torch.autograd.backward(out, gradient)
     # Both tallies' tensors are alive together until backward frees what forward saved.
     return Piece(forward.cost, backward.cost, float(saved), float(max(forward_extra, backward.peak)))

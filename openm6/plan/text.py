@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from openm6.giant.measure.budget import format_bytes
@@ -22,6 +22,16 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def energy(kwh: float) -> str:
+    """ "22.6 kWh", "3.1 Wh"."""
+    return f"{kwh:,.1f} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
+
+
+def mass(kg: float) -> str:
+    """ "12.5 kg", "1.2 g"."""
+    return f"{kg:,.1f} kg" if kg >= 1 else f"{1000 * kg:.2g} g"
+
+
 def duration(seconds: float) -> str:
     """ "12 days", "3.4 h", "1.2 s", "35 ms": two or three digits."""
     if math.isinf(seconds):
@@ -34,11 +44,11 @@ def duration(seconds: float) -> str:
 
 
 def rows(plan: Plan) -> list[tuple[str, list[str]]]:
-    """What the table says: a name, and what it is for each stage."""
+    """The table's rows: a name, and a cell for each stage."""
     stages = plan.stages
 
-    def each(tell: Any) -> list[str]:
-        return [tell(stage) for stage in stages]
+    def each(cell: Callable[[StagePlan], str]) -> list[str]:
+        return [cell(stage) for stage in stages]
 
     found = [
         ("parameters", each(lambda s: count(s.parameters))),
@@ -84,8 +94,8 @@ def run_line(plan: Plan) -> str:
     """The whole run in one sentence."""
     price = f", {plan.price:,.0f} {plan.hardware.currency}" if plan.price else ""
     return (
-        f"{count(plan.tokens)} tokens: {duration(plan.seconds)}, {plan.energy_kwh:,.1f} kWh, "
-        f"{plan.carbon_kg:,.1f} kg CO2{price}"
+        f"{count(plan.tokens)} tokens: {duration(plan.seconds)}, {energy(plan.energy_kwh)}, "
+        f"{mass(plan.carbon_kg)} CO2{price}"
     )
 
 

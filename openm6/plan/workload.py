@@ -308,7 +308,7 @@ class Pieces:
 def _without_memory(module: nn.Module) -> dict[str, Tensor]:
     """Tensors of the module's shapes and strides; to be called inside `tracing`, for a module on meta. (One that
     changes its memory format cannot be made there.)"""
-    made = {}
+    made: dict[str, Tensor] = {}
     for name, each in [*module.named_parameters(), *module.named_buffers()]:
         made[name] = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="cpu")
         made[name].requires_grad_(each.requires_grad)

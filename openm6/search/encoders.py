@@ -1,7 +1,7 @@
-"""Encoders: what makes a picture, or words, a unit vector.
+"""Encoders make unit vectors from pictures, and some of them from words.
 
-    m6            the shipped model's match embedding: pictures and words in one space
-    m6:FOLDER     that of another checkpoint or run
+    m6            the match embedding of the shipped model: pictures and words in one space
+    m6:FOLDER     the match embedding of another checkpoint or run
     photo         EfficientNet-Lite0 features: photos, no words (extra `[photo]`)
     FOLDER        a search model that `openm6 search train` made
 
@@ -23,7 +23,7 @@ BATCH = 32  # photos at a time: 300 MB of maps at 224 pixels
 class Encoder(Protocol):
     """Pictures are uint8 arrays (image_size, image_size, 3 | 4) as `read_image` gives them."""
 
-    name: str  # `open_encoder(name)` opens it again
+    name: str  # `opening.open_encoder(name)` opens it again
     fingerprint: str  # of its weights
     dim: int
     image_size: int
@@ -34,7 +34,7 @@ class Encoder(Protocol):
         ...
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors float32 (N, D). Raises ValueError if the encoder knows no words."""
+        """Unit vectors float32 (N, D). Raises ValueError if the encoder reads no words."""
         ...
 
 

@@ -82,15 +82,15 @@ def update(
                 "(--allow-deletes, in Python allow_deletes=True), or keep the items (--keep)."
             )
         again = _Again(catalogue, scan, pool, partial(catalogue.add_bad, scan))
-        looked_at, told = list[str](), list[str]()
+        looked_at, renewed = list[str](), list[str]()
         for name, place in scan.places.items():
             was = known.get(name, "")
             if was != place.hash:
                 same_picture = picture_part(was) == picture_part(place.hash)
-                (told if same_picture else looked_at).append(name)
-        todo = len(looked_at) + len(told)
-        changes, done, broken = Changes(unchanged=len(scan.places) - todo), 0, {*looked_at, *told}
-        lots = chain(again.told(told, store), again.encoded(looked_at, encoder))
+                (renewed if same_picture else looked_at).append(name)
+        todo = len(looked_at) + len(renewed)
+        changes, done, broken = Changes(unchanged=len(scan.places) - todo), 0, {*looked_at, *renewed}
+        lots = chain(again.renewed(renewed, store), again.encoded(looked_at, encoder))
         for number, (items, vectors_ND) in enumerate(lots, start=1):
             for is_known in (False, True):
                 rows = [i for i, item in enumerate(items) if (item.id in known) == is_known]
@@ -160,8 +160,8 @@ class _Again:
     pool: ThreadPoolExecutor
     on_bad: Callable[[BadRecord], None]
 
-    def told(self, ids: Collection[str], store: Store) -> Iterator[tuple[list[Item], np.ndarray]]:
-        """With the vectors that the store has of them; pictures are not decoded."""
+    def renewed(self, ids: Collection[str], store: Store) -> Iterator[tuple[list[Item], np.ndarray]]:
+        """Items with the vectors that the store has of them. Pictures are not decoded."""
         for items in self._lots(ids, lambda item: item):
             vectors = store.vectors([item.id for item in items])
             yield items, np.stack([vectors[item.id] for item in items])

@@ -1,9 +1,9 @@
 """The default store: LanceDB, embedded, a folder of files; or any place LanceDB takes, such as `s3://bucket/shop`.
 
-One table; the `About` is in the metadata of its schema. The codes of a large table get an index, whose partitions
-are all searched: it keeps the codes in memory, which takes a quarter of the time of reading them from the table.
-The answer is that of comparing with every code, so it does not depend on how items are spread over files or shards.
-Each search reads one version of the table, attributes and all.
+One table; the `About` is in the metadata of its schema. The codes of a large table get an index, and every
+search looks at all of its partitions. The index keeps the codes in memory, which takes a quarter of the time of
+reading them from the table. A search compares with every code, so the answer does not depend on how items lie
+in files or shards. Each search reads one version of the table, attributes and all.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LanceStore(DatabaseStore):
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Only in a folder of this machine it is known that another process updates."""
+        """Notices another process that updates, but only in a folder of this machine."""
         if self.remote:
             yield
             return

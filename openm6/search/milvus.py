@@ -1,8 +1,8 @@
 """The same store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
 
-A collection of items, and one that holds the `About`. The attributes are one JSON field, so that a column may have
-any name. Milvus Lite 3 knows no binary vectors: there, a code is stored as a vector of +1 and -1, whose inner
-product is `bits - 2 Hamming`.
+One collection holds the items, another the `About`. The attributes are one JSON field, so a column may have any
+name. Milvus Lite 3 has no binary vectors. There a code is a vector of +1 and -1, whose inner product is `bits -
+2 Hamming`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MilvusStore(DatabaseStore):
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Nobody is kept out: what two processes write, each writes whole, and no item twice."""
+        """Keeps nobody out. Two processes may write at once: each writes whole items, and no item twice."""
         yield
 
     def create(self, about: About) -> None:

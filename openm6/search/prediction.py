@@ -1,4 +1,4 @@
-"""The category of a picture, from an index: what its encoder was trained to say, or a vote of its nearest items.
+"""The category of a picture, from an index: predicted by a trained encoder, or by a vote of the nearest items.
 
 predict_category(Index.open("shop-index"), "photo.jpg")      # {"dress": 0.93, "skirt": 0.05, ...}
 """
@@ -17,8 +17,8 @@ from openm6.search.where import Condition
 def predict_category(index: Index, image: Picture) -> dict[str, float]:
     """Probabilities of the index's categories, the most probable first.
 
-    An encoder that `openm6 search train` made knows those that it was trained on (`LearnedEncoder.predict`); for
-    those that came later the nearest items of the index vote, and for all with any other encoder.
+    An encoder of `openm6 search train` predicts the categories of its training (`LearnedEncoder.predict`). For
+    categories that came later the nearest items of the index vote, and with any other encoder for all categories.
 
     Raises:
         ValueError: there is no index, no item with a category, or a picture that cannot be read.

@@ -1,15 +1,15 @@
-"""The last re-rank: among items that look alike, those of better quality move up.
+"""The last step of a search: among items that look alike, those of better quality move up.
 
     score = similarity + sum over signals of weight x standing
 
 A signal is a column of numbers, such as sales or praise. An item's standing in it is its rank among the
-candidates, 0 for the lowest, 1 for the highest, equal values sharing the middle of their ranks, 0.5 for an item
-without a value. Ranks, because sales are spread over orders of magnitude. So a weight of 0.05 says: the best seller
-among the candidates may pass the worst seller where that is up to 0.05 more similar. A weight below 0 prefers low
-values (a price).
+candidates: 0 for the lowest, 1 for the highest. Equal values share the middle of their ranks, and an item
+without a value has 0.5. Ranks are used because sales spread over orders of magnitude. With a weight of 0.05 the
+best seller among the candidates passes the worst seller, if that one is at most 0.05 more similar. A weight
+below 0 prefers low values (a price).
 
-Pailitao weighs sales, conversion, praise and the like by a model fitted to clicks (2102.04674); who has such clicks
-can fit a better formula, and apply it to the hits' attributes.
+Pailitao weighs sales, conversion, praise and the like by a model that was fitted to clicks (2102.04674). With such
+clicks you can fit a better formula, and apply it to the hits' attributes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openm6.search.values import Attributes
 
 
 def quality_bonus(rows: Sequence[Attributes], weights: Mapping[str, float]) -> np.ndarray:
-    """What the signals add to the similarity of each candidate, float64 (N,)."""
+    """The sum that the signals add to the similarity of each candidate, float64 (N,)."""
     bonus_N = np.zeros(len(rows))
     for column, weight in weights.items():
         values = [row.get(column) for row in rows]
@@ -33,7 +33,7 @@ def quality_bonus(rows: Sequence[Attributes], weights: Mapping[str, float]) -> n
 
 
 def _standing(values_N: np.ndarray) -> np.ndarray:
-    """Rank from 0 to 1 among the values that there are; 0.5 for what is missing, or alone."""
+    """Rank from 0 to 1 among the values; 0.5 for a missing value, or a single one."""
     standing_N = np.full(len(values_N), 0.5)
     there_N = ~np.isnan(values_N)
     known_M = values_N[there_N]

@@ -1,7 +1,7 @@
 """Two rounds: binary codes choose candidates, exact inner products rank them.
 
-Every answer is a function of the items alone, not of how they are spread over files or shards: ties are broken by
-id, and where a store had to cut among equals, it is asked for more.
+Every answer is a function of the items alone, not of how they lie in files or shards. Ids break ties, and where
+a store had to cut among equals, it is asked for more.
 
 Shape suffixes: N items, D dimensions.
 """
@@ -48,7 +48,7 @@ def two_rounds(
 ) -> list[Ranked]:
     """The `k` best of about `candidates` items whose codes are nearest to the query's.
 
-    Candidates are the items strictly nearer than the `candidates`-th, so that no tie is cut; more, if those are
+    Candidates are the items strictly nearer than the `candidates`-th, so no tie is cut. They are more if those are
     fewer than `k`.
     """
     code_W, room = codes.pack(query_D[None])[0], max(candidates, k)
@@ -63,7 +63,7 @@ def two_rounds(
 
 
 def ranked(found: Found, query_D: np.ndarray) -> list[Ranked]:
-    """Items by their inner product with the query, computed the same way wherever they come from."""
+    """Items in the order of their inner product with the query, always computed in the same way."""
     scores = (
         (found.vectors_ND * query_D).sum(axis=1).tolist()
     )  # row by row; a matrix product rounds by its shape

@@ -1,7 +1,7 @@
-"""Shards: one index over several stores. Each answers from its part, and the merged answer is the whole one's.
+"""Shards: one index over several stores. Each answers from its part, and the answers are merged.
 
-An item belongs to the shard that the hash of its id names. The two rounds of `rounds.py` run over the merged
-candidates, so that the ranking is that of a single store, tie for tie.
+The hash of its id says to which shard an item belongs. The two rounds of `rounds.py` run over the merged
+candidates. So the ranking is that of a single store, tie for tie.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _name(about: About | None) -> str:
 
 
 def _merged(parts: Sequence[Found], n: int, keys: Sequence[np.ndarray]) -> Found:
-    """The `n` best of what the shards found, by `keys` (smaller is better)."""
+    """The `n` best items of all shards, by `keys` (smaller is better)."""
     key_N = np.concatenate(keys)
     order = np.argsort(key_N, kind="stable")[:n]
     whole = Found(

@@ -1,15 +1,18 @@
-"""What requests hold and what answers hold, as the OpenAPI document describes them."""
+"""The bodies of requests and of answers, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from openm6.search.values import MAX_ID, check_id
 
 MAX_TEXT = 400  # characters
 MAX_SEED = 2**31 - 1
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID), AfterValidator(check_id)]
 Lang = Literal["en", "zh"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Chance; the same seed gives the same output")]
 
@@ -37,7 +40,7 @@ class ContinueRequest(Request):
 
 
 class ScriptRequest(Request):
-    item: Text = Field(description="The id of an item of the catalogue")
+    item: Id = Field(description="The id of an item of the catalogue, as it is there")
     lang: Lang = "en"
     seed: Seed = 0
 
@@ -58,13 +61,20 @@ class Item(BaseModel):
     picture: str | None = Field(description="Where its picture is; none where the service has none")
 
 
-class Hit(Item):
+class FoundItem(Item):
     score: float = Field(description="What orders the hits")
-    similarity: float = Field(description="Inner product with the query")
+    similarity: float = Field(
+        description="Inner product with the query; of words, the share that is the item's; 0 for a filter alone"
+    )
 
 
 class Found(BaseModel):
-    hits: list[Hit]
+    hits: list[FoundItem]
+    order: Literal["similarity", "words", "id"] = Field(
+        description="What orders the hits: likeness, words that are theirs, or (for a filter alone) their ids"
+    )
+    count: int | None = Field(description="Items that pass the filter, where the hits are ordered by id")
+    next: str | None = Field(description="`after` of the next page, where the hits are ordered by id")
 
 
 class Drawing(BaseModel):
@@ -88,6 +98,9 @@ class FacetAbout(BaseModel):
 
 class Catalogue(BaseModel):
     items: int
+    reads_words: bool = Field(
+        description="Whether words are compared with pictures; if not, they are matched with names and attributes"
+    )
     facets: list[FacetAbout]
 
 

@@ -14,9 +14,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 import openm6
+from openm6.decode.folder import shipped_checkpoint
 from openm6.serve.engine import LATER, Engine
 from openm6.serve.errors import ApiError, add_handlers, possible
 from openm6.serve.guard import Guard
+from openm6.serve.head import HeadAsGet
 from openm6.serve.routes import router
 from openm6.serve.uploads import PictureReader
 
@@ -48,6 +50,7 @@ def create_app(engine: Engine) -> FastAPI:
     )
     app.state.engine = engine
     app.state.reader = PictureReader(engine.settings.max_pixels)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Guard, settings=engine.settings, metrics=engine.metrics)
     add_handlers(app)
     app.include_router(router)
@@ -71,6 +74,8 @@ def create_app(engine: Engine) -> FastAPI:
             currency="¥" if engine.yuan else "",
             suggestions=SUGGESTIONS if engine.shop_note else (),
             max_upload=engine.settings.max_upload,
+            shipped=engine.m6.folder == shipped_checkpoint(),
+            root=engine.settings.root_path,
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache"})
 
@@ -83,6 +88,7 @@ def create_app(engine: Engine) -> FastAPI:
         if engine.status.stopping:
             raise ApiError(503, "stopping", "the service is stopping", retry_after=LATER)
         engine.check_ready()
+        await engine.check_shop()
         return Health(status="ready")
 
     @app.get("/metrics", include_in_schema=False)

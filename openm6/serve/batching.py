@@ -1,9 +1,9 @@
-"""Dynamic batching: requests that came while the model was busy are computed together next.
+"""Dynamic batching: requests that arrive while the model is busy are computed together next.
 
-One thread owns the model. It takes the request that has waited longest and with it all others of the same kind, up
-to `max_batch`. A lone request starts at once. Under load the next batch is gathered for a moment, in proportion to
-the time that the last one took: whoever was just answered is likely to ask again, and without it clients would fall
-into two halves that wait for each other.
+One thread owns the model. It takes the request that has waited longest, with all others of the same kind, up to
+`max_batch`. A lone request starts at once. Under load the thread gathers the next batch for a moment, in proportion
+to the time of the last one: clients that were just answered are likely to ask again. Otherwise the clients would
+split into two halves that wait for each other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 SMOOTHING = 0.1  # weight of the newest batch in the mean time of a request
 GATHERING, LONGEST_GATHERING = 0.1, 0.05  # of the last batch's time; seconds
 
-Tell = Callable[[Any], None]
-# (what was submitted, one function for each that tells its listener of progress) -> one result for each
-Compute = Callable[[Sequence[Any], Sequence[Tell]], Sequence[Any]]
+Report = Callable[[Any], None]
+# (the submitted items, a callback for the progress of each) -> one result for each
+Compute = Callable[[Sequence[Any], Sequence[Report]], Sequence[Any]]
 
 
 class QueueFull(Exception):
@@ -47,14 +47,14 @@ class Kind:
 
 @dataclass(eq=False)
 class Job:
-    """One request. `events` get what the computation tells, then None; `result` what it returns or raises."""
+    """One request. `events` receives reports of progress, then None; `result` the return value or the exception."""
 
     kind: Kind
     item: Any
     result: asyncio.Future[Any]
     events: asyncio.Queue[Any]
 
-    def tell(self, event: Any) -> None:
+    def report(self, event: Any) -> None:
         self._in_loop(self.events.put_nowait, event)
 
     def finish(self, value: Any, *, failed: bool) -> None:
@@ -163,9 +163,9 @@ class Batcher:
 
 
 def _outcomes(jobs: Sequence[Job]) -> list[tuple[Any, bool]]:
-    """What each job gives, and whether that is an error."""
+    """The result of each job, and whether it is an error."""
     try:
-        results = jobs[0].kind.compute([job.item for job in jobs], [job.tell for job in jobs])
+        results = jobs[0].kind.compute([job.item for job in jobs], [job.report for job in jobs])
         assert len(results) == len(jobs)
         return [(result, False) for result in results]
     except Exception as error:

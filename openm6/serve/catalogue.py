@@ -1,6 +1,6 @@
-"""The catalogue that comes with the service: some hundred emoji of the embedded corpus, as a shop might list them.
+"""The catalogue that comes with the service: some hundred emoji of the embedded corpus, listed like a shop's items.
 
-Its prices are made up (from a hash of the item's name), so that there is a number to filter by.
+Its prices are made up, from a hash of the item's name, so that there is a number to filter by.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from openm6.data.corpus import load_emoji
 from openm6.search.encoders import M6Encoder
 from openm6.serve.shop import Shop
 
-GROUPS = ("food & drink", "animals & nature", "objects", "activities")  # what one may find in a shop
+GROUPS = ("food & drink", "animals & nature", "objects", "activities")  # things that a shop may sell
 SET = "twemoji"
 COLUMNS = ("id", "image", "name", "name_zh", "category", "category_zh", "colour", "colour_zh", "price")
 NOTE = "The items are emoji of the embedded corpus; their prices are made up."
-VERSION = "1"  # of what is below; another one gets a folder of its own
+VERSION = "1"  # of the files; another version gets a folder of its own
 
 
 def embedded_shop() -> Shop:

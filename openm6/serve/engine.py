@@ -1,4 +1,4 @@
-"""What the service can do, one coroutine or job a task: a model, a catalogue and a writer behind one batcher."""
+"""The tasks of the service, a coroutine or a job each: a model, a catalogue and a writer behind one batcher."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from PIL import Image
 from openm6.decode.live import Beginning, Poem, Sketch, continue_texts, draw_sketches, write_poems
 from openm6.decode.pipeline import BATCH, Pipeline
 from openm6.search import Hit
-from openm6.search.index import mixed
 from openm6.search.where import parse_where
-from openm6.serve.batching import Batcher, Compute, Job, Kind, QueueFull, Stopped, Tell
+from openm6.serve.batching import Batcher, Compute, Job, Kind, QueueFull, Report, Stopped
 from openm6.serve.errors import ApiError
 from openm6.serve.metrics import Metrics
 from openm6.serve.settings import Settings
@@ -37,7 +36,7 @@ LAST = 1.0  # seconds for the model's thread to end, when all who asked have bee
 
 @dataclass
 class Status:
-    """How far the service is: `problem` says why it will never be ready."""
+    """The state of the service. `problem` says why it will never be ready."""
 
     ready: bool = False
     stopping: bool = False
@@ -51,7 +50,7 @@ class Engine:
     """Owns the model's thread. Used as `async with engine.running():`.
 
     Its methods raise ApiError 503 when too many requests wait, an answer takes too long, or the service starts or
-    stops, and ValueError for what a user has done wrong.
+    stops, and ValueError for a user's mistake.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
-        """Gets the catalogue ready meanwhile; at the end, takes nothing more, and leaves what still computes."""
+        """Prepares the catalogue in the background. At the end it takes no more jobs and awaits none."""
         threading.Thread(target=self._prepare, name="catalogue", daemon=True).start()
         try:
             yield self
@@ -81,20 +80,21 @@ class Engine:
             await run_sync(self.batcher.stop, LAST)
 
     def _prepare(self) -> None:
-        def tell(doing: str, done: int, total: int) -> None:
+        def report(doing: str, done: int, total: int) -> None:
             self.status.doing = f"{doing} the catalogue"
             self.status.done, self.status.total = done, total
 
         try:
             if self._shop is not None:
-                self._shop.prepare(tell)
+                self._shop.prepare(report)
             self.status.doing, self.status.ready = "ready", True
-        except ValueError as error:
-            self.status.problem = str(error)
-            log.error("the catalogue cannot be used: %s", error)
-        except Exception:
+        except Exception as error:
+            # Clients need not know where things lie on this machine.
             self.status.problem = "the catalogue cannot be used; the service's log has the details"
-            log.exception("the catalogue cannot be used")
+            if isinstance(error, ValueError):
+                log.error("the catalogue cannot be used: %s", error)
+            else:
+                log.exception("the catalogue cannot be used")
 
     @property
     def shop(self) -> Shop:
@@ -111,13 +111,18 @@ class Engine:
         if not self.status.ready:
             raise ApiError(503, "starting", f"the service is {self.status.doing}", retry_after=LATER)
 
+    async def check_shop(self) -> None:
+        """Look again at the catalogue, if there is one. Raises Unavailable where its index is gone."""
+        if self._shop is not None:
+            await run_sync(self._shop.refresh)
+
     @property
     def has_shop(self) -> bool:
         return self._shop is not None
 
     @property
     def shop_note(self) -> str | None:
-        """What people should know of the catalogue."""
+        """A sentence about the catalogue for visitors."""
         return self._shop.note if self._shop is not None else None
 
     @property
@@ -132,30 +137,40 @@ class Engine:
     # -- pictures and words --------------------------------------------------------------------------------
 
     async def caption(self, picture: np.ndarray, lang: str) -> str:
-        def compute(pictures: Sequence[np.ndarray], _: Sequence[Tell]) -> list[str]:
+        def compute(pictures: Sequence[np.ndarray], _: Sequence[Report]) -> list[str]:
             return self.m6.caption(list(pictures), lang=lang, beams=BEAMS)
 
         return await self._answer(Kind(("caption", lang), compute, BATCH // BEAMS), picture)
 
     async def ask(self, picture: np.ndarray, question: str) -> str:
-        def compute(asked: Sequence[tuple[np.ndarray, str]], _: Sequence[Tell]) -> list[str]:
+        def compute(asked: Sequence[tuple[np.ndarray, str]], _: Sequence[Report]) -> list[str]:
             return self.m6.ask([each[0] for each in asked], [each[1] for each in asked])
 
         return await self._answer(Kind("ask", compute), (picture, question))
 
     async def search(
-        self, picture: np.ndarray | None, text: str | None, where: str | None, n: int, text_weight: float
+        self,
+        picture: np.ndarray | None,
+        text: str | None,
+        where: str | None,
+        n: int,
+        text_weight: float = 0.5,
+        after: str | None = None,
     ) -> list[Hit]:
+        """As `Index.query`, with vectors that are computed together with other requests'."""
         index = self.shop.index
-        filter_ = parse_where(where, index.columns) if where else None
-        image_D = text_D = None
+        condition = parse_where(where, index.columns) if where else None
+        image_D = text_D = words = None
         if picture is not None:
             image_D = await self._answer(_vectors("image_vector", index.encoder.images), picture)
-        if text is not None:
+        if text is not None and index.reads_words:
             text_D = await self._answer(_vectors("text_vector", index.encoder.texts), text)
-        return await run_sync(partial(index.nearest, mixed(image_D, text_D, text_weight), filter_, n))
+        else:
+            words = text
+        find = partial(index.find, image_D=image_D, text_D=text_D, words=words, where=condition)
+        return await run_sync(partial(find, n=n, text_weight=text_weight, after=after))
 
-    # -- what takes long enough to be watched: jobs, to be followed or awaited ------------------------------
+    # -- longer tasks: jobs, whose progress can be followed -------------------------------------------------
 
     def write(self, poem: Poem) -> Job:
         return self._submit(Kind("write", _texts(partial(write_poems, self.m6)), WRITTEN), poem)
@@ -168,12 +183,14 @@ class Engine:
         if not self.draws:
             raise ApiError(409, "unavailable", "the service's model does not draw")
 
-        def compute(sketches: Sequence[Sketch], tells: Sequence[Tell]) -> list[Image.Image]:
-            def tell(share: float) -> None:
-                for each in tells:
+        def compute(sketches: Sequence[Sketch], reports: Sequence[Report]) -> list[Image.Image]:
+            def report(share: float) -> None:
+                for each in reports:
                     each(share)
 
-            return draw_sketches(self.m6, sketches, candidates=self.candidates, rows=BATCH, on_progress=tell)
+            return draw_sketches(
+                self.m6, sketches, candidates=self.candidates, rows=BATCH, on_progress=report
+            )
 
         return self._submit(Kind("draw", compute, max(1, BATCH // self.candidates)), sketch)
 
@@ -198,17 +215,17 @@ class Engine:
             job.result.cancel()
 
     async def follow(self, job: Job) -> AsyncIterator[Any]:
-        """What the job tells while it is computed, until it is done; `job.result` is then there."""
+        """The reports of a job while it is computed. When they end, `job.result` is there."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.answer_seconds
         while True:
             try:
-                told = await asyncio.wait_for(job.events.get(), deadline - loop.time())
+                event = await asyncio.wait_for(job.events.get(), deadline - loop.time())
             except TimeoutError:
                 raise self._too_slow() from None
-            if told is None:
+            if event is None:
                 return
-            yield told
+            yield event
 
     async def _answer(self, kind: Kind, item: Any) -> Any:
         return await self.outcome(self._submit(kind, item))
@@ -230,16 +247,16 @@ class Engine:
 
 
 def _vectors(task: str, encode: Callable[[Sequence[Any]], np.ndarray]) -> Kind:
-    def compute(items: Sequence[Any], _: Sequence[Tell]) -> list[np.ndarray]:
+    def compute(items: Sequence[Any], _: Sequence[Report]) -> list[np.ndarray]:
         return list(encode(items))
 
     return Kind(task, compute)
 
 
 def _texts(write: Callable[..., list[str]]) -> Compute:
-    """What writes a list of texts, as a batch whose listeners are told each text as it grows."""
+    """A function that writes a list of texts, as a batch that reports each text as it grows."""
 
-    def compute(items: Sequence[Any], tells: Sequence[Tell]) -> list[str]:
-        return write(items, on_text=lambda i, text: tells[i](text))
+    def compute(items: Sequence[Any], reports: Sequence[Report]) -> list[str]:
+        return write(items, on_text=lambda i, text: reports[i](text))
 
     return compute

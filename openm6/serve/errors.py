@@ -1,4 +1,4 @@
-"""Every answer that is an error has one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
+"""All error answers have one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+
+from openm6.search.store import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,10 @@ _MEANING = {
 }
 
 
+GONE = "the catalogue's index is not available now; the service's log has the details"
+LONGEST = 1500  # characters of a message
+
+
 class ErrorDetail(BaseModel):
     code: Code = Field(description="For programs")
     message: str = Field(description="For people: what, where, how to mend it")
@@ -62,7 +68,7 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """What every error answer holds."""
+    """The body of every error answer."""
 
     error: ErrorDetail
 
@@ -80,10 +86,11 @@ class ApiError(HTTPException):
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        told = dict(headers or {})
+        given = dict(headers or {})
         if retry_after is not None:
-            told["Retry-After"] = str(retry_after)
-        super().__init__(status, message, told)
+            given["Retry-After"] = str(retry_after)
+        # It may quote the request, a whole picture in base64 for example.
+        super().__init__(status, message if len(message) <= LONGEST else f"{message[:LONGEST]} ...", given)
         self.code: Code = code
         self.field = field
 
@@ -100,26 +107,43 @@ def possible(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def as_api_error(error: Exception, request: Request) -> ApiError:
-    """What an error says to whoever asked. A mistake of ours is logged, and told without its details."""
+    """The answer for an exception. A mistake of ours goes to the log; the answer has no details of it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
         code = _BY_STATUS.get(error.status_code, "bad_request")
         return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+    if isinstance(error, Unavailable):
+        log.error("%s %s: %s", request.method, request.url.path, error)  # which names the place
+        return ApiError(503, "unavailable", GONE, retry_after=10)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        field = ".".join(place) or None
-        message = f"{field}: {first['msg']}" if field else str(first["msg"])
-        return ApiError(422, "invalid", message, field=field)
+        return _misfit(error.errors()[0], request)
     if isinstance(error, ValueError) and _is_sentence(error):
         return ApiError(422, "invalid", str(error))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ApiError(500, "internal", "the service made a mistake; its log has the details")
 
 
+def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
+    """The answer for a request that does not fit the interface, with a way to mend it."""
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    field = ".".join(place) or None
+    if first["type"] == "json_invalid":
+        at, reason = first["loc"][-1], first.get("ctx", {}).get("error", "unknown")
+        return ApiError(422, "invalid", f"the body is not JSON: {reason}, at character {at}")
+    if "Expected UploadFile" in first["msg"]:
+        message = f"{field}: send the file, not its name; with curl, -F {field}=@a.png, with the @"
+    elif field is None and "json" not in request.headers.get("content-type", ""):
+        message = (
+            "this route takes JSON: with curl, -H 'Content-Type: application/json' -d '{\"text\": \"apple\"}'"
+        )
+    else:
+        message = f"{field or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+    return ApiError(422, "invalid", message, field=field)
+
+
 def _is_sentence(error: ValueError) -> bool:
-    """Whether openm6 raised it: then its message is for the user (docs/house.md), else it is a mistake of ours."""
+    """Whether openm6 raised it: then its message is for the user (docs/house.md)."""
     kind, frames = type(error), [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = kind is ValueError or kind.__module__.startswith("openm6.")  # no UnicodeError, none of pydantic's
     return ours and bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("openm6.")

@@ -1,6 +1,6 @@
-"""What stands before every route: who may ask, how much may be sent and how slowly, and what is counted.
+"""Before every route: it checks who asks, limits how much is sent and how slowly, and counts the answers.
 
-Plain ASGI, since a body has to be counted while it comes in.
+Plain ASGI, because a body has to be counted while it comes in.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = ("/static/", "/health/")  # no key is asked below these, nor of the page and the API's description
 OPEN_PAGES = frozenset({"/", "/openapi.json"})
 SMALL = 64 * 2**10  # bytes of a body that carries no picture
-DRAIN, DRAIN_SECONDS = (
-    64 * 2**20,
-    5.0,
-)  # of a body too large is swallowed, so that its sender reads the answer
+# Of a body too large so much is swallowed, so that its sender reads the answer.
+DRAIN, DRAIN_SECONDS = 64 * 2**20, 5.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
@@ -36,8 +34,8 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps the application. `body_done` in the scope is to be called when a request's body is not needed any
-    more: only `max_uploads` of them are held at a time.
+    """Wraps the application. A route calls `body_done` in the scope when it has read the request's body: only
+    `max_uploads` bodies are held at a time.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -48,7 +46,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status, method = time.perf_counter(), 500, _method(scope)
+        root = self.settings.root_path
+        scope["root_path"] = root
+        # A proxy may have taken its prefix off the path, or not.
+        if root and not f"{scope['path']}/".startswith(f"{root}/"):
+            scope["path"] = root + scope["path"]
         self.metrics.at_work.inc()
 
         async def counted(message: Message) -> None:
@@ -65,7 +68,7 @@ class Guard:
         finally:
             route = getattr(scope.get("route"), "path", None) or "other"
             self.metrics.at_work.dec()
-            self.metrics.requests.labels(route, _method(scope), str(status)).inc()
+            self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +99,7 @@ class Guard:
 
     def _check_sender(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError for a foreign host, a foreign page, a missing key."""
-        path, key = scope["path"], self.settings.api_key
+        path, key = scope["path"].removeprefix(self.settings.root_path) or "/", self.settings.api_key
         host = _host_of(f"//{headers.get('host', '')}")
         own = key is not None or host in LOCAL | self.settings.hosts or "*" in self.settings.hosts
         if not own and not path.startswith("/health/"):  # which are asked by address
@@ -141,7 +144,7 @@ def _limited(receive: Receive, limit: int, seconds: float) -> Receive:
 
     async def limited() -> Message:
         nonlocal size, complete
-        if complete:  # what comes now says only that the client has gone
+        if complete:  # the next message can only say that the client has gone
             return await receive()
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

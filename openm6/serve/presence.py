@@ -1,4 +1,4 @@
-"""An answer is made only while somebody waits for it."""
+"""The service computes an answer only while a client waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def while_present(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """What `answer` gives. It is cancelled when the client goes; the request's body must have been read."""
+    """The result of `answer`, which is cancelled when the client goes. The request's body must have been read."""
     answering, leaving = asyncio.create_task(answer), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)

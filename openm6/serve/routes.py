@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import AsyncIterator, Callable
+from email.utils import formatdate
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -16,20 +17,23 @@ from pydantic import BaseModel
 
 import openm6
 from openm6.decode.live import Beginning, Poem, Sketch
+from openm6.search.store import Unavailable
 from openm6.search.values import Attributes
 from openm6.serve import answers
 from openm6.serve.answers import MAX_TEXT, Lang
 from openm6.serve.batching import Job
+from openm6.serve.conditional import is_known
 from openm6.serve.engine import Engine
 from openm6.serve.errors import ApiError, as_api_error, possible
 from openm6.serve.events import STREAMED, event, event_response, wants_events
+from openm6.serve.forms import FormRoute
 from openm6.serve.presence import while_present
 from openm6.serve.uploads import PictureReader
 from openm6.serve.writer import Product
 
 SIDE = 256  # pixels of a drawing as it is handed out; the model draws fewer
 
-router = APIRouter(prefix="/v1", responses=possible(400, 401, 500))
+router = APIRouter(prefix="/v1", responses=possible(400, 401, 500), route_class=FormRoute)
 WITH_PICTURE = possible(403, 408, 413, 422, 503)
 WITH_TEXT = possible(403, 408, 409, 413, 422, 503)
 
@@ -45,27 +49,30 @@ def _reader(request: Request) -> PictureReader:
 Asked = Annotated[Engine, Depends(_engine)]
 Reader = Annotated[PictureReader, Depends(_reader)]
 Picture = Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF")]
-ItemId = Annotated[str, Query(min_length=1, max_length=MAX_TEXT)]
+ItemId = Annotated[answers.Id, Query()]
 
 
 @router.get("/about", summary="What the service is and how far it has started")
-async def about(engine: Asked) -> answers.About:
+async def about(request: Request, engine: Asked) -> answers.About:
     status, settings = engine.status, engine.settings
-    catalogue = None
+    catalogue, problem = None, status.problem
     if status.ready and engine.has_shop:
-        facets = [
-            answers.FacetAbout.model_validate(each, from_attributes=True) for each in engine.shop.facets
-        ]
-        catalogue = answers.Catalogue(items=engine.shop.count, facets=facets)
+        shop = engine.shop
+        try:
+            await engine.check_shop()
+            facets = [answers.FacetAbout.model_validate(each, from_attributes=True) for each in shop.facets]
+            catalogue = answers.Catalogue(items=shop.count, facets=facets, reads_words=shop.index.reads_words)
+        except Unavailable as error:
+            problem = as_api_error(error, request).detail
     return answers.About(
         version=openm6.__version__,
         model=engine.model_name,
         writer=engine.writer.name if engine.writer is not None else None,
-        ready=status.ready,
+        ready=status.ready and problem is None,
         doing=status.doing,
         done=status.done,
         total=status.total,
-        problem=status.problem,
+        problem=problem,
         max_upload=settings.max_upload,
         max_pixels=settings.max_pixels,
         catalogue=catalogue,
@@ -94,7 +101,7 @@ async def ask(
 
 @router.post(
     "/search",
-    summary="Items of the catalogue like a picture, a text, or both",
+    summary="Items of the catalogue like a picture, a text, or both; or all that pass a filter",
     responses=WITH_PICTURE | possible(409),
 )
 async def search(
@@ -108,20 +115,27 @@ async def search(
     ] = None,
     n: Annotated[int, Form(ge=1, le=100)] = 24,
     text_weight: Annotated[float, Form(ge=0, le=1, description="With both: the text's share")] = 0.5,
+    after: Annotated[
+        answers.Id | None, Form(description="Without picture and text: the id after which the page begins")
+    ] = None,
 ) -> answers.Found:
-    encoder, picture = engine.shop.index.encoder, None
+    index, picture = engine.shop.index, None
     if image is not None:
-        picture = await reader.read(request, image, encoder.image_size)
+        picture = await reader.read(request, image, index.encoder.image_size)
     request.scope["openm6.body_done"]()
     text, where = (text or "").strip() or None, (where or "").strip() or None
-    if picture is None and text is None:
-        raise ApiError(422, "invalid", "a search needs a picture, a text, or both", field="text")
-    hits = await while_present(request, engine.search(picture, text, where, n, text_weight))
+    hits = await while_present(request, engine.search(picture, text, where, n, text_weight, after))
+    by_id = picture is None and text is None
     return answers.Found(
         hits=[
-            answers.Hit(**_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity)
+            answers.FoundItem(
+                **_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity
+            )
             for hit in hits
-        ]
+        ],
+        order="id" if by_id else "words" if picture is None and not index.reads_words else "similarity",
+        count=await run_sync(index.count, where) if by_id else None,
+        next=hits[-1].id if by_id and len(hits) == n else None,
     )
 
 
@@ -134,13 +148,25 @@ async def item(engine: Asked, id: ItemId) -> answers.Item:
     "/item/picture",
     summary="A small picture of an item",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, **possible(404, 409, 422, 503)},
+    responses={
+        200: {"content": {"image/png": {}}},
+        304: {"description": "The picture is the one that the client has"},
+        **possible(404, 409, 422, 503),
+    },
 )
-async def item_picture(engine: Asked, id: ItemId) -> Response:
-    png = await run_sync(engine.shop.thumbnail, id)
-    if png is None:
+async def item_picture(request: Request, engine: Asked, id: ItemId) -> Response:
+    found = await run_sync(engine.shop.thumbnail, id)
+    if found is None:
         raise ApiError(404, "not_found", "there is no picture of such an item", field="id")
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    # A browser may keep it, but asks each time whether it has changed.
+    headers = {
+        "ETag": f'"{found.tag}"',
+        "Last-Modified": formatdate(found.modified, usegmt=True),
+        "Cache-Control": "private, no-cache",
+    }
+    if is_known(request.headers, found.tag, found.modified):
+        return Response(status_code=304, headers=headers)
+    return Response(found.png, media_type="image/png", headers=headers)
 
 
 @router.post(
@@ -205,19 +231,19 @@ async def _attributes(engine: Engine, id: str) -> Attributes:
 
 
 def _item(engine: Engine, id: str, attributes: Attributes) -> dict[str, Any]:
-    shop = engine.shop
-    has_picture = shop.pictures is not None and isinstance(attributes.get("image"), str)
+    shop, root = engine.shop, engine.settings.root_path
+    has_picture = shop.thumbnails.folder is not None and isinstance(attributes.get("image"), str)
     return {
         "id": id,
         "name": shop.label(id, attributes),
         "attributes": attributes,
-        "picture": f"{router.prefix}/item/picture?id={quote(id, safe='')}" if has_picture else None,
+        "picture": f"{root}{router.prefix}/item/picture?id={quote(id, safe='')}" if has_picture else None,
     }
 
 
 async def _written(request: Request, engine: Engine, job: Job, by: str) -> Any:
     def added(text: str, before: str) -> str:
-        # Tokens of a character that was not whole may change what was told before: then all is told again.
+        # The last bytes of a character may change text that was already sent: then all of it is sent again.
         if text.startswith(before):
             return event("text", {"text": text[len(before) :]})
         return event("text", {"text": text, "anew": True})
@@ -230,11 +256,11 @@ async def _respond(
     engine: Engine,
     job: Job,
     answer: Callable[[Any], BaseModel],
-    tell: Callable[[Any, Any], str],
+    show: Callable[[Any, Any], str],
 ) -> Any:
-    """The job's result, at once or, where the client wants events, with what it tells on the way.
+    """The job's result, at once or, if the client wants events, after events with the job's reports.
 
-    `tell` gets what the job told, and what it told before that ("" at first).
+    `show` makes an event of a report and the report before it ("" at first).
     """
     if not wants_events(request):
         return answer(await while_present(request, engine.outcome(job)))
@@ -243,9 +269,9 @@ async def _respond(
         before: Any = ""
         try:
             yield event("queued", {"waiting": engine.batcher.waiting})
-            async for told in engine.follow(job):
-                yield tell(told, before)
-                before = told
+            async for report in engine.follow(job):
+                yield show(report, before)
+                before = report
             yield event("done", answer(job.result.result()))
         except Exception as error:
             yield event("error", as_api_error(error, request).content())

@@ -1,4 +1,4 @@
-"""Running the service: a socket, uvicorn, and an end that lets requests finish."""
+"""Running the service: a socket, uvicorn, and a shutdown that lets requests finish."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from types import FrameType
 import uvicorn
 
 from openm6.serve.app import create_app
+from openm6.serve.connection import patient_for
 from openm6.serve.engine import Engine
 
 INTERRUPTED = 130  # the status of a process that Ctrl+C ended
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT it says that it is not ready, takes no more connections, and finishes what it has
-    begun; on a second SIGINT it ends at once. `on_ready` is called when it listens.
+    """On SIGTERM or SIGINT it reports that it is not ready, takes no more connections, and finishes the requests
+    that it has begun; on a second SIGINT it ends at once. It calls `on_ready` when it listens.
     """
 
     def __init__(self, engine: Engine, on_ready: Callable[[], object]) -> None:
@@ -30,6 +31,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=max(1, round(engine.settings.stop_seconds)),
             timeout_keep_alive=30,
+            http=patient_for(engine.settings.header_seconds),
             backlog=2048,
         )
         super().__init__(config)
@@ -62,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(engine: Engine, bound: socket.socket, *, on_ready: Callable[[], object] = lambda: None) -> None:
-    """Serve until told to stop; raises KeyboardInterrupt where Ctrl+C did it."""
+    """Serve until a signal stops it. Raises KeyboardInterrupt after Ctrl+C."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
     try:
         Server(engine, on_ready).run(sockets=[bound])

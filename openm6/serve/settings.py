@@ -1,4 +1,4 @@
-"""What a service may be asked for, and how much of it."""
+"""The limits of a service, and the names that it is reached by."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # what a header carries as it is
+KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # characters that a header can carry
+
+ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
 class Settings(BaseModel):
-    """Limits of the service. What exceeds one is answered with 4xx, what it cannot take on now with 503."""
+    """Limits of the service. A request above a limit gets 4xx; one that has to wait too long gets 503."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,18 +22,19 @@ class Settings(BaseModel):
     # Names beside localhost: whose pages may ask, and without a key the only ones answered to; "*" = any.
     hosts: frozenset[str] = frozenset()
 
+    root_path: str = ""  # the path below which a proxy offers the service, such as /shop
+
     max_upload: int = Field(default=8 * 2**20, ge=1024)  # bytes of a request's body
     max_pixels: int = Field(default=2**25, ge=1)  # of a picture, before it is decoded
+    header_seconds: float = Field(default=20.0, gt=0)  # to send the headers of a request
     upload_seconds: float = Field(default=30.0, gt=0)  # to send a body
     max_uploads: int = Field(default=32, ge=1)  # bodies that are held at a time; further ones wait their turn
 
-    max_queue: int = Field(
-        default=512, ge=1
-    )  # requests that wait for the model; one more is told to come again
+    max_queue: int = Field(default=512, ge=1)  # requests that wait for the model; one more gets 503
     max_batch: int = Field(default=16, ge=1)  # requests that the model computes at a time
     answer_seconds: float = Field(default=120.0, gt=0)  # from the queue to the answer's end
 
-    stop_seconds: float = Field(default=30.0, ge=0)  # for requests at work, once told to stop
+    stop_seconds: float = Field(default=30.0, ge=0)  # for running requests, after the signal to stop
 
     @field_validator("api_key")
     @classmethod
@@ -39,6 +42,13 @@ class Settings(BaseModel):
         if key is not None and not KEY.fullmatch(key):
             raise ValueError("a key has letters, digits and signs of ASCII, and no space at its ends")
         return key
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if path and not ROOT.fullmatch(path):
+            raise ValueError(f"a root path begins with / and has letters, digits, - . _ ~ only, not {path!r}")
+        return path.rstrip("/")
 
     @field_validator("hosts")
     @classmethod

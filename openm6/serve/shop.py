@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import io
-from collections import Counter
+import math
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from openm6.data import BadRecord
-from openm6.data.images import read_image
 from openm6.decode.pipeline import Pipeline
 from openm6.search import Index
 from openm6.search.encoders import Encoder, M6Encoder
 from openm6.search.values import Attributes, of_kind
 from openm6.search.where import Value
+from openm6.serve.facets import Facet, facets_of
+from openm6.serve.thumbnails import Thumbnail, Thumbnails
 
-THUMBNAIL = 192  # pixels a side
-KEPT = 1024  # thumbnails in memory, of about 10 KB each
 FACETED = 20_000  # items: of larger catalogues it would take too long to look at every value
-CHOICES = 40  # a column with more values than this is not offered as a choice
+FRESH = 0.5  # seconds for which counts and facets are not read again
+TRIED = 10  # items whose pictures are looked for at the start
 NAMES = ("name", "title", "caption", "name_en", "caption_en", "name_zh", "id")
-
-
-@dataclass(frozen=True)
-class Facet:
-    """What a filter may say of a column: one of `choices`, or a number from `least` to `most`."""
-
-    column: str
-    kind: str
-    choices: tuple[str, ...] = ()
-    least: float | None = None
-    most: float | None = None
 
 
 class Shop:
     """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
 
-    `catalogue` is a file that the index is brought up to date with by `prepare`, or None; `note` is what people
-    should know of it; `yuan` says that its prices are in yuan, of others the currency is not known. Raises
-    ValueError if the index cannot be opened or, without a catalogue, has nothing in it.
+    `prepare` brings the index up to date with the file `catalogue`, if one is given. `note` is a sentence about the
+    catalogue for visitors; `remark` is one for the person who starts the service, or None. `yuan`: the prices
+    are in yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it has
+    nothing in it and no catalogue is given, or if none of the first items' pictures is in the folder.
     """
 
     def __init__(
@@ -57,15 +42,17 @@ class Shop:
         yuan: bool = False,
     ) -> None:
         self.index = Index.open(address, encoder=encoder)
-        self.pictures = pictures.resolve() if pictures is not None else None
+        self.thumbnails = Thumbnails(pictures)
         self.catalogue, self.note, self.yuan = catalogue, note, yuan
         if catalogue is None and self.index.about is None:
             raise ValueError(
                 f"there is no index at {address}: make one with openm6 search index, or leave --index out"
             )
-        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
+        self.remark = self._try_pictures() if catalogue is None else None
         self.facets: tuple[Facet, ...] = ()
         self.count = 0
+        self._looking = threading.Lock()
+        self._looked, self._seen = -math.inf, 0  # when, and a hash of the items that were there
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -74,28 +61,73 @@ class Shop:
         return encoder.pipeline if isinstance(encoder, M6Encoder) and encoder.name == "m6" else None
 
     def prepare(self, on_progress: Callable[[str, int, int], None]) -> None:
-        """Bring the index up to date with its catalogue, and look at what filters may say.
+        """Bring the index up to date with its catalogue, and look at its items.
 
-        Raises ValueError where the catalogue, or the index, cannot be used.
+        Raises ValueError where the catalogue, the index or the folder of pictures cannot be used.
         """
         if self.catalogue is not None:
             self.index.update(str(self.catalogue), workers=2, on_progress=on_progress)
         _ = self.index.encoder  # loads it
-        self.count = self.index.count()
-        self.facets = self._facets()
+        self._looked = -math.inf
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the number of items and the facets again, at most every half second.
+
+        Raises ValueError where the index cannot be used any more.
+        """
+        with self._looking:
+            if time.monotonic() - self._looked < FRESH:
+                return
+            count, columns = self.index.count(), self.index.columns
+            if count > FACETED:
+                self.facets = facets_of((), columns)
+            else:
+                seen = hash(frozenset(self.index.store.hashes().items()))
+                if seen != self._seen or not self.facets:
+                    rows = [row for part in self.index.store.scan(list(columns)) for row in part.values()]
+                    self.facets, self._seen = facets_of(rows, columns), seen
+            self.count, self._looked = count, time.monotonic()
+
+    def _try_pictures(self) -> str | None:
+        """A sentence for the person who starts the service, if items name pictures and no folder of them is given.
+
+        Raises ValueError where a folder is given and none of the first items' pictures is in it.
+        """
+        rows = self.index.store.page(TRIED).values()
+        named = [row["image"] for row in rows if isinstance(row.get("image"), str)]
+        if not named:
+            return None
+        folder, example = self.thumbnails.folder, f"the column image has, for example, {named[0]!r}"
+        if folder is None:
+            return f"items are shown without pictures: {example}; name the folder where it starts with --pictures"
+        if any(self.thumbnails.of(str(each)) for each in named):
+            return None
+        raise ValueError(
+            f"none of the pictures of the first {len(named)} items can be read in {folder}: {example}; give "
+            "--pictures the folder where that path starts"
+        )
 
     def item(self, name: str) -> Attributes | None:
-        """The attributes of an item, None if there is none of that id."""
+        """The attributes of an item; None if no item has that id."""
         return self.index.store.rows([name]).get(name)
 
+    def thumbnail(self, name: str) -> Thumbnail | None:
+        """The small picture of an item; None if there is no such item, or it has none that can be read.
+
+        The service opens only files that the catalogue names, inside the folder of pictures.
+        """
+        source = (self.item(name) or {}).get("image")
+        return self.thumbnails.of(source) if isinstance(source, str) else None
+
     def label(self, name: str, attributes: Attributes, lang: str = "en") -> str:
-        """What people call an item, in Chinese where `lang` is zh and the catalogue has it."""
+        """The name of an item, in Chinese if `lang` is zh and the catalogue has it."""
         columns = ("name_zh", *NAMES) if lang == "zh" else NAMES
         values = (attributes.get(column) for column in columns)
         return next((_text(value) for value in values if value not in (None, "")), name)
 
     def facts(self, name: str, attributes: Attributes, lang: str) -> tuple[tuple[str, str], ...]:
-        """What a script may say of an item: (what, value), each in its language where the catalogue has both.
+        """The facts that a script may use: (column, value), each in its language if the catalogue has both.
 
         A column `colour_zh` holds in Chinese what `colour`, or `colour_en`, holds in English.
         """
@@ -108,45 +140,6 @@ class Shop:
             facts.setdefault(what, _text(translated or value))
         return tuple(facts.items())
 
-    def _thumbnail(self, name: str) -> bytes | None:
-        """The item's picture as PNG of at most `THUMBNAIL` pixels a side; None if it has none that can be read.
-
-        Only files that the catalogue names, inside the folder of pictures, are ever opened.
-        """
-        attributes = self.item(name)
-        source = (attributes or {}).get("image")
-        if self.pictures is None or not isinstance(source, str):
-            return None
-        try:
-            path = (self.pictures / source).resolve()
-            if not path.is_relative_to(self.pictures):
-                return None
-            pixels = read_image(path, size=THUMBNAIL)
-        except (BadRecord, OSError, ValueError):
-            return None
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        return file.getvalue()
-
-    def _facets(self) -> tuple[Facet, ...]:
-        if self.count > FACETED:
-            return tuple(Facet(name, kind) for name, kind in self.index.columns.items())
-        rows = list(self.index.store.rows(list(self.index.store.hashes())).values())
-        return tuple(
-            _facet(name, kind, [row[name] for row in rows if row.get(name) is not None])
-            for name, kind in self.index.columns.items()
-        )
-
 
 def _text(value: Value | None) -> str:
     return str(of_kind(value, "text"))
-
-
-def _facet(column: str, kind: str, values: list[Any]) -> Facet:
-    if kind == "number" and values:
-        return Facet(column, kind, least=min(values), most=max(values))
-    counts = Counter(map(str, values)) if kind == "text" else Counter()
-    # Values that hardly repeat are names, not categories.
-    if counts and len(counts) <= CHOICES and len(values) >= 2 * len(counts):
-        return Facet(column, kind, choices=tuple(sorted(counts)))
-    return Facet(column, kind)

@@ -1,4 +1,4 @@
-"""Pictures that strangers upload: read within limits, decoded in threads, forgotten at once."""
+"""Uploaded pictures: read within limits, decoded in threads, not kept."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PictureReader:
         self.limiter = CapacityLimiter(DECODING)
 
     async def read(self, request: Request, upload: UploadFile, size: int) -> np.ndarray:
-        """The picture as uint8 (size, size, 3 | 4). Its name and its declared type are not looked at.
+        """The picture as uint8 (size, size, 3 | 4). Its name and its declared type are ignored.
 
-        Raises ApiError 422 for what is no picture. The upload is closed: nothing of it is kept.
+        Raises ApiError 422 for a file that is no picture. The upload is closed: nothing of it is kept.
         """
 
         def decode() -> np.ndarray:

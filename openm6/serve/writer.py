@@ -1,6 +1,6 @@
 """Live-stream scripts: a host's words for an item of the catalogue, by one of two writers.
 
-`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint, in M6's own stack (`openm6.model.hf`), told the item's facts.
+`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint in M6's own stack (`openm6.model.hf`); its prompt has the facts.
 `SlotWriter`: a small M6 trained on `openm6.serve.simulated.scripts`; its slots get the values of the item.
 """
 
@@ -38,7 +38,7 @@ ASK = {
 
 @dataclass(frozen=True)
 class Product:
-    """An item to praise: its facts as (what, value), in the language `lang` (en, zh) of the script; `category` as
+    """An item to praise: its facts as (column, value), in the language `lang` (en, zh) of the script; `category` as
     the catalogue has it, in whatever language; `yuan`: its price is in yuan.
     """
 
@@ -50,12 +50,12 @@ class Product:
 
 
 class Writer(Protocol):
-    """Who writes scripts; `name` is what readers are told."""
+    """A writer of scripts. Readers see its `name`."""
 
     name: str
 
     def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
-        """A script for each; `on_text` is called with its place and what there is of it."""
+        """A script for each. `on_text` is called with its place in the list and the text so far."""
         ...
 
 
@@ -72,9 +72,8 @@ class QwenWriter:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"cannot read the tokenizer {folder / 'tokenizer.json'}: {error}") from error
         self.name = folder.resolve().name
-        self.thinks = (
-            read_json(folder / "config.json")["model_type"] == "qwen3"
-        )  # unless it is told that it has thought already
+        # Qwen3 thinks first, unless its prompt has a thought already.
+        self.thinks = read_json(folder / "config.json")["model_type"] == "qwen3"
         self.chats = self.tokenizer.token_to_id(END) is not None
         ends = (self.tokenizer.token_to_id(each) for each in (END, "<|endoftext|>", "</s>", "<|eot_id|>"))
         self.eos = next((each for each in ends if each is not None), -1)

@@ -64,7 +64,8 @@ def rouge_l(captions: Sequence[str], references: References) -> np.ndarray:
     Raises ValueError as `cider`.
     """
     _check(captions, references)
-    weight, scores = 1.2**2, []
+    weight = 1.2**2
+    scores: list[float] = []
     for caption, truths in zip(captions, references, strict=True):
         told, told_of = words(caption), [words(truth) for truth in truths]
         common = [_longest_common(told, truth) for truth in told_of]
@@ -84,7 +85,7 @@ def cider(captions: Sequence[str], references: References, *, corpus: References
     _check(captions, references)
     cooked = [[_ngrams(words(truth)) for truth in truths] for truths in references]
     items = [[_ngrams(words(truth)) for truth in truths] for truths in corpus] if corpus else cooked
-    seen_in = Counter(ngram for truths in items for ngram in set().union(*truths))
+    seen_in = Counter(ngram for truths in items for ngram in {each for truth in truths for each in truth})
     log_items = math.log(len(items))
 
     def weigh(counts: Counter[NGram]) -> list[dict[NGram, float]]:
@@ -93,7 +94,7 @@ def cider(captions: Sequence[str], references: References, *, corpus: References
             weights[len(ngram) - 1][ngram] = count * (log_items - math.log(max(1, seen_in[ngram])))
         return weights
 
-    scores = []
+    scores: list[float] = []
     for caption, truths in zip(captions, cooked, strict=True):
         told = _ngrams(words(caption))
         likeness = [

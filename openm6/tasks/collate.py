@@ -136,11 +136,11 @@ def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: in
         return torch.tensor(lists[name], dtype=torch.int64)
 
     stream = Stream(
-        tokens_BT=torch.from_numpy(tokens),
-        positions_BT=torch.from_numpy(positions),
-        example_BT=torch.from_numpy(grid["example"]),
-        branch_BT=torch.from_numpy(grid["branch"]),
-        order_BT=torch.from_numpy(grid["order"]),
+        tokens_BT=torch.as_tensor(tokens),
+        positions_BT=torch.as_tensor(positions),
+        example_BT=torch.as_tensor(grid["example"]),
+        branch_BT=torch.as_tensor(grid["branch"]),
+        order_BT=torch.as_tensor(grid["order"]),
         image_at=tensor("image_at"),
         cell_at=tensor("cells_in_at"),
         cells_LK=tensor("cells_in"),

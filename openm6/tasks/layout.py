@@ -17,9 +17,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from openm6.modalities.text import TextTokenizer
 
@@ -37,7 +38,7 @@ class Branch:
     """One source and its target, as tokens. `image` is set when the source starts with a picture."""
 
     task: str
-    image: np.ndarray | None  # uint8 (H, W, 3 | 4)
+    image: npt.NDArray[np.uint8] | None  # uint8 (H, W, 3 | 4)
     source: tuple[int, ...]
     target: tuple[int, ...] | tuple[tuple[int, ...], ...]  # text tokens with <eos>, or the cells of a drawing
     target_kind: Literal["text", "codes", "match"]
@@ -75,8 +76,9 @@ class Layout:
 
     def branch(self, task: str, fields: Mapping[str, object], tokenizer: TextTokenizer) -> Branch:
         """Lay one example out; `fields` holds what the instruction names, the target only if it is known."""
-        image = fields[self.source[0].name] if self.sees else None
-        assert image is None or isinstance(image, np.ndarray)
+        picture = fields[self.source[0].name] if self.sees else None
+        assert picture is None or isinstance(picture, np.ndarray)
+        image = cast("npt.NDArray[np.uint8] | None", picture)
         keeps_colour = bool(fields.get("keeps_colour"))
         source: list[int] = []
         for atom in self.source[1 if self.sees else 0 :]:
@@ -88,13 +90,14 @@ class Layout:
         value = fields.get(goal.name)
         if goal.kind == "CODES":
             assert value is None or isinstance(value, tuple)
-            return Branch(task, image, tuple(source), value or (), "codes")
+            cells = cast(tuple[tuple[int, ...], ...], value or ())
+            return Branch(task, image, tuple(source), cells, "codes")
         target = () if value is None else (*_text(value, tokenizer), tokenizer.eos)
         return Branch(task, image, tuple(source), target, "text", keeps_colour=keeps_colour)
 
 
 def _parse(side: str, instruction: str) -> list[Atom]:
-    atoms = []
+    atoms: list[Atom] = []
     for word in side.split():
         match = _ATOM.fullmatch(word)
         if match is None:
@@ -119,4 +122,4 @@ def _tokens(atom: Atom, fields: Mapping[str, object], tokenizer: TextTokenizer) 
 
 def _text(value: object, tokenizer: TextTokenizer) -> tuple[int, ...]:
     """A string, or tokens that a task has already made of one (spans taken out)."""
-    return value if isinstance(value, tuple) else tokenizer.encode(str(value))
+    return cast(tuple[int, ...], value) if isinstance(value, tuple) else tokenizer.encode(str(value))

@@ -37,7 +37,7 @@ def questions(record: Record, rng: Random) -> list[Question]:
     `record["other_<language>"]` is the name of something else, which `is_it_a` asks about half of the time
     (answer: no); without it, is_it_a is left out.
     """
-    asked = []
+    asked: list[Question] = []
     for kind in KINDS:
         negative = rng.random() < 0.5
         for language in ("en", "zh"):

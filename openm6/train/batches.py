@@ -1,7 +1,7 @@
 """Records -> batches: draw records from the mix, let their tasks lay them out, augment the pictures, pack.
 
-Batch number `s` is a function of the seed, `s` and the records: all of its chance comes from one generator
-seeded with (seed, s), so the position of the sources is the only state that a resumed run needs.
+Batch number `s` depends on the seed, on `s` and on the records: one generator, seeded with (seed, s), makes all of
+its random choices. So the position of the sources is the only state that a resumed run needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from openm6.train.config import MixConfig
 
 
 class Batches:
-    """Endless batches of a mix; `state_dict` tells where the next one begins."""
+    """Endless batches of a mix. `state_dict` holds the position of the next one in the data."""
 
     def __init__(
         self,

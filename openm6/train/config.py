@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a run computes."""
+"""A recipe: all settings that decide the numbers of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from openm6.data.augment import AugmentConfig
 from openm6.data.config import DataConfig
 from openm6.giant.measure.budget import parse_bytes
 from openm6.model import ModelConfig
+from openm6.model.device import AUTO, check_device_name
 from openm6.tasks import TASKS
 
 
@@ -110,7 +111,9 @@ class R2D2Config(_Strict):
     queue: int = Field(
         default=2048, ge=0
     )  # the teacher's latest pictures, and texts, that are contrasted with
-    queue_decay: float = Field(default=0.99, gt=0, le=1)  # what a queued one counts after each further step
+    queue_decay: float = Field(
+        default=0.99, gt=0, le=1
+    )  # weight that a queued entry keeps at each further step
     momentum: float = Field(default=0.995, ge=0, lt=1)  # of the teacher
 
     @property
@@ -134,7 +137,8 @@ class RunConfig(_Strict):
     seed: int = 0
     steps: int = Field(gt=0)
     row: int = Field(default=128, gt=0)  # positions a row of the stream
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it
+    device: str = AUTO  # auto: the accelerator if there is one, or cpu, cuda, cuda:1, mps, xpu
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the device has it
     model: ModelConfig
     init: Literal["shipped"] | Path | None = None  # folder of a trained model to begin from
     frozen: list[str] = []  # parts of it that stay as they are: image, embed, slots.0, ...
@@ -159,6 +163,11 @@ class RunConfig(_Strict):
     def weights(self) -> dict[str, float]:
         """What each loss counts, by the names that `task_losses` gives them; one not named counts 1."""
         return self.loss_weights | {f"{task}_contrastive": each for task, each in self.contrastive.items()}
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        return check_device_name(device)
 
     @field_validator("contrastive")
     @classmethod
@@ -209,8 +218,10 @@ class RunConfig(_Strict):
             if kind in ("adamw8bit", "adafactor"):
                 raise ValueError(f"optimizer.kind {kind} is for streamed runs; set memory.host, or adamw")
             return
-        if kind == "muon":
-            raise ValueError("memory: a streamed run has no muon; set optimizer.kind to adamw or adafactor")
+        if self.device not in (AUTO, "cpu"):
+            raise ValueError(
+                f"memory: a streamed run computes on the processor, not on {self.device}; leave one of them out"
+            )
         if self.init is not None:
             raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":

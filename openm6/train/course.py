@@ -1,7 +1,6 @@
-"""The course of a run: what is the same wherever its model lives, in memory or streamed.
+"""The course of a run, the same for models in memory and streamed ones.
 
-Draw a step's batches, delink when it is time, take the step, tell how it goes, measure on held-out data,
-save.
+Draw the batches of a step, delink when it is time, take the step, report, measure on held-out data, save.
 """
 
 from __future__ import annotations
@@ -12,16 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from openm6.giant.sharing.trigger import FractionTrigger
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
 from openm6.train.config import MixConfig, RunConfig
-from openm6.train.memory import native_bf16, resident_bytes
+from openm6.train.memory import device_has_bf16, resident_bytes
 from openm6.train.schedule import learning_rate
 from openm6.train.tokenizers import open_tokenizers
 
 Progress = Callable[[dict[str, Any]], None]
-Work = TypeVar("Work", Batch, list[Any])  # what one step computes
+Work = TypeVar("Work", Batch, list[Any])  # the batches of one step
 
 
 class Window:
@@ -50,10 +51,12 @@ class Course(ABC, Generic[Work]):
         self.batches = self._batches(config.mix, seed=config.seed)
         self.step, self.tokens, self.skipped = 0, 0, 0
         self.window = Window()
-        self.bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+        self.device = self._device()
+        auto = config.precision == "auto"
+        self.bf16 = device_has_bf16(self.device) if auto else config.precision == "bf16"
         self.usual_loss: float | None = None  # running mean that the spike guard compares with
 
-    # What a kind of run must know how to do.
+    # Each kind of run defines these.
 
     @property
     @abstractmethod
@@ -62,7 +65,7 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def draw(self) -> Work:
-        """What the next step computes."""
+        """The work of the next step: a batch, or several."""
 
     @abstractmethod
     def delink(self) -> None:
@@ -70,7 +73,7 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def train_step(self, work: Work) -> None:
-        """Learn from it; count the step and its tokens, add losses to the window."""
+        """Train on the work; count the step and its tokens, add its losses to the window."""
 
     @abstractmethod
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
@@ -78,25 +81,29 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def save(self) -> None:
-        """Make what was computed so far survive the process."""
+        """Save a checkpoint, from which a new process can go on."""
 
     @abstractmethod
     def export(self) -> Path | None:
         """Write the model with its tokenizers as one folder; None if the recipe does not want it written."""
 
     def placement(self) -> dict[str, Any]:
-        """What a metrics line says of where the model lives now; nothing where it simply is in memory."""
+        """Fields of a metrics line about the places of the model's parts; empty for a run in memory."""
         return {}
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Close threads and files."""
 
     def time_to_delink(self, work: Work) -> bool:
-        """Whether the layers part before this step: at the recipe's share of the steps."""
+        """Whether to delink before this step: from the recipe's share of the steps on."""
         at = self.config.sharing.delink_at
         return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
 
-    # What is the same for all.
+    def _device(self) -> torch.device:
+        """The device on which this kind of run computes."""
+        return torch.device("cpu")
+
+    # All kinds of runs share the rest.
 
     @property
     def loss_limit(self) -> float:
@@ -117,6 +124,7 @@ class Course(ABC, Generic[Work]):
         if self.step == 0:
             if placement := self.placement():
                 report({"step": 0, "tokens": 0, "event": "placement", "stage": self.stage, **placement})
+            report(self.doing("measuring held-out losses"))
             report(self.held_out())
         begun, begun_tokens = clock(), self.tokens
         while self.step < config.steps:
@@ -135,10 +143,16 @@ class Course(ABC, Generic[Work]):
                 report(self._line(speed))
             paused = clock()  # the reported speed is that of training alone
             if last or self.step % config.eval_every == 0:
+                report(self.doing("measuring held-out losses"))
                 report(self.held_out())
             if last or self.step % config.checkpoint_every == 0:
+                report(self.doing("saving a checkpoint"))
                 self.save()
             begun += clock() - paused
+
+    def doing(self, text: str) -> dict[str, Any]:
+        """A line for `on_progress`: the run takes no steps now, and `text` says why."""
+        return {"step": self.step, "event": "doing", "stage": self.stage, "text": text}
 
     def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:
         return Batches(

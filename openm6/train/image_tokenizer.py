@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from openm6.modalities.codes import ImageTokenizer, ImageTokenizerConfig, psnr
+from openm6.model.device import AUTO, check_device_name, resolve_device
 from openm6.train.checkpoints.folder import latest_checkpoint
 from openm6.train.checkpoints.opening import load_checkpoint
 from openm6.train.checkpoints.whole import save_checkpoint
 from openm6.train.config import OptimizerConfig
+from openm6.train.lock import only_run_in
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter
 from openm6.train.muon import Muon
@@ -53,6 +55,7 @@ class ImageTokenizerRunConfig(BaseModel):
     name: str = "image-tokenizer"
     seed: int = 0
     steps: int = Field(gt=0)
+    device: str = AUTO  # as in `openm6.train.config.RunConfig`
     batch: int = Field(default=32, gt=0)
     model: ImageTokenizerConfig = ImageTokenizerConfig()
     augment: AugmentImagesConfig = AugmentImagesConfig()
@@ -62,6 +65,11 @@ class ImageTokenizerRunConfig(BaseModel):
     log_every: int = Field(default=50, gt=0)
     eval_every: int = Field(default=500, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        return check_device_name(device)
 
 
 def train_image_tokenizer(
@@ -79,18 +87,31 @@ def train_image_tokenizer(
     Args:
         images_NHWC: uint8 (N, size, size, 3), already over white.
         held_out_NHWC: pictures of the same shape for `psnr`, the mean over pictures in dB.
-        on_progress: gets every metrics line (step, loss, psnr, ...).
+        on_progress: called with every metrics line (step, loss, psnr, ...).
 
     Raises:
-        ValueError: the pictures have another shape or dtype, or a checkpoint is damaged or of another run.
+        ValueError: the pictures have another shape or dtype, a checkpoint is damaged or of another run, the folder
+            is in use by another run, or the device is not there.
     """
+    with only_run_in(run_dir):
+        return _train(images_NHWC, config, run_dir, held_out_NHWC, on_progress)
+
+
+def _train(
+    images_NHWC: np.ndarray,
+    config: ImageTokenizerRunConfig,
+    run_dir: Path,
+    held_out_NHWC: np.ndarray | None,
+    on_progress: Progress | None,
+) -> ImageTokenizer:
     keep_large_blocks()
+    device = resolve_device(config.device)
     size = config.model.image_size
     for images in (images_NHWC, held_out_NHWC):
         if images is not None:
             _check_images(images, size)
     torch.manual_seed(config.seed)
-    model = ImageTokenizer(config.model)
+    model = ImageTokenizer(config.model).to(device)
     optimizer = Muon(model.parameters(), lr=config.optimizer.lr, betas=config.optimizer.betas)
     checkpoint = latest_checkpoint(run_dir)
     step = int(load_checkpoint(checkpoint, model=model, optimizer=optimizer)["step"]) if checkpoint else 0
@@ -138,6 +159,7 @@ def _train_step(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     chosen = torch.randint(len(images_NHWC), (config.batch,), generator=generator)
     x_NCHW = augment_images(to_floats(images_NHWC[chosen.numpy()]), config.augment, generator)
+    x_NCHW = x_NCHW.to(next(model.parameters()).device)
     y_NCHW = model(x_NCHW)
     loss = reconstruction_loss(y_NCHW, x_NCHW, mse_weight=config.mse_weight, edge_weight=config.edge_weight)
     optimizer.zero_grad(set_to_none=True)
@@ -193,6 +215,6 @@ def mean_psnr(tokenizer: ImageTokenizer, images_NHWC: np.ndarray) -> float:
     """PSNR of pictures against their encoded and decoded selves: the mean over pictures, in dB."""
     values = []
     for start in range(0, len(images_NHWC), EVAL_BATCH):
-        x_NCHW = to_floats(images_NHWC[start : start + EVAL_BATCH])
+        x_NCHW = to_floats(images_NHWC[start : start + EVAL_BATCH]).to(next(tokenizer.parameters()).device)
         values.append(psnr(tokenizer.decode(tokenizer.encode(x_NCHW)), x_NCHW))
     return torch.cat(values).mean().item()

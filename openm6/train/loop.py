@@ -2,20 +2,22 @@
 
     train(load_recipe(Path("openm6/configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
 
-Everything that a step computes follows from the checkpoint before it, so a run that was killed and started
-again ends bit for bit like one that was not.
+A step depends on nothing but the checkpoint before it and the recipe. So a run that was killed and started again
+ends bit for bit like one that was not.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from openm6.giant.ranks.processes import Ranks, joined, launched
+from openm6.model.device import AUTO
 from openm6.train.config import MemoryConfig, RunConfig
 from openm6.train.course import Progress
+from openm6.train.lock import only_run_in
 from openm6.train.memory import keep_large_blocks
 from openm6.train.metrics import MetricsWriter, read_metrics
 from openm6.train.parallel_run import ParallelRun, ParallelStreamedRun
@@ -28,26 +30,33 @@ def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = No
     """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for
     `openm6.load`; None for a recipe whose `memory.export` is false.
 
-    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics
-    line. Under `torchrun` all of its processes train one model together (docs/many-machines.md).
-    Raises ValueError for a folder that holds another run, and for data or files that cannot be used.
+    Started again on the same folder it goes on from the last checkpoint. Under `torchrun` all processes train one
+    model together (docs/many-machines.md).
+
+    Args:
+        on_progress: called with every metrics line; and, before a pause in training, with a line of the event
+            "doing", whose `text` names the reason.
+
+    Raises:
+        ValueError: the folder holds another run or is in use by one, the device is not there, or data or files
+            cannot be used.
     """
     keep_large_blocks()
     if launched():
         check_can_spread(config)
-    with joined() as ranks:
+    with joined() as ranks, only_run_in(run_dir) if ranks is None or ranks.first else nullcontext():
         run_dir.mkdir(parents=True, exist_ok=True)
         check_same_run(config, run_dir)
         if ranks is not None:
-            ranks.barrier()  # all have read the recipe that is there before it is written again
+            ranks.barrier()  # every rank has read the recipe in the folder before rank 0 replaces it
         if ranks is None or ranks.first:
             dump_recipe(config, run_dir / "config.yaml")
         run = _open(config, run_dir, ranks)
-        if ranks is not None and not ranks.first:  # rank 0 speaks for all
+        if ranks is not None and not ranks.first:  # rank 0 reports for all
             with closing(run):
                 run.to_the_end(lambda line: None, time.perf_counter)
                 return run.export()
-        return _told(run, run_dir, on_progress)
+        return _reported(run, run_dir, on_progress)
 
 
 def _open(config: RunConfig, run_dir: Path, ranks: Ranks | None) -> Run | StreamedRun:
@@ -57,31 +66,45 @@ def _open(config: RunConfig, run_dir: Path, ranks: Ranks | None) -> Run | Stream
     return Run(config, run_dir) if config.memory is None else StreamedRun(config, run_dir)
 
 
-def _told(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | None) -> Path | None:
-    """Take the run to its end, and write down what it tells."""
+def _reported(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | None) -> Path | None:
+    """Take the run to its end and write its metrics."""
     with closing(run), MetricsWriter(run_dir, resume_step=run.step or None) as metrics:
-        # A delink right after the last checkpoint happens again when the run goes on, and is told once.
-        told = {_what(line) for line in read_metrics(run_dir)}
+        # A delink right after the last checkpoint happens again when the run goes on, and is written once.
+        written = {_what(line) for line in read_metrics(run_dir)}
 
         def report(line: dict[str, Any]) -> None:
-            if _what(line) in told:
+            if line.get("event") == "doing":  # for whoever watches; it says nothing of the run
+                if on_progress is not None:
+                    on_progress({"time": metrics.elapsed, **line})
                 return
-            told.add(_what(line))
+            if _what(line) in written:
+                return
+            written.add(_what(line))
             metrics.write(line)
             if on_progress is not None:
                 on_progress({"time": metrics.elapsed, **line})
 
         run.to_the_end(report, lambda: metrics.elapsed)
+        report(run.doing("writing the model"))
         return run.export()
 
 
 def _what(line: dict[str, Any]) -> tuple[Any, ...]:
-    """What a metrics line tells of: never two lines of a run alike."""
+    """The key of a metrics line: no two lines of a run have the same."""
     return line["step"], line.get("event"), line["stage"]
 
 
-# What may differ when a run is continued: how long it goes on and what is said on the way.
-_MAY_CHANGE = {"steps", "log_every", "eval_every", "eval_steps", "checkpoint_every", "held_out", "name"}
+# These may differ when a run is continued: its length, its device, its reports.
+_MAY_CHANGE = {
+    "steps",
+    "log_every",
+    "eval_every",
+    "eval_steps",
+    "checkpoint_every",
+    "held_out",
+    "name",
+    "device",
+}
 
 
 def check_same_run(config: RunConfig, run_dir: Path) -> None:
@@ -104,6 +127,11 @@ def check_can_spread(config: RunConfig) -> None:
         raise ValueError(
             "objective.kind: r2d2 trains a model with experts in one process only; start the run without torchrun"
         )
+    if config.device != AUTO:
+        raise ValueError(
+            f"device: several processes each take an accelerator of their own, or the processor; leave out "
+            f"{config.device}, or start the run without torchrun"
+        )
     if config.optimizer.kind == "adafactor":
         raise ValueError(
             "optimizer.kind: adafactor needs whole rows and columns, and several processes cut every matrix among "
@@ -122,7 +150,7 @@ def check_can_spread(config: RunConfig) -> None:
 
 
 def _computed(config: RunConfig, key: str) -> Any:
-    """What a setting says of the numbers; a budget does not, so a run may go on within another one."""
+    """The part of a setting that changes numbers. A budget does not: a run may go on within another one."""
     value = getattr(config, key)
     if isinstance(value, MemoryConfig):
         return value.model_copy(update={"host": "", "activations": "host", "export": True, "trace": None})

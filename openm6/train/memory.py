@@ -1,9 +1,11 @@
-"""What the operating system says about this process and this machine: resident memory, processor, bf16.
+"""Facts about this process and this machine: resident memory, processor, bf16.
 
 `keep_large_blocks` is the one function here that changes something: it stops glibc from handing large
 blocks back to the kernel after every operation, which on a CPU costs up to a third of a training step in
 page faults.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
@@ -12,11 +14,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openm6.giant.measure.budget import peak_resident_bytes, resident_bytes
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "cpuinfo_has_bf16",
+    "device_has_bf16",
     "keep_large_blocks",
     "machine",
     "native_bf16",
@@ -80,12 +87,23 @@ def native_bf16() -> bool:
     return cpuinfo_has_bf16(_cpuinfo()) or _sysctl("hw.optional.arm.FEAT_BF16") == "1"
 
 
+def device_has_bf16(device: torch.device) -> bool:
+    """Whether bf16 autocast makes a step on this device faster."""
+    import torch  # here, as in `machine`
+
+    if device.type == "cpu":
+        return native_bf16()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "xpu"  # on Apple's GPUs fp32 is the safe choice
+
+
 def machine() -> dict[str, str | int | bool]:
     """This machine, for reports and benchmarks.
 
     Returns:
         processor (name), cores (usable by this process), memory_bytes (physical), native_bf16, system,
-        python, torch (version), threads (that torch uses inside an operation), device (GPU name or "cpu").
+        python, torch (version), threads (that torch uses inside an operation), device (accelerator or "cpu").
     """
     import torch  # here, so that `keep_large_blocks` can run before anything large is loaded
 
@@ -101,5 +119,14 @@ def machine() -> dict[str, str | int | bool]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _accelerator() or "cpu",
     }
+
+
+def _accelerator() -> str:
+    """The accelerator's name, or an empty string where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else ""

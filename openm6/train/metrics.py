@@ -1,8 +1,7 @@
 """Metrics of a run: one JSON object a line in `metrics.jsonl`, and the same scalars for TensorBoard.
 
-The file is the record that the report, the benchmarks and a resumed run read. A resumed run first drops
-what the killed one wrote after its last checkpoint, so that both end with the same lines, except for
-wall-clock keys.
+The report, the benchmarks and a resumed run read this file. A resumed run first drops the lines that the killed run
+wrote after its last checkpoint. So both end with the same lines, except for wall-clock keys.
 """
 
 import json
@@ -17,15 +16,15 @@ from openm6.data.atomic import replacing
 
 METRICS_FILE = "metrics.jsonl"
 
-# Keys that differ between a run and the same run killed and resumed: everything the wall clock or the
-# allocator has a hand in. What is left must be equal, bit for bit.
+# Keys that may differ between a run and the same run killed and resumed, because they depend on the wall clock or
+# the allocator. All other keys must be equal, bit for bit.
 WALL_CLOCK_KEYS = frozenset(
     {
         "time",
         "tokens_per_s",
         "rss_bytes",
         "peak_rss_bytes",
-        # Of streamed runs: what is read and written depends on what a budget lets stay in memory.
+        # Of streamed runs: the budget decides how much is read and written.
         "budget_bytes",
         "wait_share",
         "read_bytes",
@@ -114,7 +113,7 @@ class MetricsWriter:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # TensorBoard hides what an earlier writer in the folder logged from `purge_step` on.
+            # TensorBoard hides the lines of an earlier writer from `purge_step` on.
             return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=first_step)
 
     @staticmethod

@@ -1,9 +1,4 @@
-"""Muon (Keller Jordan, 2024; at scale in 2502.16982) for convolutions and matrices, Adam for the rest.
-
-Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix, found with five Newton-Schulz
-iterations, so every direction of the matrix learns at the same speed. `torch.optim.Muon` takes only 2-D
-parameters and iterates in bf16, which many CPUs emulate; this one also takes convolutions and works in fp32.
-"""
+"""Muon for a model in memory, as an optimizer of PyTorch; `openm6.giant.optimizers.muon` has the rule."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,33 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A quintic whose iteration drives all singular values to about 1 fast; it need not converge exactly.
-A, B, C = 3.4445, -4.7750, 2.0315
-ITERATIONS = 5
-# Below this size orthogonalising says little: a layer with a few inputs or outputs is left to Adam.
-SMALLEST_SIDE = 16
-
-
-def orthogonalise(m_XY: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2).
-
-    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they
-    are gathered on the small square side, and the long matrix is touched twice instead of ten times.
-    """
-    tall = m_XY.shape[0] > m_XY.shape[1]
-    x = m_XY.mT if tall else m_XY
-    x = x / (x.norm() + 1e-7)
-    gram = x @ x.mT
-    product = None
-    for _ in range(ITERATIONS):
-        square = gram @ gram
-        p = B * gram + C * square
-        p.diagonal().add_(A)
-        product = p if product is None else p @ product
-        gram = p @ gram @ p
-    assert product is not None
-    x = product @ x
-    return x.mT if tall else x
+from openm6.giant.optimizers.muon import adam_update, is_matrix, muon_update
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,8 +35,9 @@ class Muon(torch.optim.Optimizer):
     ):
         groups: list[Any] = list(parameters)
         if not isinstance(groups[0], dict):
-            matrices = {"params": [p for p in groups if is_matrix(p)], "matrices": True}
-            groups = [matrices, {"params": [p for p in groups if not is_matrix(p)], "matrices": False}]
+            matrices = [p for p in groups if is_matrix(p.shape)]
+            others = [p for p in groups if not is_matrix(p.shape)]
+            groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
         defaults = {
             "lr": lr,
             "matrix_scale": matrix_scale,
@@ -88,44 +58,33 @@ class Muon(torch.optim.Optimizer):
                 else:
                     self._adam(parameter, parameter.grad, group)
 
-    def _muon(self, parameter: Tensor, grad: Tensor, group: dict) -> None:
+    def _muon(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
-        update = grad + group["momentum"] * momentum
-        parameter.mul_(1 - group["lr"] * group["matrix_scale"] * group["weight_decay"])
-        if update.ndim == 3:  # experts, each an (in, out) matrix of its own
-            scale = max(1.0, update.shape[2] / update.shape[1]) ** 0.5
-            for expert, matrix in zip(parameter, update, strict=True):
-                expert.add_(orthogonalise(matrix), alpha=-group["lr"] * group["matrix_scale"] * scale)
-            return
-        # Channels last, so that for that memory layout the reshape is a view.
-        order = (0, *range(2, update.ndim), 1)
-        moved = update.permute(order)
-        m_OI = moved.flatten(1)
-        scale = max(1.0, m_OI.shape[0] / m_OI.shape[1]) ** 0.5
-        back = torch.argsort(torch.tensor(order)).tolist()
-        change = orthogonalise(m_OI).view(moved.shape).permute(back)
-        parameter.add_(change, alpha=-group["lr"] * group["matrix_scale"] * scale)
+        muon_update(
+            parameter,
+            grad,
+            state["momentum_buffer"],
+            lr=group["lr"] * group["matrix_scale"],
+            beta=group["momentum"],
+            weight_decay=group["weight_decay"],
+        )
 
-    def _adam(self, parameter: Tensor, grad: Tensor, group: dict) -> None:
+    def _adam(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        beta1, beta2 = group["betas"]
-        first = state["exp_avg"].lerp_(grad, 1 - beta1)
-        second = state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
-        t = state["step"].item()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = (second / (1 - beta2**t)).sqrt_().add_(1e-8)
-        parameter.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**t))
-
-
-def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon's rule fits: at least two dimensions, both matrix sides of some size."""
-    sides = parameter.shape[1:] if parameter.ndim == 3 else parameter.shape[:2]
-    return parameter.ndim >= 2 and min(sides) >= SMALLEST_SIDE
+        adam_update(
+            parameter,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            lr=group["lr"],
+            step=int(state["step"].item()),
+            betas=group["betas"],
+            weight_decay=group["weight_decay"],
+        )

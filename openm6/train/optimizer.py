@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from openm6.giant.optimizers.muon import is_matrix, tables
 from openm6.train.config import OptimizerConfig
-from openm6.train.muon import Muon, is_matrix
+from openm6.train.muon import Muon
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -14,20 +15,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     Weight decay falls on matrices and kernels, not on norms, biases, scales and tables that are looked up in.
     """
-    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    tables |= {
-        id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in ("position", "place")
-    }
+    looked_up = tables(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in tables]
-    others = [p for p in parameters if p.dim() < 2 or id(p) in tables]
+    matrices = [p for p in parameters if p.dim() >= 2 and id(p) not in looked_up]
+    others = [p for p in parameters if p.dim() < 2 or id(p) in looked_up]
     if config.kind == "adamw":
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-    large = [p for p in matrices if is_matrix(p)]
+    large = [p for p in matrices if is_matrix(p.shape)]
     ids = {id(p) for p in large}
     rest = [p for p in parameters if id(p) not in ids]  # in the model's order, which a delink keeps
     groups = [

@@ -1,7 +1,7 @@
-"""Runs on several ranks: `Run` and `StreamedRun`, with the model on all of them and every step's batch shared out.
+"""Runs on several ranks: `Run` and `StreamedRun`, where each rank computes its rows of every batch.
 
-The Pseudo Giant is on every rank; at the delink the same processes cut the Real Giant among themselves. What a
-step computes is what one process would compute, up to the order of sums.
+The Pseudo Giant is on every rank. At the delink the same processes cut the Real Giant among themselves. A step
+gives the numbers of a run in one process, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ class ParallelRun(Run):
         found = self.ranks.agree(lambda: _named(latest_checkpoint(self.run_dir)))
         return None if found is None else Path(found)
 
+    def _device(self) -> torch.device:
+        return self.ranks.device
+
     def _place(self) -> None:
-        self.model.to(self.ranks.device)
-        self.objective.to(self.ranks.device)
+        super()._place()
         self.parallel = Parallel(self.model)
         self.objective.spread(self.parallel.everyone)
         if not self.shared:
@@ -62,22 +64,17 @@ class ParallelRun(Run):
     def _correlations(self, work: Batch) -> list[float]:
         """The mean over ranks, each of its own rows: so all decide alike."""
         mine = adjacent_correlations(self.model, lambda: self._loss(work)[0])
-        summed = self.parallel.everyone.total(
-            torch.tensor(mine, dtype=torch.float64, device=self.ranks.device)
-        )
+        summed = self.parallel.everyone.total(torch.tensor(mine, dtype=torch.float64, device=self.device))
         return (summed / self.ranks.size).tolist()
 
     def delink(self) -> None:
         self.parallel.delink(self.optimizer, state=self.config.sharing.optimizer_state)
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mine = to_device(take(batch, self.ranks.rank, self.ranks.size), self.ranks.device)
+        mine = to_device(take(batch, self.ranks.rank, self.ranks.size), self.device)
         with self._precision():
             losses = self.objective.parts(self.model, mine, batch, self.parallel.everyone)
         return total_loss(losses, self.config.weights), losses
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _figures(
         self, loss: torch.Tensor, losses: dict[str, torch.Tensor], routings: list[Routing]
@@ -88,7 +85,7 @@ class ParallelRun(Run):
             told["balance"] = balance_loss(routings).detach() / len(routings)
             told["dropped"] = sum(each.dropped for each in routings)
             told["kept"] = sum(len(each.token_M) for each in routings)
-        summed = self.parallel.everyone.total(figures(told, self.ranks.device)).tolist()
+        summed = self.parallel.everyone.total(figures(told, self.device)).tolist()
         whole = dict(zip(told, summed, strict=True))
         if routings:
             dropped, kept, balance = (whole.pop(name) for name in ("dropped", "kept", "balance"))

@@ -1,7 +1,7 @@
 """Charts of a run as inline SVG, drawn by matplotlib (extra `report`).
 
-Nothing is written over a curve: the page carries one legend for all charts, and the word "delink" stands
-above the axes. Text stays text, so that the page's own fonts draw it.
+Nothing is written over a curve: the page has one legend for all charts, and "delink" stands above the axes.
+Text stays text, so that the page's own fonts draw it; colours are variables of the page.
 """
 
 import io
@@ -15,6 +15,20 @@ import numpy as np
 
 INK, FAINT, GRID = "#1f2733", "#5b6675", "#e3e7ee"
 TRAIN, HELD_OUT, PSEUDO, OTHER = "#2f6fdb", "#d9480f", "#efeafd", "#0f766e"
+
+# Curves of several runs in one chart: of a tone that can be read on white and on black.
+SERIES = (TRAIN, HELD_OUT, OTHER, "#a855f7", "#b7791f", "#64748b")
+
+# The page's own colours stand in the SVG by name, so that a chart follows the page into dark mode.
+VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    GRID: "var(--line)",
+    PSEUDO: "var(--pseudo)",
+    TRAIN: "var(--train)",
+    HELD_OUT: "var(--held)",
+    OTHER: "var(--other)",
+}
 
 # Points a curve is thinned to: more than a screen has columns.
 MAX_POINTS = 500
@@ -34,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows; axes are labelled with their units.
+    """The content of a chart. Axes are labelled with their units.
 
     `delink` is the horizontal position of the delink: a vertical line there, and the Pseudo stage shaded.
     """
@@ -107,6 +121,8 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
     head = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{escape(title)}">'
     )

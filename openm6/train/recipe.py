@@ -197,8 +197,7 @@ def _all_keys(schema: type[BaseModel], prefix: str = "", above: tuple[Any, ...] 
 
 
 def _dotted(data: Any, error: Mapping[str, Any]) -> list[str]:
-    """The keys that lead to an error; what pydantic adds to name a union's member is not in the data: left
-    out."""
+    """The keys that lead to an error. Names that pydantic adds for a member of a union are left out."""
     parts = []
     for part in error["loc"]:
         if isinstance(data, list) and isinstance(part, int):
@@ -248,7 +247,7 @@ def _unknown_key(schema: type[BaseModel], location: Sequence[Any], parts: list[s
 
 
 def _sentence(error: ValidationError, schema: type[BaseModel], data: Any) -> tuple[list[str], str]:
-    """(keys that lead to it, what is wrong) for the most telling of pydantic's errors."""
+    """(keys that lead to the error, a sentence) for the most useful of pydantic's errors."""
     errors = error.errors(include_url=False)
     # A misspelt required key shows as "unknown" and as "missing": the first says more.
     first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
@@ -311,6 +310,17 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[Config]) -> C
             raise ValueError(f"{where}: {problem}")
     file = next((name for name, content in reversed(layers) if _has(content, parts)), layers[-1][0])
     raise ValueError(f"{file}: {problem}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, by a recipe's rules, unchecked. Raises ValueError if it is something else."""
+    try:
+        content = _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: there must be a mapping of keys to values, not {_show(content)}.")
+    return content
 
 
 def dump_recipe(config: BaseModel, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file that tells how training went and what the model can do.
+"""The report of a run: one HTML file with its losses, its figures and samples of the trained model.
 
-`write_report` reads what the run folder holds (metrics.jsonl, config.yaml, samples/samples.json) and may be
-called at any time, in the middle of a run too. A sample is an object with
+`write_report` reads metrics.jsonl, config.yaml and samples/samples.json of the run folder. It may be called at any
+time, in the middle of a run too. A sample is an object with
 
     task, lang, input, input_image, output, output_image, reference, step
 

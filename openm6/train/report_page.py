@@ -1,13 +1,24 @@
 """The page of a run's report: a jinja2 template that escapes every value it is given.
 
-Everything is inline (no script, no network), light, and one column wide on a phone. Chinese text falls to the
-fonts that each system ships.
+Everything is inline: no script, no network. The page is light or dark as the reader's system is, light on paper,
+and one column wide on a phone. Chinese text is shown in the fonts of each system.
 """
 
-STYLE = """
-:root { color-scheme: light; --ink: #1f2733; --faint: #5b6675; --line: #e3e7ee; --paper: #ffffff;
-  --back: #f6f7f9;
-  --good: #0f766e; --warn: #b45309; --train: #2f6fdb; --held: #d9480f; --pseudo: #efeafd; }
+LIGHT = """--ink: #1f2733; --faint: #5b6675; --line: #e3e7ee; --paper: #ffffff; --back: #f6f7f9;
+  --good: #0f766e; --warn: #b45309; --train: #2f6fdb; --held: #d9480f; --other: #0f766e; --pseudo: #efeafd;"""
+DARK = """--ink: #e6e9ef; --faint: #a3adbb; --line: #333c4a; --paper: #1a2029; --back: #12161c;
+  --good: #2dd4bf; --warn: #f59e0b; --train: #6ea8ff; --held: #ff8a4c; --other: #2dd4bf; --pseudo: #2b2545;"""
+
+# What is printed is light, whatever the screen is.
+THEMES = f"""
+:root {{ color-scheme: light dark; {LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}
+@media print {{ :root {{ color-scheme: light; {LIGHT} }} }}
+"""
+
+STYLE = (
+    THEMES
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, -apple-system,
   "Segoe UI",
@@ -96,8 +107,15 @@ pre { overflow-x: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, C
   .scroll table { font-size: 0.86rem; }
   th, td { padding: 6px 5px; }
 }
-@media print { body { background: #fff; } .card { break-inside: avoid; } }
+@media print {
+  body { background: #fff; }
+  nav { display: none; }
+  .card, tr { break-inside: avoid; }
+  details.card { break-inside: auto; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+}
 """
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -154,7 +172,7 @@ PAGE = """<!doctype html>
 {% for task in tasks %}<h3>{{ task.name }} <small>{{ task.about }}</small></h3>
 <div class="samples{{ ' drawings' if task.kind == 'drawn' }}">
 {% for card in task.cards %}<div class="card sample {{ task.kind }}">
-{% if card.image %}<img src="{{ card.image }}" alt="{{ card.alt }}" loading="lazy">
+{% if card.image %}<img src="{{ card.image }}" alt="{{ card.alt }}">
 {% elif card.missing %}<span class="gone">no picture</span>{% endif %}
 <div>{% for said in card.said %}
 <div class="said{{ ' poem' if task.kind == 'tall' }}"{% if said.lang %} lang="{{ said.lang }}"{% endif %}>

@@ -16,9 +16,10 @@ from openm6.giant.sharing.trigger import CorrelationTrigger, adjacent_correlatio
 from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.model import M6
 from openm6.model.checkpoint import load_model, save_model
+from openm6.model.device import resolve_device
 from openm6.model.experts import Routing, balance_loss, collect_routings, drop_rate
 from openm6.model.widen import widen_ffn
-from openm6.tasks.collate import Batch
+from openm6.tasks.collate import Batch, to_device
 from openm6.train.batches import Batches
 from openm6.train.checkpoints.folder import latest_checkpoint, read_checkpoint_state
 from openm6.train.checkpoints.opening import load_checkpoint
@@ -65,12 +66,17 @@ class Run(Course[Batch]):
     def _load(self, checkpoint: Path) -> None:
         load_checkpoint(checkpoint, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
+    def _device(self) -> torch.device:
+        return resolve_device(self.config.device)
+
     def _place(self) -> None:
-        """Bring the new model and optimizer where they will live: here they are there."""
+        """Move the new model and the objective's tensors to the device; the optimizer has no state yet."""
+        self.model.to(self.device)
+        self.objective.to(self.device)
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape, or of one with narrower FFNs, without cross
-        encoders or without this recipe's pretrained backbone: what it lacks is new."""
+        """Take the weights of a trained model of the same shape. Its FFNs may be narrower, and it may lack cross
+        encoders or this recipe's pretrained backbone: those begin with new values."""
         trained, wanted = load_model(folder), self.config.model
         had = trained.config
         other: dict[str, Any] = {"ffn": had.ffn}
@@ -122,11 +128,11 @@ class Run(Course[Batch]):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with self._precision():
-            losses = self.objective(self.model, batch)
+            losses = self.objective(self.model, to_device(batch, self.device))
         return total_loss(losses, self.config.weights), losses
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def train_step(self, work: Batch) -> None:
         settings = self.config.optimizer
@@ -140,8 +146,8 @@ class Run(Course[Batch]):
         if self.config.model.experts is not None:
             routed = routings
             loss = loss + self.config.model.experts.balance_loss * balance_loss(routings)
-        told = self._figures(loss, losses, routed)
-        value = told["loss"]
+        figures = self._figures(loss, losses, routed)
+        value = figures["loss"]
         norm = math.nan
         if not self._is_spike(value):
             loss.backward()
@@ -151,7 +157,7 @@ class Run(Course[Batch]):
             self.optimizer.step()
             self.objective.follow(self.model)
             self._learned_from(value)
-            self.window.add(**{"loss": value, "grad_norm": norm, **told})
+            self.window.add(**{"loss": value, "grad_norm": norm, **figures})
         else:
             self.skipped += 1
         self.step += 1
@@ -160,15 +166,15 @@ class Run(Course[Batch]):
     def _figures(
         self, loss: torch.Tensor, losses: dict[str, torch.Tensor], routings: list[Routing]
     ) -> dict[str, float]:
-        """What a metrics line tells of a step: its loss first."""
-        told = {"loss": loss.item(), **{f"loss_{name}": each.item() for name, each in losses.items()}}
+        """The figures of a step for its metrics line, the loss first."""
+        figures = {"loss": loss.item(), **{f"loss_{name}": each.item() for name, each in losses.items()}}
         if routings:
             balance = balance_loss(routings).item() / len(routings)
-            told |= {"drop_rate": drop_rate(routings), "balance": balance}
-        return told
+            figures |= {"drop_rate": drop_rate(routings), "balance": balance}
+        return figures
 
     def _clip(self, limit: float) -> float:
-        """Bound the norm of all gradients; returns what it was."""
+        """Bound the norm of all gradients. Returns the norm before that."""
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
 
     def _is_spike(self, value: float) -> bool:
@@ -180,8 +186,8 @@ class Run(Course[Batch]):
         with _evaluating(self.model):
             for _ in range(self.config.eval_steps):
                 loss, losses = self._loss(next(batches))
-                told = self._figures(loss, losses, [])
-                yield {name.removeprefix("loss_"): told[name] for name in told if name != "loss"}
+                figures = self._figures(loss, losses, [])
+                yield {name.removeprefix("loss_"): figures[name] for name in figures if name != "loss"}
 
     def save(self) -> None:
         save_checkpoint(

@@ -27,7 +27,7 @@ class Share:
 
     @property
     def stream(self) -> Stream:
-        """What the model is run on here."""
+        """The rows that the model reads on this rank."""
         return self.mine.stream
 
     @property

@@ -1,7 +1,7 @@
 """An M6 whose layers take no memory, and the values with which they begin.
 
-A giant is never made in memory: its frame is, its slots stay on meta, and each of their tensors (of a
-mixture, each expert's) gets its first values where it will live, as a function of the seed and its name.
+A giant is never built in memory as a whole. Its frame is built there; its slots stay on meta. Each tensor of a slot
+(in a mixture, of each expert) gets its first values where it will live. They depend on the seed and on its name.
 """
 
 from __future__ import annotations

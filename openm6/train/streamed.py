@@ -1,9 +1,9 @@
-"""A run through `openm6.giant.stream`: within a memory budget, and on disk what does not fit in it.
+"""A run through `openm6.giant.stream`: it keeps to a memory budget, and the rest of the model lives on disk.
 
-The Pseudo Giant's slot stays in memory; at the delink the same run becomes a Real Giant whose slots are read
-and written as a step needs them. All that a run in memory has is here as well: schedule, guard, metrics,
-held-out losses, going on after a kill (from the last commit, one every `checkpoint_every` steps; with
-`memory.durability: none` there is none), the model at the end.
+The Pseudo Giant's slot stays in memory. At the delink the same run becomes a Real Giant, whose slots are read and
+written as a step needs them. Schedule, guard, metrics, held-out losses and the exported model are those of a run in
+memory. After a kill it goes on from the last commit; there is one every `checkpoint_every` steps, and none with
+`memory.durability: none`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from openm6.giant.measure.budget import format_bytes, parse_bytes
-from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, PartOptimizer
+from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.streaming.build import layouts
 from openm6.giant.streaming.engine import Giant
@@ -86,7 +86,7 @@ class StreamedRun(Course[list[Any]]):
             group=self.group,
         )
 
-    # What a rank does otherwise.
+    # A run on several ranks overrides these.
 
     def _folder(self) -> Path:
         folder = tiers_folder(self.memory, self.run_dir)
@@ -108,7 +108,7 @@ class StreamedRun(Course[list[Any]]):
         return batch
 
     def _largest_work(self) -> list[Any]:
-        """As much as a step may have to compute: what it takes of the budget is measured on that."""
+        """The largest step that is likely: the memory that a step needs is measured on it."""
         probe = self._batches(self.config.mix, seed=self.config.seed)
         largest = max((next(probe) for _ in range(_PROBES)), key=lambda batch: batch.stream.tokens_BT.numel())
         pseudo = self.memory.pseudo_micro_batches or 1
@@ -207,7 +207,7 @@ class StreamedRun(Course[list[Any]]):
         return folder
 
     def close(self) -> None:
-        """Let go of threads and files. Tiers without a commit cannot be gone on with: they are deleted."""
+        """Close threads and files. Tiers without a commit are of no use to a later run, so they are deleted."""
         self.giant.close()
         if self.memory.durability == "none":
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -243,6 +243,13 @@ def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
     """The recipe's optimizer, which updates one part at a time; `clip` is that of each part by itself."""
     if config.kind == "adafactor":
         return Adafactor(clip=config.clip, weight_decay=config.weight_decay)
+    if config.kind == "muon":
+        return Muon(
+            matrix_scale=config.matrix_scale,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+        )
     rule = AdamW8bit if config.kind == "adamw8bit" else AdamW
     return rule(betas=config.betas, weight_decay=config.weight_decay, clip=config.clip)
 

@@ -1,4 +1,4 @@
-"""The two tokenizers of a run: text, opened or trained on the run's own texts, and images, opened."""
+"""The two tokenizers of a run. That of texts is opened, or trained on the run's texts; that of images is opened."""
 
 from __future__ import annotations
 

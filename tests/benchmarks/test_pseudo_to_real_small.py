@@ -119,3 +119,18 @@ def test_state_counts_one_slot_before_the_delink() -> None:
 def test_a_page_without_its_markers_is_left_alone(page: str) -> None:
     with pytest.raises(ValueError, match="once each"):
         p2r.fill(page, "table")
+
+
+def test_a_task_that_stays_at_chance_is_not_in_the_sum() -> None:
+    losses = {"caption": 5.0, "ask": 2.0, "match": 4.159}
+    assert p2r.total(p2r.counted(losses), {"ask": 0.5, "match": 0.5}) == 6.0
+
+
+def test_the_committed_sums_are_those_of_the_committed_losses() -> None:
+    weights = load_recipe(p2r.RECIPE, [], RunConfig).loss_weights
+    line = json.loads((p2r.ROOT / "benchmarks/results/pseudo_to_real_small.json").read_text(encoding="utf-8"))
+    for arm in p2r.ARMS:
+        expected = p2r.total(p2r.counted(line[f"{arm}_tasks"]), weights)
+        assert line[f"{arm}_loss"] == pytest.approx(expected, abs=2e-4)
+        assert p2r.mean(line[f"{arm}_loss_seeds"]) == pytest.approx(expected, abs=2e-4)
+    assert p2r.make_table(line) in (p2r.ROOT / "docs/pseudo-to-real.md").read_text(encoding="utf-8")

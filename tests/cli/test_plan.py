@@ -38,7 +38,10 @@ def test_what_does_not_fit_is_an_exit_code(cli: Any) -> None:
         (["plan", "quickstart", "--tokens", "0"], "--tokens must be above 0"),
         (["plan", "quickstart", "--on", "laptop", "--scale"], "names no link between its devices"),
         (["plan", "quickstart", "-o", "x.yaml"], "--out goes with --probe"),
+        (["plan", "quickstart", "--limit", "9"], "--limit goes with --probe"),
         (["plan", "--probe", "--disk", "/nowhere"], "is no folder"),
+        (["plan", "--probe", "--limit", "0"], "above 0"),
+        (["plan", "--probe", "--limit", "0.001"], "was not measured within 0.001 seconds"),
         (["plan", "image-tokenizer"], "trains an image tokenizer"),
     ],
 )

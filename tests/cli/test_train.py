@@ -9,6 +9,15 @@ from PIL import Image
 
 from openm6.data.corpus import load_emoji
 
+SHOWN = (
+    "reading records to show",
+    "captions of 8 pictures",
+    "answers about 8 pictures",
+    "texts that match 8 pictures",
+    "8 drawings",
+    "4 poems",
+)
+
 
 def test_a_run_prints_its_progress_its_losses_and_its_report(trained: Any) -> None:
     folder, result = trained
@@ -17,8 +26,18 @@ def test_a_run_prints_its_progress_its_losses_and_its_report(trained: Any) -> No
     assert lines[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.html").is_file()
     assert "delinked: each of the 2 layers" in result.stdout
+    pauses = [line.strip() for line in lines if line.endswith(" ...")]
+    samples = [f"samples for the report: {each} ..." for each in SHOWN]
+    assert pauses == [
+        "measuring held-out losses ...",
+        "saving a checkpoint ...",
+        "writing the model ...",
+        "opening the trained model ...",
+        *samples,
+        "writing the report ...",
+    ]
     assert "Pseudo Giant, loss" in result.stdout and "Real Giant, loss" in result.stdout
-    [head] = [line.split() for line in lines if "held-out loss" in line]
+    [head] = [line.split() for line in lines if "step  held-out loss" in line]
     assert head == ["time", "step", "held-out", "loss", "caption", "ask", "draw", "write", "match", "lm"]
 
 
@@ -61,6 +80,9 @@ def test_progress_leaves_standard_output_to_json(cli: Any, recipe: Path, tmp_pat
         (["m6-smal"], ["did you mean m6-small"]),
         (["RECIPE", "optimiser.lr=1"], ["'optimiser", "did you mean 'optimizer"]),
         (["RECIPE", "steps=many"], ["steps"]),
+        (["RECIPE", "--device", "gpu"], ["'gpu' is no device", "auto, cpu, cuda"]),
+        (["RECIPE", "--device", "xpu:7"], ["no device 'xpu:7'", "it has"]),
+        (["RECIPE", "--device", "xpu", "memory.host=4GiB"], ["computes on the processor, not on xpu"]),
         (["RECIPE", "steps"], ["key.subkey=value"]),
         (["RECIPE", "mix.0.data.path=/no/such.csv"], ["/no/such.csv"]),
         (["RECIPE", "-o", "FILE/run"], ["FILE"]),

@@ -68,6 +68,7 @@ def test_words_end_only_where_one_is_whole():
     assert rule.allowed(tokenizer.encode("red apple"))[[space, s]].all()
     assert not rule.allowed(tokenizer.encode("red frog"))[s]
     assert not rule.allowed([])[list(range(tokenizer.size, VOCAB))].any()
+    assert not rule.allowed([])[rule.eos] and not rule.allowed([space])[rule.eos]  # a caption says something
     assert tokenizer.decode(rule.finished(tokenizer.encode("red appl"))).strip() == "red"
 
 

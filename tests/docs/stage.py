@@ -76,7 +76,13 @@ def hugging_face(folder: Path) -> Names:
         def decode(self, ids: torch.Tensor) -> str:
             return " ".join(map(str, ids.tolist()))
 
-    return {"batches": [[tokens()]], "torch": torch, "tokenizer": Tokenizer(), "prompt": "a b c"}
+    return {
+        "batches": [tokens(), tokens()],
+        "held_out": [tokens()],
+        "torch": torch,
+        "tokenizer": Tokenizer(),
+        "prompt": "a b c",
+    }
 
 
 def streaming(folder: Path) -> Names:
@@ -140,6 +146,7 @@ STAGES: dict[str, Callable[[Path], Names]] = {
     "docs/bring-your-own-data.md": bring_your_own_data,
     "docs/data-card.md": nothing,
     "docs/decoding.md": decoding,
+    "docs/change-the-model.md": nothing,
     "docs/hugging-face.md": hugging_face,
     "docs/pseudo-to-real.md": pseudo_to_real,
     "docs/ranking.md": ranking,

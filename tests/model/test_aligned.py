@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openm6.giant.tiers import parts
 from openm6.model.aligned import LINE, aligned
@@ -22,6 +23,14 @@ def test_what_begins_on_a_line_is_not_copied_and_anything_else_is() -> None:
     x.requires_grad_()
     (aligned(x[1:]) * 3).sum().backward()
     assert x.grad is not None and torch.equal(x.grad[1:], torch.full((4, 7), 3.0)) and not x.grad[0].any()
+
+
+def test_tensors_without_memory_are_taken_as_new_ones_are(recwarn: pytest.WarningsRecorder) -> None:
+    with FakeTensorMode():
+        x = torch.empty(4, 16)
+        assert aligned(x) is x and aligned(x[1:]).storage_offset() == x[1:].storage_offset()
+        assert aligned(x[0, 1:]).storage_offset() == 0
+    assert not recwarn.list
 
 
 def test_parts_begin_their_tensors_on_lines() -> None:

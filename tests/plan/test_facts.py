@@ -11,8 +11,9 @@ from openm6.configs import RECIPES
 from openm6.model import ModelConfig
 from openm6.plan.job import Job, Parts
 from openm6.plan.plan import make_plan
-from openm6.plan.recipes import open_hardware
-from openm6.plan.workload import Work
+from openm6.plan.recipes import draw, job_of, open_hardware, resized, work_of
+from openm6.plan.simulate import scale
+from openm6.plan.workload import Pieces, Work
 from openm6.train.config import RunConfig
 from openm6.train.recipe import load_recipe
 
@@ -40,6 +41,30 @@ def test_a_512th_of_it_is_19_6_billion_and_does_not_fit_a_v100():
     offloaded = make_plan(job.on_devices(), cluster, tokens=1e9)
     assert offloaded.problem is None
     assert offloaded.stages[1].tiers["host"] > 0  # what does not fit the device
+
+
+@pytest.mark.slow
+def test_ten_days_on_512_v100_are_22_billion_tokens_and_the_network_limits_them():
+    """docs/planner.md: openm6 plan m6-10t --on 512xv100 --tokens 1e10 --micro-tokens 4096 memory.micro_batches=2"""
+    config = load_recipe(RECIPES / "m6-10t.yaml", ["memory.micro_batches=2"], RunConfig)
+    job = job_of(config, map(work_of, draw(config)), bf16=True).on_devices()
+    job = job.with_work(resized(job.work, 4096))
+    plan = make_plan(job, open_hardware("512xv100"), tokens=1e10)
+    assert plan.problem is None and [stage.bound for stage in plan.stages] == ["network", "network"]
+    assert 10 / plan.days * 1e10 == pytest.approx(22.5e9, rel=0.02)
+
+
+def test_efficiency_is_a_share_of_the_best_size_and_what_does_not_fit_does_nothing():
+    """On 128 devices half of the model is beyond the devices' memory: those have a fifth of what 512 do, each."""
+    job = m6_10t().on_devices()
+    few, some, many = scale(
+        replace(job, delink_at=0.0),
+        open_hardware("512xv100"),
+        pieces=Pieces(job.model, bf16=job.bf16),
+        sizes=(32, 128, 512),
+    )
+    assert few.problem is not None and few.tokens_per_s == few.efficiency == 0
+    assert some.problem is None and 0.1 < some.efficiency < 0.3 and many.efficiency == 1
 
 
 @pytest.mark.parametrize(

@@ -1,50 +1,149 @@
-"""Rates from times: known rates come back; the machine itself is measured in small."""
+"""A probe of a machine whose clock is ours: it ends within its limit, and says how rough it is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
-from openm6.plan.probe import Timed, fit_rates, measure_disk, measure_loopback
+from openm6.plan import probe as probing
+from openm6.plan.fit import Fit
+from openm6.plan.hardware import Rates
+from openm6.plan.probe import Deadline, Probe, probe
+from openm6.plan.samples import Sample, product, samples
 from openm6.plan.tally import KINDS, Cost
 
 
-def test_rates_that_explain_the_times_are_found():
-    generator = np.random.default_rng(0)
-    true = {name: 10.0 ** generator.uniform(9, 12) for name in KINDS if name != "operations"}
-    per = {**{name: 1 / rate for name, rate in true.items()}, "operations": 5e-6}
-    timed = []
-    for _ in range(40):
-        # Each kind takes a time of its own between 0 and 10 ms.
-        cost = Cost(**{name: generator.uniform(0, 1e-2) / per[name] for name in KINDS})
-        seconds = sum(getattr(cost, name) * per[name] for name in KINDS)
-        timed.append(Timed(cost, seconds, counts=generator.choice([1.0, 3.0])))
-    rates, error = fit_rates(timed)
-    assert error < 1e-3
-    for name, rate in true.items():
-        assert getattr(rates, name) == pytest.approx(rate, rel=0.02)
-    assert rates.operation_seconds == pytest.approx(5e-6, rel=0.02)
+class Clock:
+    """Time that passes only where work is done: each piece's cost over the rates, times the load at that moment."""
+
+    def __init__(self, rates: dict[str, float], load: Callable[[float], float]) -> None:
+        self.now, self.rates, self.load, self.works = 0.0, rates, load, 0
+
+    def work(self, cost: Cost) -> None:
+        alone = sum(getattr(cost, name) / self.rates[name] for name in KINDS)
+        self.now += alone * self.load(self.now)
+        self.works += 1
 
 
-def test_a_kind_that_was_not_measured_is_named():
-    with pytest.raises(ValueError, match="convolution_fp32"):
-        fit_rates([Timed(Cost(matrix_fp32=1, matrix_bf16=1, operations=1), 1.0)])
+@dataclass(frozen=True)
+class Known(Sample):
+    """A piece of work whose cost is given."""
+
+    cost: Cost = field(default_factory=Cost)
+
+    def trace(self) -> Cost:
+        self.run()
+        return self.cost
 
 
-def test_of_two_times_that_contradict_each_other_the_one_that_counts_more_is_believed():
-    everything = Cost(**{name: 1.0 for name in KINDS})
-    rates = [
-        fit_rates([Timed(everything, 1.0, first), Timed(everything, 2.0, second)])[0].elementwise_bytes
-        for first, second in ((5.0, 1.0), (1.0, 5.0))
-    ]
-    assert rates[0] > rates[1]
+RATES = dict.fromkeys(KINDS, 1e10) | {"matrix_fp32": 1e11, "matrix_bf16": 2e11, "operations": 2e5}
+RATES |= {"convolution_fp32": 5e10, "convolution_bf16": 9e10}
 
 
-def test_disk_and_loopback(tmp_path: Path):
-    disk = measure_disk(tmp_path, 1 << 20, block=1 << 18, seconds=0.05)
-    assert min(disk.read, disk.write, disk.mixed) > 1e6
-    assert list(tmp_path.iterdir()) == []
-    link = measure_loopback(1 << 20, rounds=5)
-    assert link.bytes_per_s > 1e6 and 0 < link.latency_s < 0.1
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
+    """The probe's own work replaced by what the clock says of it."""
+
+    def begin(load: Callable[[float], float] = lambda now: 1.0, **changes: float) -> Clock:
+        clock = Clock(RATES | changes, load)
+
+        def timed(name: str, cost: Cost) -> Sample:
+            return Known(name, lambda: clock.work(cost), cost=cost)
+
+        def square(size: int, dtype: torch.dtype) -> Sample:
+            kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+            return timed(f"product of {size}", Cost(**{f"matrix_{kind}": 2.0 * size**3}))
+
+        def some(*, bf16: bool) -> Iterator[Sample]:
+            dtype = "bf16" if bf16 else "fp32"
+            for i in range(8):
+                kinds = (name for name in KINDS if name.split("_")[-1] in (dtype, "bytes"))
+                amounts = {name: 1e8 * (1 + (7 * i + 3 * j) % 5) for j, name in enumerate(kinds)}
+                amounts |= {f"matrix_{dtype}": 1e10 * (1 + i % 3), f"convolution_{dtype}": 1e9 * (i % 4)}
+                amounts |= {"operations": 100.0 * (1 + i % 6)}
+                yield timed(f"piece {i} in {dtype}", Cost(**amounts))
+
+        monkeypatch.setattr(probing.time, "perf_counter", lambda: clock.now)
+        monkeypatch.setattr(probing, "product", square)
+        monkeypatch.setattr(probing, "samples", some)
+        monkeypatch.setattr(probing, "_updating", lambda *given: given[2][0] * 1e-6)
+        monkeypatch.setattr(probing, "measure_disk", lambda folder, size, *, seconds: None)
+        monkeypatch.setattr(probing, "measure_loopback", lambda: None)
+        return clock
+
+    return begin
+
+
+def test_a_steady_machines_rates_are_found_and_progress_is_reported(on: Callable[..., Clock]) -> None:
+    on()
+    said: list[str] = []
+    found = probe("mine", Path(), on_progress=said.append)
+    assert found.warnings == []
+    assert found.hardware.device.rates.matrix_fp32 == pytest.approx(1e11, rel=0.1)
+    assert found.hardware.device.rates_bf16 is not None
+    assert found.hardware.device.rates_bf16.matrix_bf16 == pytest.approx(2e11, rel=0.1)
+    assert "within 0% in fp32" in found.hardware.about and "bf16" in found.hardware.about
+    assert said[0] == "matrix products" and "round 1 of 5, piece 1 of 18" in said and "disk" in said
+
+
+@pytest.mark.parametrize("load", [2.0, 3.0])
+def test_a_steady_load_scales_all_rates_alike(on: Callable[..., Clock], load: float) -> None:
+    on(lambda now: load)
+    found = probe("mine", Path())
+    assert found.hardware.device.rates.matrix_fp32 == pytest.approx(1e11 / load, rel=0.1)
+    assert found.fits["fp32"].median_error < 0.05
+
+
+def test_load_in_less_than_half_of_the_rounds_changes_nothing(on: Callable[..., Clock]) -> None:
+    clock = on()
+    probe("alone", Path())
+    spans = clock.now
+    for begin in (0.0, 0.5):
+        on(lambda now, begin=begin: 5.0 if begin * spans <= now < begin * spans + 0.4 else 1.0)
+        found = probe("mine", Path())
+        assert found.hardware.device.rates.matrix_fp32 == pytest.approx(1e11, rel=0.1)
+
+
+def test_a_machine_too_busy_for_the_limit_is_refused_when_the_limit_is_over(on: Callable[..., Clock]) -> None:
+    clock = on(lambda now: 1e6)
+    with pytest.raises(ValueError, match=r"not measured within 60 seconds \(the time was over at: .*--limit"):
+        probe("mine", Path(), limit=60)
+    assert clock.works == 1  # the work that was under way when the time was over was the last
+
+
+def test_slow_bf16_is_timed_once_and_no_more(on: Callable[..., Clock]) -> None:
+    on(matrix_bf16=1e9)
+    found = probe("mine", Path())
+    rates = found.hardware.device.rates
+    assert rates.matrix_bf16 == pytest.approx(1e9, rel=0.1)
+    assert rates.convolution_bf16 / rates.convolution_fp32 == pytest.approx(0.01, rel=0.2)
+    assert found.hardware.device.rates_bf16 is None
+    assert "bf16 products are slower" in found.warnings[0]
+
+
+def test_a_rough_fit_is_said(on: Callable[..., Clock]) -> None:
+    on()
+    found = probe("mine", Path())
+    rates = found.hardware.device.rates
+    assert isinstance(rates, Rates)
+    rough = Probe(found.hardware, {"fp32": Fit(rates, 0.34, 0.9), "bf16": Fit(rates, 0.19, 0.9)})
+    assert len(rough.warnings) == 1 and "fp32 only within 34%" in rough.warnings[0]
+
+
+def test_time_that_is_over_names_what_was_begun() -> None:
+    deadline = Deadline(1e-9)
+    with pytest.raises(ValueError, match="layers"):
+        deadline.check("layers")
+
+
+@pytest.mark.slow
+def test_every_sample_runs_and_every_kind_of_work_is_in_some() -> None:
+    """One round, on the machine at hand."""
+    torch.manual_seed(0)
+    found = [product(64, torch.bfloat16), *samples(bf16=False)]
+    total = sum((sample.trace() for sample in found), Cost())
+    assert all(getattr(total, name) for name in KINDS if name != "convolution_bf16")

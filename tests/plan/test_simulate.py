@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openm6.plan.simulate import best_interval, daly, events, goodput, mean_of_largest, mean_step, young
+from openm6.plan.simulate import best_interval, goodput, mean_of_largest, mean_step
+from tests.plan.event_by_event import daly, events, young
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from openm6.serve import batching
-from openm6.serve.batching import Batcher, Kind, QueueFull, Stopped, Tell
+from openm6.serve.batching import Batcher, Kind, QueueFull, Report, Stopped
 
 
 class Model:
@@ -24,7 +24,7 @@ class Model:
     def kind(self, key: str = "double", most: int = 64) -> Kind:
         return Kind(key, self.compute, most)
 
-    def compute(self, items: Sequence[int], tells: Sequence[Tell]) -> list[int]:
+    def compute(self, items: Sequence[int], tells: Sequence[Report]) -> list[int]:
         self.batches.append(list(items))
         self.begun.set()
         assert self.gate.wait(10)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openm6.serve.shop import THUMBNAIL, Facet, Shop
+from openm6.serve.facets import Facet
+from openm6.serve.shop import Shop
+from openm6.serve.thumbnails import THUMBNAIL
 from tests.search.conftest import ColourEncoder, png
 
 
@@ -20,7 +22,9 @@ def test_facets_are_choices_ranges_or_nothing(shop: Shop) -> None:
 
 
 def test_thumbnails_are_small_and_of_items_alone(shop: Shop) -> None:
-    image = Image.open(io.BytesIO(shop.thumbnail("red/0") or b""))
+    found = shop.thumbnail("red/0")
+    assert found is not None
+    image = Image.open(io.BytesIO(found.png))
     assert image.format == "PNG" and image.size == (THUMBNAIL, THUMBNAIL)
     assert shop.thumbnail("red0.png") is None  # a file, but no item
 
@@ -78,3 +82,16 @@ def test_names_are_looked_for_in_the_language_of_the_script(shop: Shop) -> None:
 def test_an_index_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no index at .*nothing"):
         Shop(str(tmp_path / "nothing"))
+
+
+def test_pictures_that_are_nowhere_are_noticed_at_the_start(
+    shop: Shop, shop_folder: Path, tmp_path: Path
+) -> None:
+    address, encoder = str(shop_folder / "index"), shop.index.encoder
+    with pytest.raises(
+        ValueError,
+        match=r"none of the pictures of the first 10 items can be read in .* has, for example, 'blue0",
+    ):
+        Shop(address, pictures=tmp_path, encoder=encoder)
+    assert Shop(address, pictures=shop_folder, encoder=encoder).remark is None
+    assert "name the folder where it starts with --pictures" in (Shop(address, encoder=encoder).remark or "")

@@ -42,5 +42,6 @@ def photo(data: bytes = RED) -> dict[str, Any]:
 
 
 def first_hit(page: Any) -> str:
-    page.locator("#results .hit").first.wait_for()
+    """The name of the most similar item; before a search the catalogue is shown in the order of the ids."""
+    page.locator("#found", has_text="the most similar first").wait_for()
     return page.locator("#results .hit strong").first.inner_text()

@@ -56,10 +56,7 @@ def content(**changes: Any) -> dict[str, Any]:
         ({"optimizer": {"learning_rate": 1.0}}, "learning_rate"),
         ({"colour": 1}, "colour"),
         ({"optimizer": {"kind": "adafactor"}}, "adafactor is for streamed runs"),
-        (
-            {"memory": {"host": "1GiB"}, "optimizer": {"kind": "muon"}},
-            "set optimizer.kind to adamw or adafactor",
-        ),
+        ({"optimizer": {"kind": "adamw8bit"}}, "adamw8bit is for streamed runs"),
         ({"memory": {"host": "1GiB"}, "init": "shipped", "sharing": {"delink_at": 0.0}}, "begins anew"),
         (
             {"memory": {"host": "1GiB"}, "sharing": {"optimizer_state": "reset"}},

@@ -1,7 +1,21 @@
+import re
+
 import numpy as np
 import pytest
 
-from openm6.train.plots import MAX_POINTS, Chart, Curve, _short_number, _smoothed, _thin, draw
+from openm6.train.plots import (
+    HELD_OUT,
+    MAX_POINTS,
+    OTHER,
+    SERIES,
+    Chart,
+    Curve,
+    _short_number,
+    _smoothed,
+    _thin,
+    draw,
+)
+from openm6.train.report_page import DARK, LIGHT
 
 
 def test_long_curves_are_thinned_and_keep_their_mean_and_end():
@@ -36,6 +50,16 @@ def test_a_jump_at_the_delink_is_not_smoothed_away(monkeypatch):
     draw(Chart("t", "step", "loss", [Curve(points, smooth=True)], delink=50), width=360, height=230)
     x, y = drawn[-1]
     assert np.array_equal(y, np.where(x <= 50, 1.0, 2.0))
+
+
+def test_a_chart_has_the_pages_colours_so_that_it_follows_into_dark_mode():
+    points = [(0.0, 1.0), (1.0, 2.0)]
+    curves = [Curve(points), Curve(points, HELD_OUT), Curve(points, OTHER), Curve(points, SERIES[3])]
+    svg = draw(Chart("t", "step", "loss", curves, delink=0.5), width=360, height=230)
+    named = set(re.findall(r"var\(--(\w+)\)", svg))
+    assert named == {"ink", "faint", "line", "pseudo", "train", "held", "other"}
+    assert all(f"--{name}:" in theme for theme in (LIGHT, DARK) for name in named)
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {SERIES[3], "#000000", "#ffffff"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from openm6.giant.optimizers.part_optimizer import (
     blocks,
     check_decay,
     check_dtype,
+    scaled_and_clipped,
 )
 from openm6.giant.tiers.parts import TensorSpec
 
@@ -43,20 +44,7 @@ class AdamRule(ElementwiseOptimizer):
 
     @torch.no_grad()
     def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
-        # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
-        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
-        grads = list(gradients.values())
-        if scale != 1.0:
-            _multiply(grads, scale)
-        if self.clip is None:  # any sum of squares will do: this one is read at the memory's rate
-            return gradients if all(torch.dot(g.view(-1), g.view(-1)).isfinite() for g in grads) else None
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not norm.isfinite():
-            return None
-        factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
-        if factor < 1:
-            _multiply(grads, factor)
-        return gradients
+        return scaled_and_clipped(gradients, scale=scale, clip=self.clip)
 
     def apply(
         self,
@@ -157,8 +145,3 @@ def split(master_N: Tensor, weight_N: Tensor, low_N: Tensor) -> None:
     bits_N = master_N.view(torch.int32)
     low_N.copy_(bits_N)  # the lower 16 bits
     weight_N.view(torch.int16).copy_(bits_N.sub_(low_N).bitwise_right_shift_(16))
-
-
-def _multiply(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
-    for tensor in tensors:
-        tensor.mul_(factor)

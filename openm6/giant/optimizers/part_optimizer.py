@@ -1,7 +1,8 @@
 """What updates one part at a time, as soon as its gradients are complete.
 
 All state is in tensors that the caller owns (views of a tier's buffers); an update changes them in place.
-Scratch memory is a few MiB whatever the part's size. Weight decay falls on tensors of two axes or more, not on
+Scratch memory is a few MiB whatever the part's size, or what
+`scratch_bytes` says. Weight decay falls on tensors of two axes or more, not on
 norms and biases.
 
 An update with a gradient that is not finite changes nothing and says so. The check costs nothing extra where
@@ -12,7 +13,7 @@ square is not, which counts as a failure too). All of a part's sums come before 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -36,6 +37,10 @@ class PartOptimizer(ABC):
 
         Raises `ValueError` if a weight is neither fp32 nor bf16.
         """
+
+    def scratch_bytes(self, weights: Sequence[TensorSpec]) -> int:
+        """Memory that an update of these weights takes for itself, where it is more than some MiB."""
+        return 0
 
     @abstractmethod
     def initialise(self, weights: Tensors, state: Tensors) -> None:
@@ -108,6 +113,31 @@ class ElementwiseOptimizer(PartOptimizer):
             return False
         self.change(weights, prepared, state, lr=lr, steps=steps, decayed=decayed(weights))
         return True
+
+
+@torch.no_grad()
+def scaled_and_clipped(gradients: Tensors, *, scale: float, clip: float | None) -> Tensors | None:
+    """The gradients times `scale`, then clipped to a norm of `clip` (None = off), contiguous, in place where that
+    can be; None if one is not finite."""
+    # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
+    gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
+    grads = list(gradients.values())
+    if scale != 1.0:
+        _multiply(grads, scale)
+    if clip is None:  # any sum of squares will do: this one is read at the memory's rate
+        return gradients if all(torch.dot(g.view(-1), g.view(-1)).isfinite() for g in grads) else None
+    norm = torch.nn.utils.get_total_norm(grads)
+    if not norm.isfinite():
+        return None
+    factor = torch.clamp(clip / (norm + 1e-6), max=1.0)  # as clip_grad_norm_, to the bit
+    if factor < 1:
+        _multiply(grads, factor)
+    return gradients
+
+
+def _multiply(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 def decayed(weights: Tensors) -> set[str]:

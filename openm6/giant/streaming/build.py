@@ -21,7 +21,7 @@ from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import FRAME, Slot, specs
-from openm6.giant.optimizers.named import PartOptimizer
+from openm6.giant.optimizers.named import Muon, PartOptimizer
 from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_name, blocks_of
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import slice_of, sliced
@@ -177,6 +177,23 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
     layout = frame_layout(frame, settings)
     waiting = layout.section_bytes("state") + layout.section_bytes("gradients")
     return release_memory() - leaving + waiting
+
+
+def memory_beside(frame: Frame, slots: Sequence[Slot], settings: Settings) -> int:
+    """Bytes of what no rehearsal sees: an update's own memory, and parts that ranks gather."""
+    scratch = 0
+    if settings.optimizer is not None:
+        found = [frame_layout(frame, settings), *layouts(slots, settings).values()]
+        scratch = max(settings.optimizer.scratch_bytes(each.whole or each.weights) for each in found)
+    return scratch + memory_of_gathering(slots, settings)
+
+
+def fitted(optimizer: PartOptimizer | None, frame: Frame) -> PartOptimizer | None:
+    """The optimizer for this model: Muon must know which of its matrices are tables or experts."""
+    if not isinstance(optimizer, Muon):
+        return optimizer
+    experts = {name for slot in frame.slots for name in slot.expert or ()}
+    return optimizer.fitted(frame.model, frame.paths, sorted(experts))
 
 
 def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:

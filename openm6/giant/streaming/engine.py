@@ -378,7 +378,7 @@ class Giant:
         self._takes, self._adds = takes, adds
         # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
-        self._fixed_bytes = before + takes + build.memory_of_gathering(self.slots, self.settings)
+        self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
         self._fixed_bytes += machine.place.host_bytes
         build.empty_frame(self.frame, filled)
         placement = self._place({})

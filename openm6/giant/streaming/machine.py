@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from openm6.giant.models.frame import Frame, versions
 from openm6.giant.models.frame_values import join, split
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming.activations import Activations
+from openm6.giant.streaming.casting import Cast
 from openm6.giant.streaming.compute import Precision, Scratch
 from openm6.giant.streaming.trial import Trials
 from openm6.giant.streaming.updates import Updates, seeds
 from openm6.giant.streaming.visits import FromGraph, MicroBatch, Visit, Way
 from openm6.giant.streaming.where import Host
 from openm6.giant.tiers.store import Access, TieredStore
-
-if TYPE_CHECKING:
-    from openm6.giant.streaming.rehearse import Cast
 
 
 @dataclass

@@ -11,13 +11,15 @@ from torch import nn
 
 from openm6.giant.measure.budget import parse_bytes
 from openm6.giant.measure.trace import Trace
+from openm6.giant.models.disk_embedding import embeddings_on_disk
 from openm6.giant.models.frame import Loss, open_frame
 from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
-from openm6.giant.streaming import build, inference
+from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Fill, Settings
+from openm6.giant.streaming.dtypes import dtype_of
 from openm6.giant.streaming.engine import Giant
 from openm6.giant.streaming.where import Kept
 from openm6.giant.tiers.parts import Section
@@ -29,10 +31,10 @@ def stream(
     *,
     budget: str | int,
     disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "adafactor"] | None = "adamw",
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "muon", "adafactor"] | None = "adamw",
     lr: float = 1e-4,
-    weights_dtype: torch.dtype = torch.float32,
-    compute_dtype: torch.dtype = torch.float32,
+    weights_dtype: torch.dtype | str = torch.float32,
+    compute_dtype: torch.dtype | str = torch.float32,
     durability: Literal["step", "none"] = "step",
     activations: Kept = "host",
     device: str = "cpu",
@@ -53,15 +55,15 @@ def stream(
     """Open a model for training within a memory budget; the module itself is taken over.
 
     Args:
-        model: an M6, a module whose layers sit in one `ModuleList` and run one after the other, or the folder of
-            a causal language model of `transformers`, which is read tensor by tensor.
+        model: an M6, a module whose layers sit in one `ModuleList`, however it calls them, or the folder of a model
+            of `transformers`, which is read tensor by tensor.
         budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
         disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw" or "adamw8bit" (they clip each part's gradient norm to 1, if there is no global clip),
-            "adafactor", or one made by hand; None to run the model only.
+        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
+            clip), "adafactor", or one made by hand; None to run the model only.
         lr: learning rate, where `step` is given none.
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic). The frame of an M6 is
-            float32, and so are norms and biases of any frame.
+        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
+            frame of an M6 is float32, and so are norms and biases of any frame.
         compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
         durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
             runs).
@@ -90,6 +92,8 @@ def stream(
 
     Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
     """
+    weights_dtype = dtype_of(weights_dtype, "weights_dtype")
+    compute_dtype = dtype_of(compute_dtype, "compute_dtype")
     source: Path | None = None
     opened: Source | None = None
     if isinstance(model, (str, Path)):
@@ -101,13 +105,13 @@ def stream(
     if not frame.is_m6:
         store_frame_as(frame.model, weights_dtype, frame.modules())
     if opened is not None and optimizer is None and device == "cpu":
-        inference.embeddings_on_disk(frame.model, opened, frame.modules())
+        embeddings_on_disk(frame.model, opened, frame.modules())
     if group is not None and device != "cpu":
         raise ValueError("device: several processes compute on the processor; leave device or group out")
     settings = Settings(
         budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),
-        optimizer=named_optimizer(optimizer, global_clip),
+        optimizer=build.fitted(named_optimizer(optimizer, global_clip), frame),
         lr=lr,
         weights_dtype=weights_dtype,
         compute_dtype=compute_dtype,

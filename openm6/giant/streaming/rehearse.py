@@ -23,16 +23,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from openm6.giant.measure.live_bytes import LiveBytes, storage_key
-from openm6.giant.models.frame_values import join, split, tensors_of
+from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import HostActivations
+from openm6.giant.streaming.casting import Cast, kind_of
 from openm6.giant.streaming.compute import Scratch
 from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.updates import Updates
-from openm6.giant.streaming.visits import MicroBatch, Visit
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
@@ -117,40 +117,6 @@ class RehearsedStore:
 class _NoUpdates(Updates):
     def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         pass
-
-
-class Cast:
-    """Which layers of a rehearsal are run, and what stands in for the outputs of the others."""
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self._slots = slots
-        self._chosen: dict[Any, int] = {}  # slots by kind
-        self._outputs: dict[tuple[Any, int], Any] = {}  # by kind and micro-batch
-        self.bytes_of_others = 0  # what is kept for the layers that are not run
-
-    def plays(self, slot: Slot, layer: int, micro_batch: int) -> bool:
-        """Whether a layer is run."""
-        kind = kind_of(slot)
-        chosen = self._chosen.setdefault(kind, slot.index)
-        mine = slot.index == chosen and layer in slot.layers[:2]
-        return mine or (kind, micro_batch) not in self._outputs
-
-    def saw(self, slot: Slot, micro_batch: int, out: Any) -> None:
-        """A layer was run."""
-        shape, tensors = split(out)
-        self._outputs[kind_of(slot), micro_batch] = join(shape, [tensor.detach() for tensor in tensors])
-
-    def stand_in(self, slot: Slot, micro_batch: MicroBatch, visit: Visit) -> Any:
-        """The outputs of a layer that is not run."""
-        if micro_batch.training:
-            self.bytes_of_others += sum(micro_batch.activations_of(visit))
-        return self._outputs[kind_of(slot), micro_batch.index]
-
-
-def kind_of(slot: Slot) -> Any:
-    """Slots of a kind are alike but for their values."""
-    expert = tuple(sorted(slot.expert.items())) if slot.expert else None
-    return slot.module, tuple(sorted(slot.body.items())), slot.experts, expert
 
 
 def rehearse(

@@ -12,17 +12,15 @@ those of other micro-batches. To keep them apart for every micro-batch would tak
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openm6.giant.models.frame_values import differentiable, join, split
 from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.running import Running
 from openm6.giant.streaming.visits import MicroBatch, Visit, reached
-
-if TYPE_CHECKING:
-    from openm6.giant.streaming.step import Running
 
 
 def backward_of_loss(machine: Machine, running: Running, micro_batch: MicroBatch, loss: Tensor) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import replay
 from openm6.giant.streaming.compute import Gradients
 from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.running import Group, Running
 from openm6.giant.streaming.visits import MicroBatch, ReadBetween, Visit
 from openm6.giant.tiers.store import Access, Views
 
@@ -45,35 +45,6 @@ def listed(micro_batches: Any) -> Sequence[Any]:
     if not listed:
         raise ValueError("a step needs at least one micro-batch")
     return listed
-
-
-@dataclass
-class Group:
-    """Visits of one slot's layers that follow each other, by micro-batch."""
-
-    slot: Slot
-    visits: dict[int, list[Visit]] = field(default_factory=dict)
-
-
-@dataclass
-class Running:
-    """A pass under way."""
-
-    micro_batches: list[MicroBatch]
-    groups: list[Group] = field(default_factory=list)
-    total: float = 0.0  # loss so far
-    losses: bool = True  # whether that is what passes return
-    deferred: bool | None = None  # see `replay.defers`
-
-    def group(self, slot: Slot) -> Group:
-        """The group that a visit of this slot now belongs to."""
-        if not self.groups or self.groups[-1].slot is not slot:
-            self.groups.append(Group(slot))
-        return self.groups[-1]
-
-    def close(self) -> None:
-        for micro_batch in self.micro_batches:
-            micro_batch.run.close()
 
 
 # -------------------- forward

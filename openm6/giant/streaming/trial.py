@@ -9,17 +9,34 @@ was seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from openm6.giant.models.frame import Buffers
+from openm6.giant.models.frame import Buffers, Frame
 from openm6.giant.models.frame_values import marks, split, tensors_of
+from openm6.giant.streaming.activations import Activations
 from openm6.giant.streaming.visits import MicroBatch, Visit, reached
 
-if TYPE_CHECKING:
-    from openm6.giant.streaming.machine import Machine
+
+class Runs(Protocol):
+    """Of a `Machine`, what runs a layer."""
+
+    frame: Frame
+    activations: Activations
+
+    def run(
+        self,
+        micro_batch: MicroBatch,
+        visit: Visit,
+        weights: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        grad: bool,
+    ) -> Any: ...
+
 
 # Of a tensor's norm: what kernels with and without a graph may differ by.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -37,7 +54,7 @@ class Trials:
         return visit.layer not in self._passed
 
     def run(
-        self, machine: Machine, micro_batch: MicroBatch, visit: Visit, weights: Mapping[str, Tensor]
+        self, machine: Runs, micro_batch: MicroBatch, visit: Visit, weights: Mapping[str, Tensor]
     ) -> tuple[Any, Any]:
         """The layer's outputs, without a graph. Raises ValueError for a layer that cannot be streamed."""
         layer = machine.frame.layers[visit.layer]
@@ -78,7 +95,7 @@ class Trials:
         self._passed.add(visit.layer)
         return out
 
-    def check(self, machine: Machine, tensor: Tensor) -> None:
+    def check(self, machine: Runs, tensor: Tensor) -> None:
         """Raise ValueError if what the model computes between layers reads results from inside a layer."""
         if self._inside and tensor.requires_grad:
             for leaf in reached(tensor):
@@ -94,7 +111,7 @@ class Trials:
         self._inside.clear()
 
 
-def _refused(machine: Machine, visit: Visit, why: str) -> ValueError:
+def _refused(machine: Runs, visit: Visit, why: str) -> ValueError:
     path, model = machine.frame.paths[visit.layer], type(machine.frame.model).__name__
     return ValueError(f"{model} cannot be streamed: {path} {why}.")
 

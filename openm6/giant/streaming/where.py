@@ -28,7 +28,8 @@ from openm6.giant.streaming.activations import Activations, DiskActivations, Hos
 from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS, DeviceStore, OnDevice, Parts
-from openm6.giant.tiers.devices import Device, Event, open_device
+from openm6.giant.tiers.devices import Device, Event
+from openm6.giant.tiers.named_devices import open_device
 from openm6.giant.tiers.parts import PAGE, PartLayout, packed_bytes
 from openm6.giant.tiers.store import TierError, Views
 

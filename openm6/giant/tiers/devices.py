@@ -1,6 +1,6 @@
 """Memory beside the host's in which layers compute: an accelerator's, or a stand-in's (`arena`).
 
-    device = open_device("cuda:0", limit=8 << 30)
+    device = open_device("cuda:0", limit=8 << 30)          # see `named_devices`
     on_device = device.empty(nbytes)                       # uint8
     copied = device.upload(host, on_device, after=[free])  # starts when `free` is over; returns at once
     copied.wait()                                          # what is computed from now on waits for the copy
@@ -17,15 +17,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from openm6.giant.measure.budget import format_bytes, parse_bytes
-from openm6.model.device import resolve_device
-
-MARGIN = 0.05  # of the free memory, that is left to others
 
 
 class Event(Protocol):
@@ -252,40 +247,3 @@ class Accelerator(Device):
     def close(self) -> None:
         for stream in (self._up, self._down):
             stream.synchronize()
-
-
-def open_device(name: str, *, limit: int | None = None) -> Device | None:
-    """The device of that name; None for the processor itself.
-
-    Args:
-        name: "cpu"; "auto": the accelerator, where there is one; "cuda", "cuda:1", "mps", "xpu" ...;
-            "arena:64MiB": a stand-in of that size in host memory, to try placements.
-        limit: bytes that this process may hold there; by default what is free, less `MARGIN`.
-
-    Raises ValueError for a device that is not there, and for a limit above its memory.
-    """
-    if name.startswith("arena"):
-        from openm6.giant.tiers.arena import Arena
-
-        _, _, size = name.partition(":")
-        if not size and limit is None:
-            raise ValueError("device='arena' needs a size, for example arena:64MiB")
-        return Arena(parse_bytes(size) if size else cast(int, limit))
-    torch_device = resolve_device(name)
-    if torch_device.type == "cpu":
-        if limit is not None:
-            raise ValueError(
-                "a budget for the device was given, but the processor computes; leave it out, or name a device"
-            )
-        return None
-    backend: Any = torch.get_device_module(torch_device)
-    if not hasattr(backend, "mem_get_info"):
-        raise ValueError(
-            f"streaming to {torch_device.type} is not supported: it does not say how much memory is free"
-        )
-    free, total = backend.mem_get_info(torch_device)
-    if limit is not None and limit > total:
-        raise ValueError(
-            f"a device budget of {format_bytes(limit)} is above the {format_bytes(total)} that {name} has"
-        )
-    return Accelerator(torch_device, limit or round(free * (1 - MARGIN)))

@@ -1,8 +1,9 @@
-"""What an item is: a model's softmax and a vote of the nearest catalogue items, put together.
+"""The category of an item: a model's softmax and a vote of the nearest catalogue items, fused.
 
-Pailitao (2102.04674, section 3.2) predicts the category of a query first: who searches among the wrong items cannot
-find the right one. A classifier generalises and knows nothing of single items; neighbours remember every item and
-know nothing of the rest. Where their mistakes differ, a weighted mean of the two makes fewer (see `voters.py`).
+Pailitao (2102.04674, section 3.2) predicts the category of a query first, because a search among the wrong
+items cannot find the right one. A classifier generalises but does not know single items. Neighbours remember
+every item but do not generalise. If the two make different mistakes, their weighted mean makes fewer (see
+`voters.py`).
 
 Shape suffixes: N queries, G catalogue items, K neighbours, C categories.
 """
@@ -24,7 +25,7 @@ def neighbour_vote(
     """Probabilities (N, C): the `k` most similar items vote, each with exp(SHARPNESS x its similarity).
 
     `categories_G` are numbers from 0; an item with a negative one has no category and no vote. Of equally similar
-    items the first ones count. Where nobody votes, all categories are equally probable.
+    items the first ones count. If nobody votes, all categories are equally probable.
     """
     similarities_NG = np.where(np.asarray(categories_G) < 0, -np.inf, similarities_NG)
     nearest_NK = np.argsort(-similarities_NG, axis=1, kind="stable")[:, :k]
@@ -50,11 +51,12 @@ def fuse(model_NC: np.ndarray, vote_NC: np.ndarray, weight: float) -> np.ndarray
 
 
 def fit_weight(model_NC: np.ndarray, vote_NC: np.ndarray, truth_N: Sequence[int] | np.ndarray) -> float:
-    """The model's weight: the middle one of those that err not clearly more often than the best, on held-out items.
+    """The model's weight: the middle of the good weights, on held-out items.
 
-    Clearly is by two standard errors of the difference; one is, as in McNemar's test, the root of the number of
-    items that one weight mistakes and the other does not. Which weight is the very best on a few hundred items is
-    chance; those in the middle of the good ones are good on other items too.
+    A weight is good if it does not err clearly more often than the best one: by two standard errors of the
+    difference. As in McNemar's test, a standard error is the root of the number of items that one weight mistakes
+    and the other does not. On a few hundred items, the very best weight is chance. A weight in the middle of the
+    good ones is good on other items too.
     """
     wrong_WN = np.stack([fuse(model_NC, vote_NC, w).argmax(1) for w in WEIGHTS]) != np.asarray(truth_N)
     mistakes_W = wrong_WN.sum(axis=1)

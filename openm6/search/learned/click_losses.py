@@ -1,7 +1,7 @@
-"""What clicks teach: triplets (hinge on distances) and lists (softmax over what was shown).
+"""The losses of clicks: triplets (hinge on distances) and lists (softmax over the items of a page).
 
-Both read one matrix of similarities, queries against all items of the batch, so that every item of the batch serves
-every query (2102.04674, section 3.3.1: sharing the images of a mini-batch makes more triplets for nothing).
+Both read one matrix of similarities, queries against all items of the batch. So every item of the batch serves
+every query (2102.04674, section 3.3.1: sharing the images of a mini-batch makes more triplets at no cost).
 
 Shape suffixes: N queries, M items, in unit vectors.
 """
@@ -20,8 +20,8 @@ def triplet_loss(
 ) -> Tensor:
     """Mean of max(0, margin + d(q, p) - d(q, n)) over the triplets where it is above 0; d = squared distance.
 
-    `positive_NM` and `negative_NM` (bool) say which items are which to each query. The mean over violated triplets
-    only ("batch all", 1703.07737) does not fade when most are learned. 0 if none is violated.
+    `positive_NM` and `negative_NM` (bool) say which items are which to each query. A mean over violated triplets
+    alone ("batch all", 1703.07737) does not fade when most are learned. It is 0 if none is violated.
     """
     distance_NM = 2 - 2 * similarity_NM
     excess_NPM = margin + distance_NM[:, :, None] - distance_NM[:, None, :]
@@ -32,10 +32,10 @@ def triplet_loss(
 def list_loss(
     similarity_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor, *, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Mean of -log of the share of the clicked among all, in exp(similarity / temperature).
+    """Mean of -log(share of the clicked items in the sum over all of exp(similarity / temperature)).
 
-    The list constraint of 2102.04667: all of a page counts at once, not one pair of it at a time. Queries without a
-    positive are left out; 0 without any.
+    The list constraint of 2102.04667: a whole page counts at once, not one pair of it at a time. Queries without a
+    positive are left out; the loss is 0 if none has one.
     """
     logits_NM = similarity_NM / temperature
     lowest = torch.finfo(logits_NM.dtype).min

@@ -1,15 +1,15 @@
-"""The log of clicks: what was asked with which picture, what was shown, what was clicked.
+"""The log of clicks: the picture of a query, the items that were shown, the items that were clicked.
 
 A JSON Lines file, one page view a line, UTF-8:
 
     {"query": "queries/17.jpg", "shown": ["a1", "b7", "c2"], "clicked": ["b7"], "user": "u5"}
 
-    query     the picture that was searched with, a path relative to the folder of the log
+    query     the customer's picture, a path relative to the folder of the log
     shown     ids of the catalogue's items, in the order in which the page showed them; each once
-    clicked   those of them that were clicked, in the order of the clicks; may be empty
-    user      who, optional: clicks of one user bring items together (`virtual_id.py`)
+    clicked   the clicked ones of these, in the order of the clicks; may be empty
+    user      the customer, optional: clicks of one user bring items together (`virtual_id.py`)
 
-Any other key is left alone.
+Any other key is ignored.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_page_views(path: str | Path, *, max_bad_fraction: float = MAX_BAD_FRACT
 
 
 def write_page_views(path: Path, views: Iterable[PageView]) -> None:
-    """Writes a log, in the folder of which, or below, the query pictures lie."""
+    """Writes a log. The pictures of the queries lie in its folder or below."""
     with path.open("w", encoding="utf-8") as file:
         for view in views:
             line = {

@@ -28,7 +28,7 @@ class LearnedEncoder(Wordless):
         self.fingerprint = fingerprint(self.folder / WEIGHTS_FILE)
 
     @cached_property
-    def voters(self) -> Voters | None:  # who only searches does not wait for them
+    def voters(self) -> Voters | None:  # a search does not need them
         known = len(self.net.config.categories)
         return Voters.load(self.folder, categories=known, image_size=self.image_size)
 

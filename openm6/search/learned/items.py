@@ -1,4 +1,4 @@
-"""A catalogue held for training: ids, categories, and the encoded pictures, decoded when they are needed.
+"""A catalogue in memory, for training: ids, categories, and encoded pictures, which are decoded when needed.
 
 Shape suffixes: G items, N pictures, D dimensions, S side in pixels.
 """
@@ -44,7 +44,7 @@ class Items:
         workers: int = DECODERS,
         size: int = 64,
     ) -> Items:
-        """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many cannot."""
+        """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many are bad."""
         catalogue = Catalogue(path, columns=columns, encoding=encoding)
         scan = catalogue.scan(workers=workers)
         column = scan.category

@@ -1,11 +1,11 @@
-"""Training of photo search on somebody's catalogue and, if there is one, log of clicks.
+"""Trains photo search on a catalogue and, if there is one, on a log of clicks.
 
     train_search(items, LearningConfig(), folder)                     categories only
     train_search(items, LearningConfig(), folder, views=views)        categories, Virtual IDs, triplets, lists, mask
 
-First the catalogue's pictures alone: classification by category and by Virtual ID, and triplets of categories. Then
-page views: the query through the detection branch's mask, the clicked and the unclicked items, and all losses at
-once. No box is ever read.
+It learns first from the catalogue's pictures alone: classification by category and by Virtual ID, and triplets
+of categories. Then it learns from page views, with all losses at once: the query goes through the mask of the
+detection branch, beside the clicked and the unclicked items. It never reads a box.
 
 Shape suffixes: N pictures, M items of a batch, D dimensions, L categories.
 """
@@ -65,10 +65,10 @@ def train_search(
     views: Sequence[PageView] = (),
     on_progress: Progress | None = None,
 ) -> LearnedEncoder:
-    """Trains to the end, saves `search.json`, `search.safetensors` and (where there are categories)
-    `voters.safetensors` in `folder`, returns it as an encoder.
+    """Trains to the end, saves `search.json`, `search.safetensors` and (if there are categories)
+    `voters.safetensors` in `folder`, and returns the encoder.
 
-    Started again on the same folder it goes on from the last checkpoint. `on_progress` gets every metrics line.
+    The same call on the same folder goes on from the last checkpoint. `on_progress` gets every metrics line.
 
     Raises:
         ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries
@@ -122,7 +122,7 @@ def train_search(
 
 @dataclass(frozen=True)
 class _Round:
-    """Some items (rows), or some page views (numbers of lists), that are mapped at once."""
+    """Some items (rows), or some page views (numbers of lists), whose pictures are mapped at once."""
 
     what: str  # "catalogue" or "page views"
     members: np.ndarray
@@ -143,7 +143,7 @@ class _Run:
         late = [p for p in net.backbone.parameters() if p.requires_grad]
         heads = [*net.project.parameters(), *net.category.parameters(), net.proxies]
         groups = [(late, 1.0), (heads, config.head_lr), (list(net.box.parameters()), config.box_lr)]
-        # Parameters that start at 0 (the box's scores) are not drawn to it by weight decay any harder than others.
+        # Weight decay pulls parameters that start at 0 (the box's scores) no harder than others.
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "lr": config.lr * factor, "factor": factor} for params, factor in groups],
             betas=(0.9, 0.99),
@@ -172,7 +172,7 @@ class _Run:
         return found
 
     def round(self, each: _Round, number: int) -> dict[str, float]:
-        """Maps the round's pictures and passes over them; the mean of every loss."""
+        """Maps the round's pictures, passes over them, and returns the mean of every loss."""
         rng = np.random.default_rng((self.config.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
@@ -285,7 +285,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
-        # Catalogue and page views each warm up and come to rest: where features are learned, the mask is new.
+        # Catalogue and page views have a warm-up and a decay each: when features are learned, the mask is new.
         rate = self.config.lr * learning_rate(self.inside, self.length, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -302,7 +302,7 @@ class _Run:
         return np.concatenate([vectors for vectors, _ in looks]), np.concatenate([each for _, each in looks])
 
     def measure(self) -> dict[str, float]:
-        """Category accuracy of the softmax on items held out; nothing where none is."""
+        """Category accuracy of the softmax on the held-out items; empty if there are none."""
         rows = self._labelled()
         if not len(rows) or len(self.data.items.categories) < 2:
             return {}
@@ -329,7 +329,7 @@ def _lots(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def _entropy(logits_NK: Tensor, label_N: Tensor) -> Tensor:
-    """Smoothed cross-entropy over those that have a label; 0 without any."""
+    """Smoothed cross-entropy over the pictures with a label; 0 if there are none."""
     if not bool((label_N >= 0).any()) or logits_NK.shape[1] < 2:
         return logits_NK.sum() * 0
     return F.cross_entropy(logits_NK, label_N, ignore_index=-1, label_smoothing=SMOOTHING)

@@ -1,10 +1,10 @@
-"""What the training of photo search reads: augmented pictures, and maps of the early layers kept for a round.
+"""The batches of photo search: augmented pictures, and maps of the early layers that are kept for a round.
 
-The early layers stay as they were pretrained, so their maps of a picture can be used again. A round augments and
-maps at most `ROUND` pictures once and passes over the maps `REUSE` times: half of the decoding and much of the
-forward pass for nothing, in a memory that does not grow with the catalogue.
+The early layers are frozen, so their maps of a picture can be used again. A round augments and maps at most `ROUND`
+pictures once and passes over the maps `REUSE` times. That saves half of the decoding and much of the forward pass,
+and memory does not grow with the catalogue.
 
-Every random choice of a round comes from (seed, round), so that a run that was killed ends like one that was not.
+Every random choice of a round comes from (seed, round), so a killed run ends like one that was not killed.
 
 Shape suffixes: N pictures, C channels, H and W rows and columns, S side.
 """
@@ -37,7 +37,7 @@ ITEM_CHANGES = AugmentConfig(
     outline=0,
     erase=0.25,
 )
-# Of queries: the detection branch has to find the item where it is, so nothing is covered.
+# Of queries: the detection branch has to find the item, so nothing is covered.
 QUERY_CHANGES = ITEM_CHANGES.model_copy(update={"shift": 0.05, "scale": 0.1, "rotate": 5, "erase": 0})
 
 
@@ -61,7 +61,7 @@ def early_maps(net: PhotoNet, lots: Iterator[list[np.ndarray]], generator: torch
 
 
 def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """A shuffled pass over 0 .. n - 1 in batches of `size`; a rest that is less than half of one is left out."""
+    """A shuffled pass over 0 .. n - 1 in batches of `size`. A last batch of less than half is left out."""
     order = rng.permutation(n)
     for start in range(0, n, size):
         part = order[start : start + size]

@@ -1,4 +1,4 @@
-"""What photo search learns from, made ready: the catalogue, the filtered log, Virtual IDs.
+"""The data of photo search, made ready for training: the catalogue, the filtered log, Virtual IDs.
 
 Shape suffixes: N pictures, G items, D dimensions.
 """
@@ -27,7 +27,7 @@ from openm6.train.memory import native_bf16
 
 
 class LearningConfig(BaseModel):
-    """How to train; the defaults are those that `benchmarks/clothing.py` measures."""
+    """How to train. `benchmarks/clothing.py` measures the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,14 +41,14 @@ class LearningConfig(BaseModel):
     held_out: float = Field(
         default=0.05, ge=0, lt=0.5, description="share of the items that are not trained on"
     )
-    lr: float = Field(default=3e-4, gt=0, description="of what was pretrained")
-    head_lr: float = Field(default=10.0, gt=0, description="of what was not, over lr")
+    lr: float = Field(default=3e-4, gt=0, description="of the pretrained layers")
+    head_lr: float = Field(default=10.0, gt=0, description="of the new layers, over lr")
     box_lr: float = Field(default=10.0, gt=0, description="of the detection branch, over lr")
 
 
 @dataclass(frozen=True)
 class LearningData:
-    """`trained` are the rows of items that are not held out; `virtual_G` is -1 everywhere where there is no log."""
+    """`trained` are the rows of items that are not held out; without a log, `virtual_G` is -1 everywhere."""
 
     items: Items
     trained: np.ndarray
@@ -58,7 +58,7 @@ class LearningData:
 
     @property
     def fingerprint(self) -> str:
-        """Tells a run with other data from one that goes on."""
+        """A hash of the data: a run goes on only with the same data."""
         digest, items = hashlib.blake2s(digest_size=8), self.items
         for part in (
             items.ids,
@@ -74,9 +74,9 @@ class LearningData:
 
 
 def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> LearningData:
-    """Holds items out; makes lists and Virtual IDs of the log, if there is one.
+    """Holds items out, and makes lists and Virtual IDs from the log, if there is one.
 
-    The features by which the log is filtered are the pretrained network's. Raises ValueError if too many queries
+    The log is filtered by features of the pretrained network. Raises ValueError if too many queries
     cannot be read, or the log joins no items.
     """
     rng = np.random.default_rng(config.seed)

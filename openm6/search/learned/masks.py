@@ -1,19 +1,19 @@
-"""Where the item is, learned without a box: four numbers, a soft mask, and image x mask.
+"""A mask for the item, learned without a box: four numbers, a soft mask, and image x mask.
 
 Pailitao (2102.04674, section 3.3.2) cuts the item out with a mask
 
     M(x, y) = [h(x - left) - h(x - right)] [h(y - top) - h(y - bottom)],    h(z) = 1 / (1 + exp(-k z)),
 
-whose soft steps h let the gradient of the triplet loss reach left, right, top and bottom: pixels of the background
-make the picture less like the item that was clicked, so the edges move until they are gone.
+whose soft steps h let the gradient of the triplet loss reach left, right, top and bottom. Pixels of the background
+make the picture less like the clicked item, so the edges move until these pixels are gone.
 
 That gradient reaches only pixels near an edge, and needs far more clicks than a small log has. So the detection
-branch learns, beside it, to look where the picture's cells are like the picture and like what was clicked
-(`focus_loss`, ours): no box is read for that either.
+branch also learns to look at the cells that are most like the whole picture and like the clicked item
+(`focus_loss`, ours). That needs no box either.
 
-The four numbers come from a map of scores over the cells of a feature map. Softmax makes it a distribution, and the
-box is the one over which a uniform distribution has the same mean and the same variance: centre +- sqrt(3) standard
-deviations. So equal scores mean the whole picture, which is where training starts.
+The four numbers come from scores of the cells of a feature map. Softmax makes them a distribution. A uniform
+distribution over the box has the same mean and the same variance: the box is centre +- sqrt(3) standard
+deviations. So equal scores mean the whole picture, and training starts there.
 
 Coordinates run from 0 (left, top) to 1 (right, bottom). Shape suffixes: N images, H and W rows and columns, 4 =
 left, top, right, bottom.
@@ -33,7 +33,7 @@ FOCUS = 2.5
 
 
 class BoxHead(nn.Module):
-    """A feature map (N, channels, H, W) to boxes (N, 4); the whole picture before it has learned anything."""
+    """A feature map (N, channels, H, W) to boxes (N, 4); the whole picture before training."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ def scores_to_box(scores_NHW: Tensor) -> Tensor:
 
 
 def focus_loss(scores_NHW: Tensor, likeness_NHW: Tensor) -> Tensor:
-    """Divergence, in nats, of softmax(scores) from where a picture is most like what it should be like.
+    """Divergence, in nats, of softmax(scores) from the softmax of the cells' likeness.
 
-    `likeness` (N, h, w), of coarser cells, is spread over those of the scores; its mean and its scale count for
-    nothing.
+    `likeness` (N, h, w) has coarser cells, and is spread over those of the scores. Its mean and its scale do not
+    count.
     """
     likeness_NHW = F.interpolate(
         likeness_NHW[:, None], size=scores_NHW.shape[1:], mode="bilinear", align_corners=False

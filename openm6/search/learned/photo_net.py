@@ -3,12 +3,12 @@
     picture -> trunk -> BoxHead -> soft mask;   picture x mask -> trunk -> tail -> pooled -> embedding (unit vector)
                                                                                        -> category
 
-That is how it trains. To search, a picture is seen twice, whole and enlarged to its box: an item that fills the
-picture is what catalogues show, and what the box has missed is in the whole. Vectors are added, probabilities are
-averaged.
+That is the network in training. A search looks at a picture twice: at the enlarged box, because catalogues show
+items that fill the picture, and at the whole, because the box may miss something. Vectors are added,
+probabilities averaged.
 
-Both branches of Pailitao's joint network (2102.04674, figure 5) read one EfficientNet-Lite0 here, which costs a
-second forward pass instead of a second network. The batch norms keep the statistics they were pretrained with.
+Both branches of Pailitao's joint network (2102.04674, figure 5) read one EfficientNet-Lite0 here. That costs a
+second forward pass instead of a second network. The batch norms keep their pretrained statistics.
 
 Shape suffixes: N images, V views of them, C channels, H and W rows and columns, D dimensions, L categories.
 """
@@ -38,7 +38,7 @@ BATCH = 64  # pictures at a time
 
 
 class PhotoNetConfig(BaseModel):
-    """What a folder's `search.json` says."""
+    """The content of a folder's `search.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,14 +64,14 @@ class PhotoNet(nn.Module):
         self.box = BoxHead(self.backbone.trunk_channels)
         self.project = nn.Linear(pooled, config.dim)
         self.category = nn.Linear(pooled, max(1, len(config.categories)))
-        # One direction for each category and each Virtual ID: what the embedding is classified by in training.
+        # One direction for each category and each Virtual ID, by which training classifies the embedding.
         self.proxies = nn.Parameter(
             torch.randn(max(1, len(config.categories)) + config.virtual_ids, config.dim)
         )
         self.eval()
 
     def early(self, x_NCHW: Tensor) -> Tensor:
-        """The map (N, 40, H/8, W/8) of the layers that stay as they were pretrained."""
+        """The map (N, 40, H/8, W/8) of the frozen layers."""
         return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
 
     def late(self, early_NCHW: Tensor) -> Tensor:
@@ -97,13 +97,13 @@ class PhotoNet(nn.Module):
 
     @staticmethod
     def masked(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
-        """image x mask: what lies outside becomes the grey in the middle of the scale."""
+        """image x mask: everything outside becomes the grey in the middle of the scale."""
         mask_N1HW = soft_mask(box_N4, x_NCHW.shape[2], x_NCHW.shape[3])
         return (x_NCHW * mask_N1HW).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def zoomed(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
-        """What lies in the box, as large as the picture; beyond the picture's edge grey."""
+        """The box, enlarged to the size of the picture; grey beyond the picture's edge."""
         low_N2, high_N2 = box_N4[:, :2], box_N4[:, 2:]
         scale_N2, shift_N2 = high_N2 - low_N2, low_N2 + high_N2 - 1  # of coordinates from -1 to 1
         theta_N23 = torch.cat((torch.diag_embed(scale_N2), shift_N2[:, :, None]), dim=2)
@@ -123,7 +123,7 @@ class PhotoNet(nn.Module):
         return F.normalize(self.project(pooled_ND), dim=1)
 
     def proxy_logits(self, vectors_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Of unit vectors, to classify them: (N, L) for categories, (N, virtual_ids)."""
+        """Logits of unit vectors: (N, L) for categories, and (N, virtual_ids)."""
         logits = SHARPNESS * vectors_ND @ F.normalize(self.proxies, dim=1).T
         n = max(1, len(self.config.categories))
         return logits[:, :n], logits[:, n:]
@@ -132,7 +132,7 @@ class PhotoNet(nn.Module):
     def look(self, pictures: Sequence[np.ndarray], *, mask: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors (N, D) and probabilities of the categories (N, L) of pictures uint8 (S, S, 3 | 4).
 
-        Without `mask` the whole picture alone is seen.
+        Without `mask`, only the whole picture counts.
         """
         vectors = [np.empty((0, self.config.dim), np.float32)]
         probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
@@ -150,7 +150,7 @@ class PhotoNet(nn.Module):
 
     @torch.inference_mode()
     def find(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Where the item is: left, top, right, bottom in 0 .. 1 of the square, float32 (N, 4)."""
+        """The box of the item: left, top, right, bottom in 0 .. 1 of the square, float32 (N, 4)."""
         if not self.config.mask:
             return np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]

@@ -1,12 +1,13 @@
-"""From page views to lists to learn from: a query, what was clicked, what was shown and not clicked, filtered.
+"""From page views to lists for training: a query, clicked items, unclicked items, filtered.
 
-Not every click is a like, and what was not clicked may be the very item. Pailitao (2102.04674, section 3.3.1) keeps
+Not every click means that an item is alike, and an unclicked item may be the very same. Pailitao (2102.04674,
+section 3.3.1) keeps
 
     a clicked item     if min over features of  d(query, clicked)                          <= epsilon
     an unclicked item  if min over features of  min(d(query, item), d(clicked, item))      >= gamma
 
-with d the distance of unit vectors, over several kinds of features: the one bound drops clicks on something else,
-the other drops copies of the item that nobody happened to click.
+with d the distance of unit vectors, over several kinds of features. The first bound drops clicks on something
+else, the second drops copies of the item that nobody happened to click.
 
 Shape suffixes: N pictures of queries, G items, D dimensions.
 """
@@ -39,7 +40,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class ClickList:
-    """What one page view teaches: numbers of the view and of items, each in the order of the page."""
+    """The items of one page view that training uses, by number, each in the order of the page."""
 
     view: int
     clicked: tuple[int, ...]
@@ -49,9 +50,9 @@ class ClickList:
 def click_lists(
     views: Sequence[PageView], numbers: Mapping[str, int], features: Sequence[Features], bounds: Bounds
 ) -> list[ClickList]:
-    """What is left of the page views after the filters: those with at least one clicked and one unclicked item.
+    """The page views that keep at least one clicked and one unclicked item after the filters.
 
-    `numbers` gives the row of an item by its id; items that the catalogue has no more are passed over.
+    `numbers` has the row of an item by its id. Items that are no longer in the catalogue are ignored.
     """
     found = []
     for view, page in enumerate(views):
@@ -77,9 +78,9 @@ def fit_bounds(
     keep_clicked: float = 0.9,
     drop_unclicked: float = 0.02,
 ) -> Bounds:
-    """Bounds that keep this share of the clicks, and drop about this share of what was not clicked.
+    """Bounds that keep this share of the clicks, and drop about this share of the unclicked items.
 
-    The scale of distances differs from one encoder to the next, shares do not. Raises ValueError if no page view
+    The scale of distances differs from encoder to encoder, shares do not. Raises ValueError if no page view
     has a click on an item of the catalogue.
     """
     clicked, others = [], []

@@ -1,11 +1,13 @@
-"""Virtual IDs: items that are clicked together are alike, so clusters of the co-click graph serve as labels.
+"""Virtual IDs: items that are clicked together are alike, so clusters of the graph of joint clicks serve as labels.
 
-"Virtual ID Discovery from E-commerce Media at Alibaba" (2102.04667): clicks make a graph of items; its nodes are
-embedded; clusters of the embedding are classes for the network, far finer than categories, and nobody wrote them.
+"Virtual ID Discovery from E-commerce Media at Alibaba" (2102.04667): clicks make a graph of items; its nodes
+are embedded; clusters of the embedding are classes for the network. They are far finer than categories, and
+nobody wrote them.
 
-Two items are joined, once more each time, by a click on both in one page view, and by clicks of one user that are
-at most `REACH` apart. The embedding factorises what DeepWalk's random walks of `WALK` steps sample (NetMF, Qiu et
-al., WSDM 2018, 1710.02971, equation 5), so that no walk has to be drawn; clusters are k-means on the unit sphere.
+An edge between two items counts the page views in which both were clicked, and the pairs of clicks of one user
+that are at most `REACH` apart. The embedding factorises the matrix that DeepWalk's random walks of `WALK` steps
+sample (NetMF, Qiu et al., WSDM 2018, 1710.02971, equation 5), so no walk is drawn. Clusters are k-means on the
+unit sphere.
 
 Shape suffixes: G items, D dimensions, K clusters.
 """
@@ -67,7 +69,7 @@ def embed_graph(edges: Mapping[tuple[int, int], int], n_items: int, *, dim: int,
         for _ in range(WALK - 1):
             walk = torch.sparse.mm(walk, step).coalesce()
             total = (total + walk).coalesce()
-    # log max(1, volume / T sum of P^r D^-1): what is below 1 becomes 0, so the matrix stays sparse.
+    # log max(1, volume / T sum of P^r D^-1): values below 1 become 0, so the matrix stays sparse.
     at, values = total.indices(), total.values() * inverse_G[total.indices()[1]]
     values = (values * degree_G.sum() / WALK).clamp_min(1).log()
     matrix = torch.sparse_coo_tensor(at, values, size, check_invariants=False).coalesce()

@@ -1,7 +1,8 @@
-"""Labelled items that vote on what a picture shows, by how the pretrained network sees them.
+"""Labelled items that vote on the category of a picture, by features of the pretrained network.
 
-Neighbours in the learned embedding err where the softmax errs, as both learned from the same labels. The pretrained
-network has seen none of them: its neighbours err more often, and elsewhere, which is what fusing lives on.
+Neighbours in the learned embedding err where the softmax errs, because both learned from the same labels. The
+pretrained network has seen none of these labels. Its neighbours err more often, but on other pictures, and so
+fusing the two helps.
 
 Shape suffixes: N pictures, G voters, D dimensions, L categories.
 """
@@ -31,13 +32,13 @@ class Voters:
     ):
         self.features_GD, self.category_G = features_GD.astype(np.float16), category_G.astype(np.int64)
         self.categories, self.encoder = categories, encoder
-        # What all photos have in common would make all of them alike.
+        # Without the part that all photos share, which would make all of them alike.
         self.centre_D = self.features_GD.mean(axis=0, dtype=np.float32)
         self.units_GD = self._units(self.features_GD)
 
     @classmethod
     def of(cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int) -> Voters:
-        """Those of the items in `rows` that have a category, `MOST` by chance if they are more."""
+        """The items in `rows` that have a category; a random `MOST` of them if they are more."""
         rows = rows[items.category_G[rows] >= 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
         encoder, categories = PhotoEncoder(image_size), len(items.categories)
@@ -58,7 +59,7 @@ class Voters:
 
     @classmethod
     def load(cls, folder: Path, *, categories: int, image_size: int) -> Voters | None:
-        """Reads what `save` wrote; None where nobody votes. Raises ValueError for a file that is damaged."""
+        """Reads what `save` wrote; None if there is no such file. Raises ValueError for a file that is damaged."""
         path = folder / VOTERS_FILE
         if not path.is_file():
             return None

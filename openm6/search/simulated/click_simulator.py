@@ -1,16 +1,17 @@
-"""Clicks without customers: queries made of a catalogue's pictures, answered by an encoder, clicked by a rule.
+"""Clicks without customers: queries from a catalogue's pictures, answers from an encoder, clicks by a rule.
 
-For development, where there is no log yet. A simulated customer has seen an item, photographs it (pasted on
-clutter, or just as it is), is shown a page, and clicks
+This is for development, before there is a log. A simulated customer has seen an item, photographs it (pasted on
+clutter, or as it is), is shown a page, and clicks
 
     the item itself                 with probability `SAME`
     another of the same category    with `ALIKE`, times how alike the two look
     anything else                   with `STRAY`, by mistake
 
-times 0.97 for each place down the page. A page has what looks like the query, what looks like the item (as search
-by words would find), and some of anything. A customer asks several times, always within one category.
+times 0.97 for each place down the page. A page has items that look like the query, items that look like the
+seen item (as a search by words would find them), and some random ones. A customer asks several times, always in
+one category.
 
-The log it writes is one of `clicks.py`, without any box.
+The log has the form of `clicks.py`, without any box.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SIDE = 224  # pixels of a query
 
 @dataclass(frozen=True)
 class Page:
-    """How many items of a page look like the query, look like the item, are any."""
+    """How many items of a page look like the query, look like the seen item, or are random."""
 
     like_query: int = 4
     like_item: int = 6
@@ -100,7 +101,7 @@ def _photograph(items: Items, target: int, clutter: Clutter, rng: np.random.Gene
 
 
 def without_paper(picture: np.ndarray) -> np.ndarray:
-    """A picture (S, S, 3 | 4) without the rows and columns that only fill the square: white, or transparent."""
+    """A picture (S, S, 3 | 4) without its white or transparent margins, which only fill the square."""
     ink = (picture[..., 3] > 0) if picture.shape[-1] == 4 else np.any(picture[..., :3] < 255, axis=-1)
     rows, columns = np.flatnonzero(np.any(ink, axis=1)), np.flatnonzero(np.any(ink, axis=0))
     if not len(rows):
@@ -111,7 +112,7 @@ def without_paper(picture: np.ndarray) -> np.ndarray:
 def _page(
     target: int, query_D: np.ndarray, items_GD: np.ndarray, page: Page, rng: np.random.Generator
 ) -> list[int]:
-    """What is shown: the best matches first, noise in between, each item once."""
+    """The items of a page: the best matches first, with noise in between, each item once."""
     to_query_G, to_item_G = items_GD @ query_D, items_GD @ items_GD[target]
     found = [
         *np.argsort(-to_query_G, kind="stable")[: page.like_query],

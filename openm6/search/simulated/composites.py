@@ -1,7 +1,7 @@
-"""Real-shot photos, made: a picture of a catalogue pasted on clutter, and where it lies.
+"""Made-up photos of customers: a picture of a catalogue pasted on clutter, with its box.
 
-The clutter is a rough texture strewn with emoji of the embedded corpus and with shapes, so that nothing but what an
-item looks like tells it apart. For development and for measuring: the boxes are known here and nowhere else.
+The clutter is a rough texture with emoji of the embedded corpus and shapes, so only its look distinguishes an
+item. This is for development and for measuring: here the boxes are known.
 
 Coordinates run from 0 (left, top) to 1 (right, bottom).
 """
@@ -19,7 +19,7 @@ SHAPES = (3, 8)
 
 
 class Clutter:
-    """Backgrounds of the emoji of a `split` of the corpus: other ones for measuring than for training."""
+    """Backgrounds from the emoji of a `split` of the corpus, so that measuring and training use different ones."""
 
     def __init__(self, split: str = "train", *, limit: int = 500) -> None:
         things = load_emoji(split)["image"].to_pylist()
@@ -54,7 +54,7 @@ class Clutter:
     ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
         """A picture uint8 (H, W, 3 | 4) pasted on clutter: uint8 (size, size, 3), and its box.
 
-        What is transparent in the picture stays clutter.
+        The clutter shows through transparent parts of the picture.
         """
         item = Image.fromarray(picture)
         if rng.random() < 0.5:

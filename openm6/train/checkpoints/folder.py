@@ -2,7 +2,7 @@
 
     run_dir/checkpoints/step-00000500/
         *.safetensors           tensors, as `whole` or `sharded` lay them out
-        state.json              step, the caller's state, what is no tensor, the SHA-256 of every file
+        state.json              step, the caller's state, values that are no tensors, the SHA-256 of every file
 
 A checkpoint is written under a temporary name, flushed to the disk and then renamed. A kill or a power cut at
 any moment leaves either the old set of checkpoints or the new one. Nothing is pickled.

@@ -133,7 +133,7 @@ def load_cut(
 
 
 def _kept(objective: nn.Module | None) -> dict[str, Tensor]:
-    """What an objective keeps, which is the same on all ranks; empty tensors have no place in a shard."""
+    """The objective's tensors, the same on all ranks. Empty ones are left out: a shard cannot hold them."""
     kept = {} if objective is None else objective.state_dict()
     return {_OBJECTIVE + name: tensor for name, tensor in kept.items() if tensor.numel()}
 

@@ -68,7 +68,7 @@ def _number(value: Any) -> Any:
 def _optimizer_parts(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors by "<parameter>/<key>", and what is left of it as JSON values."""
+    """The optimizer's tensors by "<parameter>/<key>", and its other values as JSON."""
     names = _names(model)
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def _check_fits(path: Path, what: str, tensors: dict[str, Tensor], module: nn.Mo
 
 
 def read_objective(path: Path, objective: nn.Module) -> dict[str, Tensor]:
-    """What the objective kept. Raises ValueError if it is of another one."""
+    """The saved tensors of the objective. Raises ValueError if they are another objective's."""
     kept = load_file(path / OBJECTIVE_FILE) if (path / OBJECTIVE_FILE).is_file() else {}
     _check_fits(path, "objective", kept, objective)
     return kept

@@ -1,4 +1,4 @@
-"""What a run minimises: named losses of a batch, and what is kept from one step to the next."""
+"""The interface of objectives: named losses of a batch, and state that lasts from step to step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from openm6.tasks.collate import Batch
 class Objective(nn.Module):
     """A recipe's `objective` (see `openm6.train.config`), opened for one run.
 
-    What it keeps (a teacher, a queue) are its parameters and buffers: no optimizer touches them, and the run's
+    Its state (a teacher, a queue) lives in its parameters and buffers. No optimizer changes them, and the run's
     checkpoints hold them.
     """
 
     def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch by name; the recipe's `loss_weights` says what each counts.
 
-        In training what it learns from, in evaluation (`model.training` is False) what can be compared over a run.
+        In training these are the losses to learn from. In evaluation (`model.training` is False) they are losses
+        that can be compared over a run.
         """
         raise NotImplementedError
 
@@ -31,7 +32,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def spread(self, group: Group) -> None:
-        """The run is one of several ranks: what is kept here must see the whole step."""
+        """Called once on each of several ranks: the state kept here must then see the whole step."""
 
     def follow(self, model: M6) -> None:
         """The model has taken a step on the last batch."""

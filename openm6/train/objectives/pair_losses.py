@@ -3,7 +3,7 @@
 Pre-ranking and ranking follow the authors' fine-tuning code (`compute_gcpr_loss`, `compute_it_similarity`,
 `compute_fgr_loss`); how weights and a teacher enter the first, and the form of `feature_guided_loss`, are ours.
 
-Legend: M queries, V what they are contrasted with, I pictures, T texts, B pairs, S positions of a text, D width.
+Legend: M queries, V candidates, I pictures, T texts, B pairs, S positions of a text, D width.
 """
 
 from __future__ import annotations

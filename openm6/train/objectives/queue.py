@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Queued(NamedTuple):
-    """What is in a queue, the newest first."""
+    """The content of a queue, the newest entries first."""
 
     vector_VD: Tensor
     key_V: Tensor

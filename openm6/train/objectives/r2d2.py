@@ -1,20 +1,20 @@
 """R2D2: pre-ranking and ranking with target-guided and feature-guided distillation (2205.03860).
 
-What a batch of the task `match` costs:
+The losses of a batch of the task `match`:
 
   pre_ranking      the dual encoder: every picture against every text, and back. Pictures and texts of one thing
                    share the target. Target-guided distillation mixes the teacher's scores into the target, and
-                   contrasts with what the teacher made of the latest batches (`Queue`).
+                   contrasts with the teacher's embeddings of the latest batches (`Queue`).
   ranking          the two cross encoders: does this picture belong to this text? Pairs, and for each a wrong
                    picture and a wrong text, drawn where pre-ranking errs most.
-  masked_text      the text-image encoder tells the masked tokens of a text from its picture. Ranking reads the same
-                   masked texts, so both come of one forward pass.
+  masked_text      the text-image encoder predicts the masked tokens of a text from its picture. Ranking reads the
+                   same masked texts, so both take one forward pass.
   feature_guided   the stack's states of a masked text imitate the teacher's of the whole one.
 
 The teacher is a moving average of the model. One thing is ours: wrong texts are drawn from the queue too, and read
 anew, because the batch of one machine is too small to hold texts that are much alike.
 
-Legend: I pictures and T texts of the batch, M either of them, V what they are contrasted with (the batch's, then
+Legend: I pictures and T texts of the batch, M either of them, V the candidates (the batch's, then
 the queue's), N texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a
 text, D width.
 """
@@ -220,7 +220,7 @@ class R2D2(Objective):
 
     @torch.no_grad()
     def follow(self, model: M6) -> None:
-        """The teacher moves towards the model; what it made of the last batch joins the queues."""
+        """The teacher moves towards the model. Its embeddings of the last batch join the queues."""
         if self.teacher is None:
             return
         if self.teacher.sharing != model.sharing:

@@ -1,6 +1,6 @@
 // Talking to the service: JSON, forms, server-sent events; its key; its errors.
 
-import { $ } from "./dom.js";
+import { $, openDialog, ROOT } from "./dom.js";
 
 const PATIENCE = 3; // times that a busy service is asked again
 const PASSING = ["starting", "queue_full"]; // what is over soon
@@ -31,7 +31,7 @@ export function askKey(refused = false) {
       $("open-key").hidden = !dismissed;
       done(!dismissed);
     }, { once: true });
-    dialog.showModal();
+    openDialog(dialog);
     $("key-problem").textContent = refused ? "The service refused this key." : "";
   });
   return asking;
@@ -64,7 +64,7 @@ async function ask(path, options = {}) {
 }
 
 export async function get(path) {
-  return (await ask(path)).json();
+  return (await ask(ROOT + path)).json();
 }
 
 /** Post a form: files, and texts that say something. */
@@ -73,12 +73,12 @@ export async function send(path, fields, signal) {
   for (const [name, value] of Object.entries(fields)) {
     if (value !== undefined && value !== null && value !== "") form.append(name, value);
   }
-  return (await ask(path, { method: "POST", body: form, signal })).json();
+  return (await ask(ROOT + path, { method: "POST", body: form, signal })).json();
 }
 
 /** Post JSON and hear of it while it is made: on.text(added, anew), on.progress(share). Returns the answer. */
 export async function follow(path, body, on = {}, signal) {
-  const response = await ask(path, {
+  const response = await ask(ROOT + path, {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
     body: JSON.stringify(body),
@@ -102,7 +102,7 @@ export async function follow(path, body, on = {}, signal) {
   }
 }
 
-/** Show a picture of the service, which may ask for its key. */
+/** Show a picture of the service, at an address that it gave; the service may ask for its key. */
 export async function show(image, path) {
   if (!key()) {
     image.src = path;

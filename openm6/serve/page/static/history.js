@@ -1,6 +1,6 @@
 // What was done, kept in this browser: a list of {kind, title, picture, data}; each part of the page opens its own kind.
 
-import { $, el, icon } from "./dom.js";
+import { $, el, icon, openDialog } from "./dom.js";
 import { PARTS } from "./tabs.js";
 
 const KEPT = 40;
@@ -57,7 +57,7 @@ function render() {
 
 export function openHistory() {
   render();
-  $("history").showModal();
+  openDialog($("history"));
 }
 
 $("open-history").addEventListener("click", openHistory);

@@ -1,13 +1,18 @@
 // One item of the catalogue: its attributes, what is like it, and what a host would say of it.
 
 import { follow, get, show as showPicture } from "./api.js";
-import { $, busy, el } from "./dom.js";
-import { findSimilar } from "./find.js";
+import { $, busy, el, number, openDialog } from "./dom.js";
 import { opens, remember } from "./history.js";
 
 const dialog = $("item");
 let chosen;
 let writing; // the script at work
+let searchWith; // what searches for what is like a picture
+
+/** Name the function that gets an item's picture when its like is wanted. */
+export function onSimilar(search) {
+  searchWith = search;
+}
 
 export function openItem(item) {
   chosen = item;
@@ -19,18 +24,26 @@ export function openItem(item) {
     ...facts(item).map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value))),
   );
   if ($("script")) $("script").textContent = "";
-  dialog.showModal();
+  openDialog(dialog);
 }
 
 /** Attributes to show; what a column says in Chinese stands beside it. */
 function facts({ name, attributes }) {
-  const shown = Object.entries(attributes).filter(
+  const told = Object.entries(attributes).filter(
     ([column, value]) => value !== null && column !== "image" && value !== name && !(column.endsWith("_zh") && column.slice(0, -3) in attributes && column !== "name_zh"),
   );
-  return shown.map(([column, value]) => {
+  return told.map(([column, value]) => {
     const chinese = attributes[`${column}_zh`];
-    return [column === "name_zh" ? "中文" : column, chinese ? `${value} · ${chinese}` : String(value)];
+    return [column === "name_zh" ? "中文" : column, chinese ? `${value} · ${chinese}` : shown(column, value)];
   });
+}
+
+/** A price with its currency, where the service knows it. */
+export const price = (value) => (typeof value === "number" ? $("find").dataset.currency + number(value, { price: true }) : String(value));
+
+function shown(column, value) {
+  if (column === "price") return price(value);
+  return typeof value === "number" ? number(value) : String(value);
 }
 
 async function writeScript(lang, button) {
@@ -68,7 +81,7 @@ $("item-similar").addEventListener("click", async () => {
     await loaded;
     const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
     canvas.getContext("2d").drawImage(image, 0, 0);
-    await findSimilar(await new Promise((done) => canvas.toBlob(done)));
+    await searchWith(await new Promise((done) => canvas.toBlob(done)));
   });
 });
 opens("item", ({ id, script }) =>

@@ -1,18 +1,22 @@
 // A picture: what it shows, in both languages, and questions about it.
 
 import { send } from "./api.js";
-import { $, blobOf, busy, el, small, toast, usable } from "./dom.js";
+import { $, blobOf, busy, el, sendable, small, toast, usable } from "./dom.js";
 import { opens, remember } from "./history.js";
 import { show as showTab } from "./tabs.js";
 
 let photo; // the blob, and nothing before one is chosen
+let sent; // the same, small enough to be sent
 let turn = 0; // of the picture: answers to an earlier one are not shown
 
 /** Take a picture, and say what it shows. */
 export async function look(blob, { keep = true } = {}) {
   if (!usable(blob)) return;
-  photo = blob;
   const mine = ++turn;
+  const fit = await busy(null, () => sendable(blob));
+  if (!fit || mine !== turn) return;
+  photo = blob;
+  sent = fit;
   const preview = $("photo-preview");
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(blob);
@@ -34,7 +38,7 @@ async function caption(lang, mine) {
   place.className = "empty waiting";
   place.textContent = "";
   try {
-    const { text } = await send("/v1/caption", { image: photo, lang });
+    const { text } = await send("/v1/caption", { image: sent, lang });
     if (mine === turn) {
       place.className = "";
       place.textContent = text;
@@ -56,7 +60,7 @@ async function ask(question) {
   $("talk").scrollTop = $("talk").scrollHeight;
   await busy($("ask-form").querySelector("button"), async () => {
     try {
-      answer.textContent = (await send("/v1/ask", { image: photo, question })).text;
+      answer.textContent = (await send("/v1/ask", { image: sent, question })).text;
     } catch (problem) {
       answer.textContent = "–";
       throw problem;

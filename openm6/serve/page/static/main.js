@@ -1,15 +1,15 @@
 // The page: its parts, its state of readiness, its keys.
 
 import { askKey, get } from "./api.js";
-import { $, items } from "./dom.js";
-import { findSimilar, offerFilters } from "./find.js";
+import { $, items, openDialog } from "./dom.js";
+import { findSimilar, offer } from "./find.js";
 import { openHistory } from "./history.js";
 import { currentPhoto } from "./look.js";
 import { PARTS, show } from "./tabs.js";
 import "./draw.js";
 import "./write.js";
 
-/** Tell how far the service is, until it is ready. */
+/** Show how far the service is, until it is ready. */
 async function watch() {
   const place = $("status");
   const words = place.querySelector(".words");
@@ -19,7 +19,7 @@ async function watch() {
       if (about.ready) {
         place.dataset.state = "ready";
         words.textContent = about.catalogue ? items(about.catalogue.items) : "ready";
-        if (about.catalogue) offerFilters(about.catalogue);
+        if (about.catalogue) offer(about.catalogue);
         return;
       }
       place.dataset.state = about.problem ? "problem" : "starting";
@@ -51,7 +51,7 @@ addEventListener("keydown", (event) => {
     $("words").focus();
   } else if (event.key === "h") openHistory();
   else if (event.key === "t") toggleTheme();
-  else if (event.key === "?") $("keys").showModal();
+  else if (event.key === "?") openDialog($("keys"));
 });
 // A click beside a dialog closes it.
 for (const dialog of document.querySelectorAll("dialog:not(#key)")) {
@@ -59,6 +59,6 @@ for (const dialog of document.querySelectorAll("dialog:not(#key)")) {
 }
 $("toggle-theme").addEventListener("click", toggleTheme);
 $("open-key").addEventListener("click", () => askKey());
-$("open-keys").addEventListener("click", () => $("keys").showModal());
+$("open-keys").addEventListener("click", () => openDialog($("keys")));
 $("find-photo").addEventListener("click", () => currentPhoto() && findSimilar(currentPhoto()));
 watch();

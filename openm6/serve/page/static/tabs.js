@@ -4,13 +4,19 @@ import { $ } from "./dom.js";
 
 export const PARTS = [...document.querySelectorAll(".tabs button")].map((tab) => tab.getAttribute("aria-controls"));
 
+const scrolled = {}; // how far down each part was left
+let shown;
+
 export function show(name) {
+  if (shown && shown !== name) scrolled[shown] = scrollY;
   for (const part of PARTS) {
     const tab = $(`tab-${part}`);
     tab.setAttribute("aria-selected", part === name);
     tab.tabIndex = part === name ? 0 : -1;
     $(part).hidden = part !== name;
   }
+  if (shown !== name) scrollTo(0, scrolled[name] ?? 0);
+  shown = name;
   const address = `#/${name}`; // the id of no element, or the browser would scroll to it
   if (!location.hash) history.replaceState(null, "", address);
   else if (location.hash !== address) history.pushState(null, "", address);
