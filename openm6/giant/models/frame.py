@@ -142,8 +142,11 @@ class Frame:
     @contextmanager
     def without_cache(self) -> Iterator[None]:
         """Context in which Hugging Face models fill no key-value cache: a layer that runs twice would twice."""
-        config: Any = getattr(self.model, "config", None)
-        configs = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+        configs: list[Any] = []
+        for module in self.model.modules():  # some have a copy of the model's, others a part of it
+            config = getattr(module, "config", None)
+            configs += [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+        configs = list({id(each): each for each in configs}.values())
         before = [(each, each.use_cache) for each in configs if getattr(each, "use_cache", None) is not None]
         for each, _ in before:
             each.use_cache = False

@@ -9,68 +9,20 @@ Shapes: B rows, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from openm6.giant.models.frame_pass import Pass
-from openm6.giant.models.hugging_face import tied_parameters
 from openm6.giant.models.slots import Slot
-from openm6.giant.models.vocabulary import NarrowEmbedding
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.rehearse import MARGIN, SLACK, PeakMemory, RehearsedStore, Weights
 from openm6.giant.tiers.store import Access
-
-
-class Rows(Protocol):
-    """What `DiskEmbedding` reads from: `hugging_face.Source`."""
-
-    def has_rows(self, name: str) -> bool: ...
-
-    def rows(self, name: str, rows_N: Tensor) -> Tensor: ...
-
-
-class DiskEmbedding(nn.Module):
-    """An embedding whose matrix stays in its file: (B, T) token ids give (B, T, D), read row by row.
-
-    `weight` has the matrix's shape, dtype and device, for models that ask; it has no memory and no values.
-    """
-
-    def __init__(self, source: Rows, name: str, of: nn.Embedding | NarrowEmbedding) -> None:
-        super().__init__()
-        self._source, self._name = source, name
-        nothing = torch.full((1, 1), float("nan")).expand(of.weight.shape)
-        self.weight = nn.Parameter(nothing, requires_grad=False)
-        self.weight.stands_in = True  # pyright: ignore[reportAttributeAccessIssue]
-        self.padding_idx = of.padding_idx
-        self.num_embeddings, self.embedding_dim = of.num_embeddings, of.embedding_dim
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        rows_ND = self._source.rows(self._name, ids_BT.flatten().cpu())
-        return rows_ND.to(ids_BT.device, torch.float32).unflatten(0, ids_BT.shape)
-
-
-def embeddings_on_disk(
-    model: nn.Module, source: Rows, modules: Iterable[tuple[str, nn.Module]] | None = None
-) -> None:
-    """Let every embedding that is nothing else besides (a tied head) stay in its file. In place. `modules`: those
-    to look at, by path; None: all.
-
-    For inference only: a token looks up one row of what would be gigabytes of memory.
-    """
-    used_once = {names[0] for names in tied_parameters(model).values() if len(names) == 1}
-    for path, module in list(model.named_modules() if modules is None else modules):
-        plain = type(module) is nn.Embedding and module.max_norm is None
-        name = f"{path}.weight"
-        if (plain or isinstance(module, NarrowEmbedding)) and name in used_once and source.has_rows(name):
-            parent, _, leaf = path.rpartition(".")
-            assert isinstance(module, (nn.Embedding, NarrowEmbedding))
-            setattr(model.get_submodule(parent), leaf, DiskEmbedding(source, name, module))
 
 
 @contextmanager

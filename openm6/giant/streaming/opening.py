@@ -11,12 +11,13 @@ from torch import nn
 
 from openm6.giant.measure.budget import parse_bytes
 from openm6.giant.measure.trace import Trace
+from openm6.giant.models.disk_embedding import embeddings_on_disk
 from openm6.giant.models.frame import Loss, open_frame
 from openm6.giant.models.hugging_face import Source, plain_model, skeleton
 from openm6.giant.models.vocabulary import store_frame_as
 from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
 from openm6.giant.ranks.collectives import Group
-from openm6.giant.streaming import build, inference
+from openm6.giant.streaming import build
 from openm6.giant.streaming.build import Fill, Settings
 from openm6.giant.streaming.dtypes import dtype_of
 from openm6.giant.streaming.engine import Giant
@@ -98,7 +99,7 @@ def stream(
     if not frame.is_m6:
         store_frame_as(frame.model, weights_dtype, frame.modules())
     if opened is not None and optimizer is None:
-        inference.embeddings_on_disk(frame.model, opened, frame.modules())
+        embeddings_on_disk(frame.model, opened, frame.modules())
     settings = Settings(
         budget=parse_bytes(budget),
         disk=None if disk is None else Path(disk),

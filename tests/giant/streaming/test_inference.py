@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openm6.giant import stream
+from openm6.giant.models.disk_embedding import DiskEmbedding
 from openm6.giant.streaming.engine import Giant
-from openm6.giant.streaming.inference import DiskEmbedding, embeddings_on_disk
 from tests.giant.folders import FAMILIES, VOCAB, write_folder
 
 LAYERS = 3
@@ -149,22 +149,3 @@ def test_prompts_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, not 0"):
         giant.generate(prompt(), max_new_tokens=0)
     giant.close()
-
-
-def test_looked_up_rows_are_those_of_the_matrix() -> None:
-    weight_VD = torch.randn(9, 4).bfloat16()
-
-    class Rows:
-        def has_rows(self, name: str) -> bool:
-            return name == "0.weight"
-
-        def rows(self, name: str, rows_N: Tensor) -> Tensor:
-            assert name == "0.weight"
-            return weight_VD[rows_N]
-
-    model = nn.Sequential(nn.Embedding(9, 4))
-    embeddings_on_disk(model, Rows())
-    ids_BT = torch.tensor([[8, 0], [3, 8]])
-    assert torch.equal(model(ids_BT), weight_VD[ids_BT].float())
-    [weight] = model.parameters()  # for models that ask for its shape, dtype or device
-    assert weight.shape == (9, 4) and weight.untyped_storage().nbytes() == 4
