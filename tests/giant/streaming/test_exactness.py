@@ -55,7 +55,7 @@ def train_in_memory(model: Any, batches: list[Any], steps: int = 3, loss: Any = 
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        total = loss(model) if loss else sum(model(**batch).loss for batch in batches) / len(batches)
+        total: Any = loss(model) if loss else sum(model(**batch).loss for batch in batches) / len(batches)
         total.backward()
         optimizer.step()
         losses.append(total.item())
