@@ -10,6 +10,7 @@ checkpoint of some 50,000 weights: `family_checks.py` says what is checked. A re
 
 tried              families of which `transformers` itself runs a tiny model and opens it again
 ok                 of these, equal to memory in all four checks, bit for bit
+rounded            by family: a check that is equal but for the order of sums
 refused            by family: the sentence with which a check was refused
 wrong              by family: a check that gave another result without a word
 failed             by family: a check that ended in another exception, or took too long
@@ -46,6 +47,7 @@ RESULT, DOCS = ROOT / "benchmarks/results/families.json", ROOT / "docs/hugging-f
 START, END = "<!-- families:start -->", "<!-- families:end -->"
 SERVER = multiprocessing.get_context("forkserver")  # which imports what is slow to import once
 Outcomes = dict[str, str]
+KINDS = ("wrong", "failed", "refused", "rounded")  # what is not ok, the worst first
 
 
 def child(case: Case, folder: Path, reports: Connection) -> None:
@@ -105,17 +107,23 @@ def run_all(cases: Iterable[Case], timeout: float, kept: Path | None) -> list[Ou
     return found
 
 
+def _kind(outcome: str) -> str:
+    names = {"difference": "wrong", "refused": "refused", "rounding": "rounded"}
+    return names.get(outcome.split(":")[0], "failed")
+
+
 def summary(found: Sequence[Outcomes]) -> dict[str, Any]:
     """The counts, and by name what is not ok."""
     tried = [each for each in found if "untried" not in each and any(each[s] != "-" for s in STAGES)]
-    by_kind: dict[str, Outcomes] = {"refused": {}, "wrong": {}, "failed": {}}
+    by_kind: dict[str, Outcomes] = {key: {} for key in KINDS}
     for each in tried:
         bad = [(s, each[s]) for s in STAGES if each[s] not in ("ok", "-")]
         if not bad:
             continue
-        # A wrong result is worse than a refusal that came before it.
-        stage, outcome = next((b for b in bad if b[1].startswith("difference")), bad[0])
-        kind = {"difference": "wrong", "refused": "refused"}.get(outcome.split(":")[0], "failed")
+        # A wrong result is worse than a refusal that came before it, and any of them than rounding.
+        kind, stage, outcome = min(
+            ((_kind(outcome), stage, outcome) for stage, outcome in bad), key=lambda b: KINDS.index(b[0])
+        )
         by_kind[kind][each["name"]] = f"{stage}: {outcome}"
     return {
         "tried": len(tried),
@@ -136,9 +144,10 @@ def markdown(figures: dict[str, Any]) -> str:
     lines = ["| | causal language models | others |", "|---|---|---|"]
     rows = [(_ok(side), side) for side in (figures, figures["beyond"])]
     counts = [f"{len(ok)} of {side['tried']}" for ok, side in rows]
-    lines.append(f"| equal to memory | {counts[0]} | {counts[1]} |")
+    lines.append(f"| equal to memory, bit for bit | {counts[0]} | {counts[1]} |")
     lines.append("| which | " + " | ".join(_listed(ok) for ok, _ in rows) + " |")
-    for key, label in (("refused", "refused"), ("wrong", "another result"), ("failed", "another exception")):
+    labels = ("another result", "another exception", "refused in a sentence", "equal but for rounding")
+    for key, label in reversed(list(zip(KINDS, labels, strict=True))):
         if any(side[key] for _, side in rows):
             lines.append(
                 f"| {label} | " + " | ".join(_listed(side[key]) or "none" for _, side in rows) + " |"
@@ -151,7 +160,7 @@ def markdown(figures: dict[str, Any]) -> str:
 
 
 def _ok(side: dict[str, Any]) -> list[str]:
-    bad = {name for key in ("refused", "wrong", "failed") for name in side[key]}
+    bad = {name for key in KINDS for name in side[key]}
     return [name for name in side["table"] if name not in bad]
 
 

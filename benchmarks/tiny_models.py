@@ -133,6 +133,11 @@ def _tiny(kind: type, more: dict[str, Any]) -> Any:
 # Models that are no causal language models: arguments of `family_checks.Case`.
 _VISION = {"image_size": 16, "patch_size": 8}
 BEYOND: dict[str, dict[str, Any]] = {
+    "mixtral, router losses": {
+        "family": "mixtral",
+        "kind": "MixtralForCausalLM",
+        "options": {"output_router_logits": True},
+    },
     "bert, masked": {"family": "bert", "kind": "BertForMaskedLM"},
     "modernbert, masked": {"family": "modernbert", "kind": "ModernBertForMaskedLM"},
     "bert, sequence classes": {

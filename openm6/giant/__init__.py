@@ -15,7 +15,9 @@ if TYPE_CHECKING:
         Trigger,
         adjacent_correlations,
     )
-    from openm6.giant.streaming.engine import Giant, StepReport, stream
+    from openm6.giant.streaming.engine import Giant
+    from openm6.giant.streaming.opening import stream
+    from openm6.giant.streaming.report import StepReport
 
 # Which file a name comes from; it is imported when the name is first asked for.
 _HOME = {
@@ -27,7 +29,7 @@ _HOME = {
     "Giant": "streaming.engine",
     "Muon": "optimizers.named",
     "PartOptimizer": "optimizers.named",
-    "StepReport": "streaming.engine",
+    "StepReport": "streaming.report",
     "StepTrigger": "sharing.trigger",
     "Trigger": "sharing.trigger",
     "adjacent_correlations": "sharing.trigger",
@@ -35,7 +37,7 @@ _HOME = {
     "delink": "sharing.pseudo_to_real",
     "share": "sharing.pseudo_to_real",
     "slot_uses": "sharing.pseudo_to_real",
-    "stream": "streaming.engine",
+    "stream": "streaming.opening",
 }
 
 __all__ = [

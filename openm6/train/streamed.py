@@ -21,7 +21,8 @@ from openm6.giant.measure.budget import format_bytes, parse_bytes
 from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.streaming.build import layouts
-from openm6.giant.streaming.engine import Giant, stream
+from openm6.giant.streaming.engine import Giant
+from openm6.giant.streaming.opening import stream
 from openm6.giant.streaming.placement import solve
 from openm6.giant.streaming.report import StepReport
 from openm6.giant.tiers.commit import RECORD

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import families
 from benchmarks.families import DOCS, RESULT, markdown, run_all, summary, with_table
-from benchmarks.family_checks import Case, check
+from benchmarks.family_checks import Case, check, difference
 from benchmarks.tiny_batches import BATCHES
 from benchmarks.tiny_models import BEYOND, MORE
 
@@ -22,7 +23,8 @@ def outcomes() -> list[dict[str, str]]:
         {"name": "mute", **OK, "logits": "-", "generate": "-"},
         {"name": "no", **OK, "save": "refused: because"},
         {"name": "worst", **OK, "train": "refused: because", "logits": "difference: 1 of 2 tensors"},
-        {"name": "slow", **OK, "generate": "timeout"},
+        {"name": "slow", **OK, "train": "rounding: 1 of 2 tensors", "generate": "timeout"},
+        {"name": "near", **OK, "train": "rounding: 1 of 2 tensors"},
         {"name": "raises", **OK, "train": "error: KeyError: 'x'", "save": "not reached"},
         {"name": "absent", "untried": "TypeError: no"},
         {"name": "dumb", **dict.fromkeys(OK, "-"), "note": "in memory: no"},
@@ -31,19 +33,20 @@ def outcomes() -> list[dict[str, str]]:
 
 def test_outcomes_are_counted_by_their_worst() -> None:
     figures = summary(outcomes())
-    assert (figures["tried"], figures["ok"]) == (6, 2)
+    assert (figures["tried"], figures["ok"]) == (7, 2)
+    assert figures["rounded"] == {"near": "train: rounding: 1 of 2 tensors"}
     assert figures["refused"] == {"no": "save: refused: because"}
     assert figures["wrong"] == {"worst": "logits: difference: 1 of 2 tensors"}
     assert figures["failed"] == {"slow": "generate: timeout", "raises": "train: error: KeyError: 'x'"}
     assert figures["cannot_be_built"] == {"absent": "TypeError: no", "dumb": "in memory: no"}
     assert figures["table"]["worst"] == OK | {"train": "refused", "logits": "difference"}
-    assert figures["table"].keys() == {"good", "mute", "no", "worst", "slow", "raises"}
+    assert figures["table"].keys() == {"good", "mute", "no", "worst", "slow", "near", "raises"}
 
 
 def test_the_table_says_where_every_family_is() -> None:
     table = markdown({**summary(outcomes()), "beyond": summary(outcomes()[:1])})
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
-    assert "| 2 of 6 | 1 of 1 |" in rows["equal to memory"]
+    assert "| 2 of 7 | 1 of 1 |" in rows["equal to memory, bit for bit"]
     assert rows["which"] == "| which | good, mute | good |"
     assert rows["another exception"] == "| another exception | raises, slow | none |"
     assert table.count("absent") == 1
@@ -73,6 +76,18 @@ def test_options_and_batches_are_of_families_that_there_are() -> None:
     for name, options in BEYOND.items():
         case = Case(name, **options)
         assert case.family in CONFIG_MAPPING and case.batch in BATCHES
+
+
+def test_rounding_is_no_wrong_result() -> None:
+    want = {"a": torch.ones(2), "b": torch.ones(2)}
+    for change, outcome in (
+        (0.0, "ok"),
+        (2**-23, "rounding"),
+        (1e-4, "difference"),
+        (torch.nan, "difference"),
+    ):
+        assert difference(want | {"b": torch.ones(2) + change}, want).split(":")[0] == outcome
+    assert difference({"a": want["a"]}, want) == "difference: 1 missing, such as b"
 
 
 def test_a_family_is_checked(tmp_path: Path) -> None:

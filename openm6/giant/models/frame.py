@@ -1,72 +1,85 @@
-"""The frame: a model without its slots. It takes a batch in, runs single layers, and lets a loss out.
+"""The frame: a model without its layers' weights, whose forward pass stops where it calls a layer.
 
-    frame = open_frame(model, loss=task_losses)     # the model loses its layers; their weights are handed out
-    x, calls = frame.enter(batch)                   # what goes into the first layer, and beside it into each
-    x = frame.run(3, weights, x, calls[3])          # layer 3, on weights that come from wherever
-    losses = frame.leave(batch, x)                  # the same callable as in memory: loss(model, batch)
+    frame = open_frame(model, loss=task_losses)     # the layers' weights are handed out
+    run = frame.begin(batch)                        # a `Pass`: the model's own code, up to the first layer
+    out = frame.run(run.call, weights, args, kwargs)     # that layer, on weights that come from wherever
+    run.go_on(out)                                  # on to the next layer, and at last to the losses
+    run.result
 
-`M6Frame`      knows M6's entrance and exit, and runs neither twice.
-`ModuleFrame`  works on any module whose layers sit in one `ModuleList` and are run one after the other
-               (Hugging Face's language models, toy models). It puts a stub in the place of each layer: `enter`
-               is the model's own forward until the last stub is called, and `leave` is that forward with
-               stubs that hand the final hidden state through.
+The model stays as it is, with all of its modules, hooks and attributes. Only the layers' parameters leave it (they
+stay behind on meta, without memory), and in the place of each layer's `forward` stands a function that stops the
+pass. So whatever lies between the layers runs as it is written.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from openm6.giant.models.frame_pass import Call, Pass, ask
 from openm6.giant.models.slots import Slot, slots_of
 from openm6.giant.sharing.stack import SlotStack, TiedStack, assign, find_stack
-from openm6.model.layers import rotary
 from openm6.model.m6 import M6
-from openm6.model.stream import attention_bias
 
 Loss = Callable[[nn.Module, Any], Any]
 
-
-class Call(NamedTuple):
-    """What a layer is called with beside the hidden state."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+_LARGE = 1 << 20  # bytes: larger buffers that no checkpoint holds (masks, tables) are computed, never trained
 
 
-class Frame(ABC):
+class Frame:
     """A model whose layers run on borrowed weights.
 
-    `weights` are the layers' parameters by their names in the model, taken out of it: the model itself keeps
-    its layers without memory, on meta. What remains are `parameters` and `buffers` by name.
+    `weights` are the layers' parameters by their names in the model, taken out of it. What remains are
+    `parameters` and `buffers` by name. Layer i is `layers[i]`; its slot is `sharing[i]`, and its parameters are
+    named `paths[i].*`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[nn.Module],
-        paths: Sequence[str],
-        sharing: Sequence[int],
-        loss: Loss,
-    ) -> None:
-        self.model, self.layers, self.paths, self.loss = model, list(layers), list(paths), loss
-        self.sharing = list(sharing)
+    def __init__(self, model: nn.Module, stack: SlotStack | TiedStack, loss: Loss) -> None:
+        self.model, self.loss = model, loss
+        self.sharing = stack.sharing
+        self.path = stack.path  # of the layers' ModuleList
+        self._by_slot = isinstance(stack, SlotStack)
+        self._check_trainable()
+        if isinstance(stack, SlotStack):
+            # One module a layer, so that each knows which one it is; they have nothing but weights to share.
+            modules = list(stack.owner.slots)
+            self.layers = [_twin(modules[slot]) for slot in self.sharing]
+        else:
+            self.layers = list(stack.layers)
+        self.paths = self._paths()
         self.weights: dict[str, nn.Parameter] = {}
-        for path, layer in zip(paths, layers, strict=True):
+        for path, layer in zip(self.paths, self.layers, strict=True):
             self.weights |= {f"{path}.{name}": p for name, p in layer.named_parameters()}
-        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        if frozen:
-            raise ValueError(
-                f"{type(model).__name__}: {frozen[0]!r} is frozen, and streaming trains every parameter; "
-                "call requires_grad_(True) on the model."
-            )
-        for layer in dict.fromkeys(layers):
+        if isinstance(stack, SlotStack):
+            del stack.owner.slots[:]
+            stack.owner.slots.extend(self.layers)
+            stack.owner.sharing = list(range(len(self.layers)))
+        self._check_apart()
+        self._bare = [_Bare(layer) for layer in self.layers]
+        for index, layer in enumerate(self.layers):
             _forget_weights(layer)
+            layer.forward = partial(ask, index)
+        self._outer = [
+            (path or type(module).__name__, module, name)
+            for path, module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False  # pyright: ignore[reportArgumentType] (layers are, always)
+
+    # -------------------- what it holds
+
+    @property
+    def is_m6(self) -> bool:
+        return isinstance(self.model, M6)
 
     @property
     def slots(self) -> list[Slot]:
@@ -74,38 +87,81 @@ class Frame(ABC):
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
+        """All but the layers', each under its first name. Stand-ins for tensors that stay in a file are none."""
+        found: dict[str, nn.Parameter] = {}
+        seen: set[nn.Parameter] = set()
+        for path, module in self.modules():
+            for name, parameter in module.named_parameters(path, recurse=False):
+                if parameter not in seen and not getattr(parameter, "stands_in", False):
+                    seen.add(parameter)
+                    found[name] = parameter
+        return found
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Those that a checkpoint holds: running statistics."""
-        saved = self.model.state_dict().keys() - self.parameters.keys()
-        return {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
+        """Those that a checkpoint holds: running statistics, those inside layers included."""
+        found: dict[str, Tensor] = {}
+        seen: set[Tensor] = set()
+        for path, module in self.model.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is None or name in module._non_persistent_buffers_set or buffer in seen:
+                    continue
+                seen.add(buffer)
+                found[f"{path}.{name}" if path else name] = buffer
+        return found
 
-    @property
-    @abstractmethod
-    def tied(self) -> bool:
-        """Whether a parameter serves both the entrance and the exit, as a head tied to the embedding does."""
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules outside the layers, by their paths."""
+        inside = {module for layer in self.layers for module in layer.modules()}
+        for path, module in self.model.named_modules():
+            if module not in inside:
+                yield path, module
 
-    @abstractmethod
-    def enter(self, batch: Any) -> tuple[Tensor, list[Call]]:
-        """The hidden state before the first layer, and what each layer is called with beside it."""
+    def outer_versions(self) -> list[tuple[str, tuple[int, int]]]:
+        """Marks of the buffers outside the layers, by module: others as soon as one of them is changed."""
+        now = ((name, module._buffers[attribute]) for name, module, attribute in self._outer)
+        return [(name, (id(buffer), buffer._version)) for name, buffer in now if buffer is not None]
 
-    @abstractmethod
-    def leave(self, batch: Any, x: Tensor) -> dict[str, Tensor]:
-        """The losses by name, from the hidden state `x` behind the last layer."""
+    # -------------------- running it
 
-    def enter_and_leave(self, batch: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both in one graph, as for a backward pass that reaches the parameters of both at once."""
-        return self.enter(batch)[0], self.leave(batch, x)
+    def begin(self, batch: Any) -> Pass:
+        """A forward pass whose result are the losses by name; it has not begun yet."""
+        return Pass(lambda: self._losses(batch))
 
-    def run(self, layer: int, weights: Mapping[str, Tensor], x: Tensor, call: Call) -> Tensor:
-        """One layer on `weights`, by their names in the layer."""
-        return functional_call(self.layers[layer], dict(weights), (x, *call.args), call.kwargs)
+    def run(
+        self,
+        call: Call,
+        weights: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Any, dict[str, list[Any]]]:
+        """The layer of `call` on `weights`, by their names in the layer; see `Call.run`."""
+        named = {f"layer.{name}": weight for name, weight in weights.items()}
+        return call.run(lambda: functional_call(self._bare[call.layer], named, args, dict(kwargs)))
+
+    @contextmanager
+    def without_cache(self) -> Iterator[None]:
+        """Context in which Hugging Face models fill no key-value cache: a layer that runs twice would twice."""
+        configs: list[Any] = []
+        for module in self.model.modules():  # some have a copy of the model's, others a part of it
+            config = getattr(module, "config", None)
+            configs += [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+        configs = list({id(each): each for each in configs}.values())
+        before = [(each, each.use_cache) for each in configs if getattr(each, "use_cache", None) is not None]
+        for each, _ in before:
+            each.use_cache = False
+        try:
+            yield
+        finally:
+            for each, value in before:
+                each.use_cache = value
+
+    # -------------------- changing it
 
     def regroup(self, sharing: Sequence[int]) -> None:
         """Let the layers run on other slots; their weights are the caller's."""
         self.sharing = list(sharing)
+        self.paths = self._paths()
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         """Let parameters and buffers, by name, be these tensors, which whoever owns them then changes."""
@@ -121,12 +177,35 @@ class Frame(ABC):
     @contextmanager
     def still(self) -> Iterator[None]:
         """Context in which buffers end as they began: a recomputation must not move running statistics."""
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        before = Buffers(self.model)
         try:
             yield
         finally:
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(before[name])
+            before.restore()
+
+    # -------------------- inside
+
+    def _paths(self) -> list[str]:
+        numbers = self.sharing if self._by_slot else range(len(self.layers))
+        return [f"{self.path}.{number}" for number in numbers]
+
+    def _check_trainable(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                raise ValueError(
+                    f"{type(self.model).__name__}: {name!r} is frozen, and streaming trains every parameter; "
+                    "call requires_grad_(True) on the model."
+                )
+
+    def _check_apart(self) -> None:
+        inside = {parameter: name for name, parameter in self.weights.items()}
+        for path, module in self.modules():
+            for name, parameter in module.named_parameters(path, recurse=False):
+                if parameter in inside:
+                    raise ValueError(
+                        f"{type(self.model).__name__}: {inside[parameter]!r} in a layer and {name!r} outside are "
+                        "one parameter, and a layer's weights move alone; untie them."
+                    )
 
     def _losses(self, batch: Any) -> dict[str, Tensor]:
         result = self.loss(self.model, batch)
@@ -141,163 +220,60 @@ class Frame(ABC):
         return {"loss": loss}
 
 
-class M6Frame(Frame):
-    """M6: embeddings and image entrance in, last norm and heads out."""
+class Buffers:
+    """The buffers of a module as they are now, to be restored. What nobody changed is left alone, down to its
+    version, by which autograd knows changes."""
 
-    model: M6
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [
+            (owner, name, buffer, buffer._version, buffer.clone())
+            for owner in module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+            and (name not in owner._non_persistent_buffers_set or buffer.nbytes <= _LARGE)
+        ]
 
-    def __init__(self, model: M6, stack: SlotStack, loss: Loss | None) -> None:
-        if loss is None:
-            raise ValueError(
-                "M6 has many tasks: pass loss=lambda model, batch: ..., for instance task_losses."
-            )
-        sharing = stack.sharing
-        paths = [f"{stack.path}.{slot}" for slot in sharing]
-        super().__init__(model, [model.slots[slot] for slot in sharing], paths, sharing, loss)
-        self._path = stack.path
-        del model.slots[:]
-
-    def regroup(self, sharing: Sequence[int]) -> None:
-        super().regroup(sharing)
-        self.paths = [f"{self._path}.{slot}" for slot in sharing]
-
-    @property
-    def tied(self) -> bool:
-        return self.model.head is None or self.model.drawing is not None
-
-    def enter(self, batch: Any) -> tuple[Tensor, list[Call]]:
-        stream = getattr(batch, "stream", batch)
-        config = self.model.config
-        who = (stream.example_BT, stream.branch_BT, stream.order_BT)
-        rope = rotary(stream.positions_BT, head_dim=config.head_dim, theta=config.rope_theta)
-        call = Call((rope, attention_bias(who, who)), {})
-        return self.model.embed_stream(stream), [call] * len(self.layers)
-
-    def leave(self, batch: Any, x: Tensor) -> dict[str, Tensor]:
-        hidden = self.model.norm(x)
-        # The loss calls the model as it would in memory, and gets the hidden state that is there already.
-        self.model.forward = lambda stream: hidden
-        try:
-            return self._losses(batch)
-        finally:
-            del self.model.forward
+    @torch.no_grad()
+    def restore(self) -> None:
+        for owner, name, buffer, version, before in self._kept:
+            owner._buffers[name] = buffer
+            if buffer._version != version or not torch.equal(buffer, before):
+                buffer.copy_(before)
 
 
-class ModuleFrame(Frame):
-    """Any module with one stack of layers; its forward must pass the hidden state first, from layer to layer."""
-
-    def __init__(self, model: nn.Module, stack: TiedStack, loss: Loss | None) -> None:
-        layers = list(stack.layers)
-        paths = [f"{stack.path}.{layer}" for layer in range(len(layers))]
-        super().__init__(model, layers, paths, stack.sharing, loss or call_model)
-        self.stack = stack.layers  # where the stubs are
-        for index, layer in enumerate(layers):
-            self.stack[index] = _Stub(self, index, layer)
-        self._returns_tuple: bool | None = None  # what a layer returns; known once one has run
-        self._calls: list[Call] = []
-        self._first: Tensor | None = None  # the hidden state that reached the first stub
-        self._final: Tensor | None = None  # the hidden state that the last stub hands out
-        self._stop: int | None = None  # the stub at which the entrance ends
-
-    @property
-    def tied(self) -> bool:
-        # A narrow vocabulary adds the gradients of all its uses to one sum: nothing to keep apart.
-        names = dict(self.model.named_parameters(remove_duplicate=False))
-        wide = [parameter for parameter in names.values() if parameter.dtype == torch.float32]
-        return len(wide) > len(set(wide))
-
-    def enter(self, batch: Any) -> tuple[Tensor, list[Call]]:
-        # Before a layer has run, nobody knows in what form the stubs should return: the first call must do.
-        self._stop = 0 if self._returns_tuple is None else len(self.layers) - 1
-        x = self._forward(batch, None)
-        calls = self._calls * len(self.layers) if self._stop == 0 else self._calls
-        assert x is not None and len(calls) == len(self.layers)
-        return x, calls
-
-    def leave(self, batch: Any, x: Tensor) -> dict[str, Tensor]:
-        return self.enter_and_leave(batch, x)[1]
-
-    def enter_and_leave(self, batch: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self._stop = None
-        self._calls, self._final = [], x
-        try:
-            with _without_cache(self.model):
-                losses = self._losses(batch)
-            assert self._first is not None
-            return self._first, losses
-        finally:
-            self._first = self._final = None
-
-    def run(self, layer: int, weights: Mapping[str, Tensor], x: Tensor, call: Call) -> Tensor:
-        out: Any = super().run(layer, weights, x, call)
-        self._returns_tuple = isinstance(out, tuple)
-        return out[0] if isinstance(out, tuple) else out
-
-    def _forward(self, batch: Any, final: Tensor | None) -> Tensor | None:
-        self._calls, self._first, self._final = [], None, final
-        try:
-            # The entrance moves no running statistics, since `leave` goes the same way once more.
-            with self.still(), _without_cache(self.model):
-                self.loss(self.model, batch)
-        except _Entered:
-            return self._first
-        finally:
-            self._first = None
-        raise ValueError(
-            f"{type(self.model).__name__}'s forward does not run its layers {self.paths[0]} to the last."
-        )
-
-    def stub_called(self, index: int, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a stub does when the model calls it."""
-        if index == 0:
-            self._first = x
-        if self._stop is not None:
-            self._calls.append(Call(args, kwargs))
-            if index == self._stop:
-                raise _Entered
-        elif index == len(self.layers) - 1:
-            assert self._final is not None
-            x = self._final
-        return (x,) if self._returns_tuple else x
+def versions(module: nn.Module) -> list[tuple[int, int]]:
+    """Marks of a module's buffers: others as soon as one of them is changed."""
+    return [(id(buffer), buffer._version) for buffer in module.buffers()]
 
 
-class _Entered(BaseException):
-    """The batch has reached the last layer; not an `Exception`, lest a model's own handlers catch it."""
+class _Bare(nn.Module):
+    """A layer past its own hooks, which run where the model calls it."""
 
-
-class _Stub(nn.Module):
-    """Stands where a layer stood, and answers for its attributes."""
-
-    def __init__(self, frame: ModuleFrame, index: int, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        # Past `Module.__setattr__`: neither is a child of the model.
-        self.__dict__.update(_frame=frame, _index=index, _layer=layer)
+        self.layer = layer
+        self._forward = layer.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:
-            raise ValueError(f"layer {self._index} gets its hidden state by keyword; it must come first.")
-        return self._frame.stub_called(self._index, args[0], args[1:], kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_layer"], name)
+        return self._forward(*args, **kwargs)
 
 
 def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None = None) -> Frame:
-    """Take the layers out of `model`, in place.
+    """Take the layers' weights out of `model`, in place.
 
     `loss(model, batch)` returns a scalar tensor, a dict of them, or an object with `.loss`; by default the
     model is called with the batch (`**` a mapping, `*` a tuple). `layers` names the ModuleList if there are
-    several. Raises ValueError for a model without such a stack, with frozen parameters, or whose shared
-    layers are not neighbours.
+    several. Raises ValueError for a model without such a stack, with frozen parameters, or whose shared layers
+    are not neighbours.
     """
     stack = find_stack(model, layers)
-    if isinstance(stack, SlotStack):
-        if not isinstance(model, M6):
-            raise ValueError(
-                f"{type(model).__name__}: of models with slots and sharing, only M6 can be streamed."
-            )
-        return M6Frame(model, stack, loss)
-    return ModuleFrame(model, stack, loss)
+    if isinstance(stack, SlotStack) and not isinstance(model, M6):
+        raise ValueError(
+            f"{type(model).__name__}: of models with slots and sharing, only M6 can be streamed."
+        )
+    if isinstance(stack, SlotStack) and loss is None:
+        raise ValueError("M6 has many tasks: pass loss=lambda model, batch: ..., for instance task_losses.")
+    return Frame(model, stack, loss or call_model)
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
@@ -307,22 +283,23 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Hugging Face models fill a key-value cache unless told otherwise; a layer that runs twice would twice."""
-    config: Any = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is None:
-        yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        config.use_cache = before
+def _twin(module: nn.Module) -> nn.Module:
+    """Another module of the same parts: its parameters, buffers and attributes are the same objects."""
+    new = type(module).__new__(type(module))
+    new.__dict__.update(module.__dict__)
+    for registry in ("_parameters", "_buffers"):
+        new.__dict__[registry] = dict(module.__dict__[registry])
+    new.__dict__["_modules"] = {
+        name: child and _twin(child) for name, child in module.__dict__["_modules"].items()
+    }
+    return new
 
 
 def _forget_weights(layer: nn.Module) -> None:
+    empty: dict[nn.Parameter, nn.Parameter] = {}  # a parameter under two names stays one
     for module in layer.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta")))
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if parameter not in empty:
+                    empty[parameter] = nn.Parameter(torch.empty_like(parameter, device="meta"))
+                setattr(module, name, empty[parameter])

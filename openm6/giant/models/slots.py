@@ -29,6 +29,7 @@ class Slot:
     layers: tuple[int, ...]
     path: str  # of its module in the model, "slots.3"
     body: Shapes
+    module: type[nn.Module] = nn.Module  # of its layers
     experts: int = 0
     expert: Shapes | None = None  # of one expert, by the same names as in the model, without the expert axis
 
@@ -51,7 +52,7 @@ def slots_of(layers: Sequence[nn.Module], paths: Sequence[str], sharing: Sequenc
     """The slots of a stack; `paths[i]` is where the parameters of layer i are found in the model.
 
     Raises ValueError if the layers of a slot do not follow each other (a slot is fetched once a pass), or
-    if a layer keeps saved buffers (running statistics), which no part holds.
+    if layers that share one keep saved buffers (running statistics), which stay with their layers.
     """
     slots = []
     for index, first in enumerate(first_layers(sharing)):
@@ -62,10 +63,11 @@ def slots_of(layers: Sequence[nn.Module], paths: Sequence[str], sharing: Sequenc
                 "fetched more than once a pass; share runs of neighbours, or delink."
             )
         layer = layers[first]
-        if saved := layer.state_dict().keys() - dict(layer.named_parameters(remove_duplicate=False)).keys():
+        saved = layer.state_dict().keys() - dict(layer.named_parameters(remove_duplicate=False)).keys()
+        if saved and len(run) > 1:
             raise ValueError(
-                f"{paths[first]} has the buffer {min(saved)!r}, which training changes beside its weights; "
-                "streaming knows such buffers outside the layers alone."
+                f"{paths[first]} has the buffer {min(saved)!r}, which training changes beside its weights; layers "
+                "with such buffers cannot share a slot in streaming: delink the model before."
             )
         mixtures = {path: each for path, each in layer.named_modules() if isinstance(each, Experts)}
         assert len(mixtures) <= 1, "a layer has one FFN"
@@ -77,6 +79,7 @@ def slots_of(layers: Sequence[nn.Module], paths: Sequence[str], sharing: Sequenc
                 layers=run,
                 path=paths[first],
                 body={name: shape for name, shape in shapes.items() if name not in apart},
+                module=type(layer),
                 experts=sum(mixture.config.experts for mixture in mixtures.values()),
                 expert={name: shapes[name][1:] for name in sorted(apart)} if apart else None,
             )

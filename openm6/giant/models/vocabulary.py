@@ -14,7 +14,7 @@ Shapes: N tokens (any leading axes), D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,50 +26,68 @@ from openm6.giant.models.hugging_face import put_parameter, tied_parameters
 BLOCK_BYTES = 64 << 20  # of a block of the head's rows, in fp32
 
 
-def store_frame_as(model: nn.Module, dtype: torch.dtype) -> None:
+def store_frame_as(
+    model: nn.Module, dtype: torch.dtype, modules: Iterable[tuple[str, nn.Module]] | None = None
+) -> None:
     """Let every parameter of a frame be fp32; but if `dtype` is bf16, let embeddings, and heads without bias,
     be bf16 and computed by the modules of this file. In place; parameters may be on meta.
 
-    To be called when the model's layers are out of it: every `nn.Linear` that is left counts as a head.
+    `modules`: those outside the layers, by path; None: all. Every `nn.Linear` of them counts as a head. A parameter
+    that any other module uses as well stays fp32.
     """
+    outside = list(model.named_modules() if modules is None else modules)
+    fits = {path: module for path, module in outside if dtype == torch.bfloat16 and _fits(module)}
+    others = {
+        parameter
+        for path, module in outside
+        if path not in fits
+        for parameter in module.parameters(recurse=False)
+    }
     narrow: set[nn.Parameter] = set()
-    for path, module in list(model.named_modules()) if dtype == torch.bfloat16 else ():
-        new: NarrowEmbedding | NarrowHead | None = None
-        # Exactly these: a subclass does something of its own.
-        if type(module) is nn.Embedding and module.max_norm is None:
-            new = NarrowEmbedding(module.weight)
-        elif type(module) is nn.Linear and module.bias is None:
-            new = NarrowHead(module.weight)
-        if new is not None:
-            narrow.add(new.weight)
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, new.train(module.training))
-    for names in tied_parameters(model).values():
-        parameter = model.get_parameter(names[0])
+    for path, module in fits.items():
+        assert isinstance(module, (nn.Embedding, nn.Linear)) and isinstance(module.weight, nn.Parameter)
+        if module.weight in others:
+            continue
+        narrow.add(module.weight)
+        new = NarrowEmbedding(module) if isinstance(module, nn.Embedding) else NarrowHead(module)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new.train(module.training))
+    own = {parameter for _, module in outside for parameter in module.parameters(recurse=False)}
+    for first, names in tied_parameters(model).items():
+        parameter = model.get_parameter(first)
+        if parameter not in own:
+            continue
         wanted = dtype if parameter in narrow else torch.float32
-        if parameter.dtype != wanted:
+        if parameter.dtype != wanted and parameter.is_floating_point():
             put_parameter(model, names, parameter.detach().to(wanted))
+
+
+def _fits(module: nn.Module) -> bool:
+    """Whether one of the modules below can take its place: exactly these, a subclass does something of its own."""
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.sparse and not module.scale_grad_by_freq
+    return type(module) is nn.Linear and module.bias is None
 
 
 class NarrowEmbedding(nn.Module):
     """Token ids of any shape give rows of `weight` (V, D), as fp32."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, of: nn.Embedding) -> None:
         super().__init__()
-        assert isinstance(weight, nn.Parameter)
-        self.weight = weight
+        self.weight, self.padding_idx = of.weight, of.padding_idx
+        self.num_embeddings, self.embedding_dim = of.num_embeddings, of.embedding_dim
 
     def forward(self, ids_N: Tensor) -> Tensor:
-        return _Lookup.apply(self.weight, ids_N)  # pyright: ignore[reportReturnType]
+        return _Lookup.apply(self.weight, ids_N, self.padding_idx)  # pyright: ignore[reportReturnType]
 
 
 class NarrowHead(nn.Module):
     """(..., D) gives (..., V), the product with the transpose of `weight` (V, D)."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, of: nn.Linear) -> None:
         super().__init__()
-        assert isinstance(weight, nn.Parameter)
-        self.weight = weight
+        self.weight, self.bias = of.weight, None
+        self.in_features, self.out_features = of.in_features, of.out_features
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return _Product.apply(x_ND, self.weight)  # pyright: ignore[reportReturnType]
@@ -99,16 +117,19 @@ def _sum_of(weight: Tensor) -> Tensor:
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_VD: Tensor, ids_N: Tensor) -> Tensor:
-        ctx.weight = weight_VD
+    def forward(ctx: Any, weight_VD: Tensor, ids_N: Tensor, padding: int | None) -> Tensor:
+        ctx.weight, ctx.padding = weight_VD, padding
         ctx.save_for_backward(ids_N)
         return F.embedding(ids_N, weight_VD).float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         (ids_N,) = ctx.saved_tensors
-        _sum_of(ctx.weight).index_add_(0, ids_N.flatten(), gradients[0].flatten(0, -2))
-        return None, None
+        ids_N, rows_ND = ids_N.flatten(), gradients[0].flatten(0, -2)
+        if ctx.padding is not None:  # it is no token, and learns nothing
+            rows_ND = rows_ND.masked_fill((ids_N == ctx.padding)[:, None], 0.0)
+        _sum_of(ctx.weight).index_add_(0, ids_N, rows_ND)
+        return None, None, None
 
 
 class _Product(torch.autograd.Function):

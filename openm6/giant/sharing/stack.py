@@ -159,7 +159,8 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
 
     A `slots` + `sharing` pair wins over everything else; without one, the candidates are the outermost
     `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype, and the one that is as long
-    as a Hugging Face configuration says, if it has more weights than they; its layers may differ.
+    as a Hugging Face configuration says, if it has more weights than they; its layers may differ. Where there are
+    none, they are the outermost ones of layers that have parameters at all.
 
     Raises `ValueError` if the path leads to no `ModuleList`, or if there are no candidates, or several.
     """
@@ -185,10 +186,13 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
         # Layers of several kinds are a stack as well, lest an image tower be taken for the model.
         if main and all(_weights(lists[path]) < _weights(lists[main[0]]) for path in candidates):
             candidates += main
+        if not candidates:
+            mixed = [path for path, module in lists.items() if _is_mixed_stack(module)]
+            candidates = [path for path in mixed if _outermost(path, mixed)]
     if not candidates:
         raise ValueError(
-            f"{type(model).__name__} has no ModuleList of two or more layers with equal parameter shapes "
-            f"(it has: {', '.join(lists) or 'none'}); name the one to share with layers='dotted.path'."
+            f"{type(model).__name__} has no ModuleList of two or more layers with parameters "
+            f"(it has: {', '.join(lists) or 'none'}); name the one to use with layers='dotted.path'."
         )
     if len(candidates) > 1:
         raise ValueError(
@@ -248,6 +252,10 @@ def _signature(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[object,
 def _is_stack(layers: nn.ModuleList) -> bool:
     signatures = [_signature(layer.named_parameters()) for layer in layers]
     return len(layers) > 1 and bool(signatures[0]) and all(each == signatures[0] for each in signatures)
+
+
+def _is_mixed_stack(layers: nn.ModuleList) -> bool:
+    return len(layers) > 1 and all(any(True for _ in layer.parameters()) for layer in layers)
 
 
 def _check_same_shapes(path: str, layers: nn.ModuleList, first: int, layer: int) -> None:

@@ -1,10 +1,11 @@
 """Boundary activations: the input of every layer for every micro-batch, kept from forward to backward.
 
-They are all that a streamed step keeps of the forward pass; what lies inside a layer is computed again.
+They are all that a streamed step keeps of the layers' forward pass; what lies inside a layer is computed again.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,24 +17,25 @@ from torch import Tensor
 
 from openm6.giant.tiers.parts import raw_bytes
 
-Key = tuple[int, int]  # layer, micro-batch
-
 
 class Activations(ABC):
-    """Hidden states by layer and micro-batch. Layer L (of L layers) is what leaves the stack."""
+    """Hidden states, each under the number that `put` gave it."""
 
     resident: bool  # whether they count towards the process's memory
 
-    @abstractmethod
-    def put(self, layer: int, micro_batch: int, x: Tensor) -> None:
-        """Keep a hidden state, which nobody changes from now on."""
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
 
     @abstractmethod
-    def get(self, layer: int, micro_batch: int) -> Tensor:
+    def put(self, x: Tensor) -> int:
+        """Keep a hidden state, which nobody changes from now on. Returns its number."""
+
+    @abstractmethod
+    def get(self, number: int) -> Tensor:
         """A hidden state that was put."""
 
     @abstractmethod
-    def drop(self, layer: int, micro_batch: int) -> None:
+    def drop(self, number: int) -> None:
         """It will not be asked for again."""
 
     @abstractmethod
@@ -51,17 +53,20 @@ class HostActivations(Activations):
     resident = True
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Tensor] = {}
+        super().__init__()
+        self._kept: dict[int, Tensor] = {}
 
-    def put(self, layer: int, micro_batch: int, x: Tensor) -> None:
+    def put(self, x: Tensor) -> int:
         assert not x.requires_grad
-        self._kept[layer, micro_batch] = x
+        number = next(self._numbers)
+        self._kept[number] = x
+        return number
 
-    def get(self, layer: int, micro_batch: int) -> Tensor:
-        return self._kept[layer, micro_batch]
+    def get(self, number: int) -> Tensor:
+        return self._kept[number]
 
-    def drop(self, layer: int, micro_batch: int) -> None:
-        del self._kept[layer, micro_batch]
+    def drop(self, number: int) -> None:
+        del self._kept[number]
 
     def clear(self) -> None:
         self._kept.clear()
@@ -80,15 +85,14 @@ class DiskActivations(Activations):
     resident = False
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._file = folder, tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this)
-        self._kept: dict[Key, tuple[int, torch.Size, torch.dtype]] = {}
+        self._kept: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
         self._free: dict[int, list[int]] = {}  # offsets by size
         self._end = 0
 
-    def put(self, layer: int, micro_batch: int, x: Tensor) -> None:
-        if (layer, micro_batch) in self._kept:
-            self.drop(layer, micro_batch)
+    def put(self, x: Tensor) -> int:
         data = raw_bytes(x.contiguous())
         free = self._free.get(len(data))
         if free:
@@ -104,10 +108,12 @@ class DiskActivations(Activations):
                     f"{self._folder} could not take the layers' inputs ({error.strerror}); free some space, or "
                     "keep activations on the host"
                 ) from error
-        self._kept[layer, micro_batch] = at, x.shape, x.dtype
+        number = next(self._numbers)
+        self._kept[number] = at, x.shape, x.dtype
+        return number
 
-    def get(self, layer: int, micro_batch: int) -> Tensor:
-        at, shape, dtype = self._kept[layer, micro_batch]
+    def get(self, number: int) -> Tensor:
+        at, shape, dtype = self._kept[number]
         x = torch.empty(shape, dtype=dtype)
         data, done = raw_bytes(x), 0
         while done < len(data):
@@ -116,8 +122,8 @@ class DiskActivations(Activations):
             done += count
         return x
 
-    def drop(self, layer: int, micro_batch: int) -> None:
-        at, shape, dtype = self._kept.pop((layer, micro_batch))
+    def drop(self, number: int) -> None:
+        at, shape, dtype = self._kept.pop(number)
         self._free.setdefault(shape.numel() * dtype.itemsize, []).append(at)
 
     def clear(self) -> None:

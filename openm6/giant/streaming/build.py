@@ -1,7 +1,7 @@
 """From a model to parts in a store: what each part holds, its first values, and where it lives.
 
 frame      gets its values first: the rehearsal of a step needs them
-rehearsal  measures what a step takes beside the parts (`workspace`)
+rehearsal  measures what a step takes beside the parts (`rehearse`)
 placement  is solved: what is left of the budget keeps parts resident
 parts      are filled one by one, or found as the last commit left them
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,9 @@ from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_nam
 from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import slice_of, sliced
 from openm6.giant.ranks.ranked_store import RankedStore, agreed_record
-from openm6.giant.streaming import inference
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
-from openm6.giant.streaming.rehearse import rehearse
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.commit import CommitRecord, read_record
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
@@ -58,6 +56,7 @@ class Settings:
     threads: int = 4  # two keep the disk busy while the others hash
     placement: Mapping[str, Mapping[Section, Tier]] | None = None
     buffer_bytes: int | None = None
+    weigh: Literal["tokens", "batches"] = "tokens"
     group: Group | None = None  # of the ranks that train this model together
 
 
@@ -177,17 +176,6 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
     return release_memory() - leaving + waiting
 
 
-def memory_of_step(
-    machine: Machine, batches: Sequence[Any], settings: Settings, fill: Fill
-) -> tuple[int, dict[str, int]]:
-    """Bytes that a step over `batches` takes beside parts and frame, and that one piece of it adds, measured."""
-
-    def weights(slot: Slot, part: str) -> dict[str, Tensor]:
-        return _weights(slot, part, settings, fill)
-
-    return rehearse(machine, batches, weights, training=settings.optimizer is not None)
-
-
 def memory_beside(frame: Frame, slots: Sequence[Slot], settings: Settings) -> int:
     """Bytes of what no rehearsal sees: an update's own memory, and parts that ranks gather."""
     scratch = 0
@@ -218,24 +206,26 @@ def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
     return 3 * max(in_use)
 
 
-def memory_of_generating(
-    machine: Machine, input_ids: Tensor, max_new_tokens: int, settings: Settings, fill: Fill
-) -> tuple[int, dict[str, int]]:
-    """Bytes that generating takes beside parts and frame, measured; generating is not watched."""
-    slot = machine.slots[0]
-    weights = _weights(slot, slot.name, settings, fill)
-    takes = inference.memory_of_generating(
-        machine.frame, weights, machine.precision, input_ids, max_new_tokens
-    )
-    return takes, {}
+def first_weights(settings: Settings, fill: Fill) -> Callable[[Slot, str], dict[str, Tensor]]:
+    """A function that gives the first values of a part, in memory of their own."""
+
+    def weights(slot: Slot, part: str) -> dict[str, Tensor]:
+        shapes = next(shapes for name, shapes, _ in slot.parts() if name == part)
+        tensors = {name: torch.empty(shape, dtype=settings.weights_dtype) for name, shape in shapes.items()}
+        fill_part(slot, part, tensors, fill)
+        return tensors
+
+    return weights
 
 
-def _weights(slot: Slot, part: str, settings: Settings, fill: Fill) -> dict[str, Tensor]:
-    """The first values of a part, in memory of their own."""
-    shapes = next(shapes for name, shapes, _ in slot.parts() if name == part)
-    tensors = {name: torch.empty(shape, dtype=settings.weights_dtype) for name, shape in shapes.items()}
-    fill_part(slot, part, tensors, fill)
-    return tensors
+def weights_now(machine: Machine) -> Callable[[Slot, str], dict[str, Tensor]]:
+    """A function that gives the values of a part as they are in the store, in memory of their own."""
+
+    def weights(slot: Slot, part: str) -> dict[str, Tensor]:
+        with machine.store.use(Access(part, ("weights",))) as views:
+            return {name: weight.clone() for name, weight in views["weights"].items()}
+
+    return weights
 
 
 def solve_placement(

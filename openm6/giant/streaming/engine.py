@@ -17,32 +17,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from openm6.giant.measure.budget import parse_bytes, release_memory
+from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.keeper import Keeper
 from openm6.giant.measure.trace import Trace
-from openm6.giant.models.frame import Frame, Loss, ModuleFrame, open_frame
-from openm6.giant.models.hugging_face import Source, plain_model, skeleton
+from openm6.giant.models.frame import Buffers, Frame
+from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot
-from openm6.giant.models.vocabulary import store_frame_as
-from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
-from openm6.giant.ranks.collectives import Group
 from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import open_activations
 from openm6.giant.streaming.build import Fill, Settings
 from openm6.giant.streaming.compute import Precision
-from openm6.giant.streaming.dtypes import dtype_of
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
-from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses
+from openm6.giant.streaming.rehearse import Measured, rehearse
+from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
 from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
@@ -74,6 +71,10 @@ class Giant:
         self._find_commit()
         self.slots: list[Slot] = frame.slots
         self._fixed_bytes = 0
+        self._torn = False  # a step has begun to update, and has not ended
+        self._measured = Measured()
+        self._takes = 0  # bytes of a step beside parts and frame
+        self._adds: dict[str, int] = {}  # bytes that a piece of its work adds, by kind
         self._machine: Machine | None = None
 
     # -------------------- training
@@ -81,7 +82,7 @@ class Giant:
     def step(
         self, micro_batches: Sequence[Any], *, lr: float | None = None, loss_limit: float = math.inf
     ) -> StepReport:
-        """One step over all micro-batches, whose losses count alike.
+        """One step over all micro-batches, whose losses count as `weigh` says.
 
         Args:
             micro_batches: batches as the loss reads them; or one that is a mapping, as it is.
@@ -96,35 +97,40 @@ class Giant:
             raise ValueError(
                 "this giant was opened with optimizer=None, to run only; step needs an optimizer"
             )
+        self._check_whole("step")
+        tokens = count_tokens(micro_batches)
         machine = self.prepare(micro_batches)
         begun, before = time.perf_counter(), machine.store.stats
         machine.step = self.steps + 1
         machine.updates.begin(self.settings.lr if lr is None else lr)
-        buffers = {name: buffer.clone() for name, buffer in self.frame.buffers.items()}
+        buffers = Buffers(self.frame.model)
         norm = None
         with self._pass(machine):
             machine.announce(training=True)
-            running = streaming.enter(machine, micro_batches)
-            streaming.forward(machine, running, keep=True)
-            loss = streaming.leave(machine, running, gradients=True)
+            running = streaming.run_forward(
+                machine, micro_batches, training=True, weights=self._weights(micro_batches)
+            )
+            loss = streaming.loss_of(running)
             skipped = not (math.isfinite(loss) and loss <= loss_limit)
             if skipped:
                 streaming.drop_gradients(self.frame)
-                for name, buffer in self.frame.buffers.items():
-                    buffer.copy_(buffers[name])
+                buffers.restore()
             else:
+                self._torn = True
                 streaming.backward(machine, running)
                 streaming.backward_frame(machine, running)
                 norm = streaming.finish(machine)
         self.steps += 1
+        self._torn = False
         after = machine.store.stats
-        routed = torch.tensor([[each.dropped, each.assigned] for each in running]).sum(0)
+        passes = running.micro_batches
+        routed = torch.tensor([[each.dropped, each.assigned] for each in passes]).sum(0)
         dropped, assigned = machine.summed(routed).tolist()
         return StepReport(
             loss=loss,
-            losses=mean_losses(running),
+            losses=mean_losses(passes),
             step=self.steps,
-            tokens=count_tokens(micro_batches),
+            tokens=tokens,
             seconds=time.perf_counter() - begun,
             wait_seconds=after.wait_seconds - before.wait_seconds,
             bytes_read=after.bytes_read - before.bytes_read,
@@ -142,30 +148,35 @@ class Giant:
     def evaluate_losses(self, micro_batches: Sequence[Any]) -> tuple[float, dict[str, float]]:
         """The mean loss, and the means by name."""
         micro_batches = streaming.listed(micro_batches)
-        machine = self.prepare(micro_batches)
-        modules = [self.frame.model, *self.frame.layers]
-        modes = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            with self._pass(machine):
-                machine.announce(training=False)
-                running = streaming.enter(machine, micro_batches)
-                streaming.forward(machine, running, keep=False)
-                loss = streaming.leave(machine, running, gradients=False)
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
-        return loss, mean_losses(running)
+        machine = self.prepare(micro_batches, training=False)
+        with inference.evaluating(self.frame.model), self._pass(machine), self.frame.still():
+            machine.announce(training=False)
+            running = streaming.run_forward(
+                machine, micro_batches, training=False, weights=self._weights(micro_batches)
+            )
+        return streaming.loss_of(running), mean_losses(running.micro_batches)
+
+    def _weights(self, micro_batches: Sequence[Any]) -> list[float] | None:
+        return weights_by_targets(self.frame.model, micro_batches, self.settings.weigh)
 
     @contextmanager
     def _pass(self, machine: Machine) -> Iterator[None]:
         """A step seeds what is random in it, and leaves the caller's random state alone."""
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), self.frame.without_cache():
                 yield
+        except BaseException:
+            streaming.drop_gradients(self.frame)
+            raise
         finally:
             machine.activations.clear()
+
+    def _check_whole(self, what: str) -> None:
+        if self._torn:
+            raise ValueError(
+                f"{what}: a step was interrupted while it updated the weights, so that some parts have learned "
+                "from it and others have not; close this giant, and open it again to go on from its last commit"
+            )
 
     # -------------------- sharing
 
@@ -181,9 +192,11 @@ class Giant:
         Raises ValueError for a `unit` that does not divide a run, and if the disk has not the space.
         """
         machine = self._ready("delink")
+        self._check_whole("delink")
         sharing = split_runs(self.frame.sharing, unit, where="delink")
         machine.precision.forget()  # a shared mixture's experts were cast and summed all at once
         machine.scratch.clear()
+        machine.cast.clear()
         release_memory()  # the copies need what the allocator holds in reserve
         old = self.slots
         self.frame.regroup(sharing)
@@ -196,6 +209,7 @@ class Giant:
         machine.store.resize(self.placement.buffer_bytes)
         delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
         machine.slots = self.slots
+        machine.order = None
         machine.chosen.clear()
 
     # -------------------- keeping
@@ -205,6 +219,7 @@ class Giant:
 
         Raises TierError with durability "none", and if the disk is full (the last commit stands).
         """
+        self._check_whole("commit")
         own = {
             "sharing": self.frame.sharing,
             **self._updates.counts.record(),
@@ -222,6 +237,7 @@ class Giant:
             raise ValueError(
                 "this giant was opened with optimizer=None, to run only: there is nothing new to save"
             )
+        self._check_whole("save")
         export.save(self._ready("save").store, self.frame, self.slots, Path(folder), source=self.source)
 
     def close(self) -> None:
@@ -240,21 +256,41 @@ class Giant:
 
     # -------------------- inference
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, max_new_tokens: int | None = None, **options: Any) -> Any:
         """What the model's own `generate` gives, (B, T) -> (B, T + new) token ids; the layers are streamed.
+
+        Args:
+            input_ids: the prompt.
+            max_new_tokens: how many tokens to add; by default what the options (`max_length`) or the model's
+                generation config say.
+            options: those of the model's `generate`.
 
         Raises ValueError for a model without `generate`.
         """
+        if max_new_tokens is not None:
+            options["max_new_tokens"] = max_new_tokens
         inference.check_prompt(self.frame.model, input_ids, max_new_tokens)
         if self._machine is None:
+            new = inference.new_tokens(self.frame.model, input_ids, options)
             self._move_in(
-                lambda machine: build.memory_of_generating(
-                    machine, input_ids, max_new_tokens, self.settings, self._fill
+                lambda machine: (
+                    inference.memory_of_generating(
+                        machine, input_ids, new, build.first_weights(self.settings, self._fill)
+                    ),
+                    {},
                 )
             )
-        machine = self._ready("generate")
-        fetch = inference.fetch_from(machine.store, self.slots, machine.precision)
-        return inference.generate(self.frame, fetch, machine.precision, input_ids, max_new_tokens, **options)
+        return inference.generate(self._ready("generate"), input_ids, **options)
+
+    def logits(self, batch: Any) -> Tensor:
+        """What the model computes of a batch, in evaluation mode and without gradients: the `logits` of a Hugging
+        Face model's output, (B, T, V); else the first tensor that the model returns."""
+        machine = self.prepare([batch], training=False)
+        with inference.evaluating(self.frame.model), self._pass(machine), self.frame.still():
+            machine.announce(training=False)
+            out = streaming.run_model(machine, batch)
+        found = getattr(out, "logits", None)
+        return found if isinstance(found, Tensor) else tensors_of(out)[0]
 
     # -------------------- parts
 
@@ -272,23 +308,61 @@ class Giant:
         """The layout of every part of the slots."""
         return build.layouts(self.slots, self.settings)
 
-    def prepare(self, micro_batches: Sequence[Any]) -> Machine:
+    def prepare(self, micro_batches: Sequence[Any], *, training: bool = True) -> Machine:
         """Place and fill the parts, unless that is done; `step` and `evaluate` see to it.
 
-        `micro_batches` are those of a step, the largest there will be: what it takes is measured on them.
+        `micro_batches` are those of a step, the largest there will be: what it takes is measured on them, and once
+        more where larger ones come.
 
-        Raises ValueError if the budget or the disk cannot hold the model.
+        Raises ValueError if the budget or the disk cannot hold the model, or not a step over these.
         """
+        batches = streaming.listed(micro_batches)
+        training = training and self.settings.optimizer is not None
+        loss_weights = self._weights(batches)
         if self._machine is None:
-            batches = streaming.listed(micro_batches)
-            self._move_in(lambda machine: build.memory_of_step(machine, batches, self.settings, self._fill))
+            first = build.first_weights(self.settings, self._fill)
+            self._move_in(
+                lambda machine: rehearse(
+                    machine, batches, first, training=training, loss_weights=loss_weights
+                )
+            )
+            self._measured.note(batches, training=training)
+        elif self._measured.exceeded_by(batches, training=training):
+            self._measure_again(self._machine, batches, training=training, loss_weights=loss_weights)
         return self._ready("prepare")
+
+    def _measure_again(
+        self, machine: Machine, batches: Sequence[Any], *, training: bool, loss_weights: list[float] | None
+    ) -> None:
+        """Larger batches than before: what they take is measured, and the buffers make room for it if they can."""
+        modes = inference.evaluating(self.frame.model) if not training else nullcontext()
+        with modes:
+            takes, adds = rehearse(
+                machine, batches, build.weights_now(machine), training=training, loss_weights=loss_weights
+            )
+        if (more := takes - self._takes) > 0:
+            assert self.placement is not None
+            before, self._fixed_bytes = self._fixed_bytes, self._fixed_bytes + more
+            try:
+                self._place(self.placement.tiers)
+            except ValueError as error:
+                self._fixed_bytes = before
+                raise ValueError(
+                    f"these batches are larger than those that memory was laid out for: {error}; prepare the giant "
+                    "with the largest batches there will be, or make them smaller"
+                ) from error
+            machine.store.resize(self.placement.buffer_bytes)
+            self._takes = takes
+        for kind, most in adds.items():
+            self._adds[kind] = max(most, self._adds.get(kind, 0))
+        self._measured.note(batches, training=training)
 
     def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, dict[str, int]]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
         machine = self._machine_without_store()
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
+        self._takes, self._adds = takes, adds
         # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
@@ -354,97 +428,5 @@ class Giant:
             loss_weights=self.settings.loss_weights,
         )
         if self.settings.group is not None:
-            machine.summed = self.settings.group.total
+            machine.summed, machine.ranked = self.settings.group.total, True
         return machine
-
-
-def stream(
-    model: nn.Module | str | Path,
-    *,
-    budget: str | int,
-    disk: str | Path | None = None,
-    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "muon", "adafactor"] | None = "adamw",
-    lr: float = 1e-4,
-    weights_dtype: torch.dtype | str = torch.float32,
-    compute_dtype: torch.dtype | str = torch.float32,
-    durability: Literal["step", "none"] = "step",
-    activations: Literal["host", "disk"] = "host",
-    global_clip: float | None = None,
-    layers: str | None = None,
-    loss: Loss | None = None,
-    loss_weights: Mapping[str, float] | None = None,
-    fill: Fill | None = None,
-    seed: int = 0,
-    threads: int = 4,
-    placement: Mapping[str, Mapping[Section, Tier]] | None = None,
-    buffer_bytes: int | None = None,
-    trace: Trace | str | Path | None = None,
-    group: Group | None = None,
-) -> Giant:
-    """Open a model for training within a memory budget; the module itself is taken over.
-
-    Args:
-        model: an M6, a module whose layers sit in one `ModuleList` and run one after the other, or the folder of
-            a causal language model of `transformers`, which is read tensor by tensor.
-        budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
-        disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
-        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
-            clip), "adafactor", or one made by hand; None to run the model only.
-        lr: learning rate, where `step` is given none.
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
-            frame of an M6 is float32, and so are norms and biases of any frame.
-        compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
-        durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
-            runs).
-        activations: where the layers' inputs wait for the backward pass.
-        global_clip: largest norm of all gradients together. It costs writing and reading them; by default
-            the optimizer clips each part by itself.
-        layers: dotted path of the ModuleList, if the model has several.
-        loss: `loss(model, batch)` gives a scalar, a dict of them, or an object with `.loss`; the default calls the
-            model with the batch.
-        loss_weights: of a dict's losses; 1 where it says nothing.
-        fill: `fill(name, out, expert)` writes first values of a parameter (of one expert of a mixture), for
-            a model that is on meta.
-        seed: of dropout and stochastic rounding.
-        threads: for reading and writing.
-        placement: {part: {section: tier}} that goes before what the budget says.
-        buffer_bytes: for what is read ahead and written behind; by default, what suits the budget.
-        trace: file for a Chrome trace of compute and I/O.
-        group: ranks that train this model together, each with a `disk` of its own. The loss of a micro-batch is the
-            sum of what they compute of it; slots of a single layer are cut among them.
-
-    Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
-    """
-    weights_dtype = dtype_of(weights_dtype, "weights_dtype")
-    compute_dtype = dtype_of(compute_dtype, "compute_dtype")
-    source: Path | None = None
-    opened: Source | None = None
-    if isinstance(model, (str, Path)):
-        source = Path(model)
-        model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
-        opened = Source(source, model)
-        fill = fill or opened.read
-    frame = open_frame(plain_model(model), loss=loss, layers=layers)
-    if isinstance(frame, ModuleFrame):
-        store_frame_as(frame.model, weights_dtype)
-    if opened is not None and optimizer is None:
-        inference.embeddings_on_disk(frame.model, opened)
-    settings = Settings(
-        budget=parse_bytes(budget),
-        disk=None if disk is None else Path(disk),
-        optimizer=build.fitted(named_optimizer(optimizer, global_clip), frame),
-        lr=lr,
-        weights_dtype=weights_dtype,
-        compute_dtype=compute_dtype,
-        durability="none" if optimizer is None else durability,  # what is not changed needs no second side
-        activations=activations,
-        global_clip=global_clip,
-        loss_weights=loss_weights or {},
-        seed=seed,
-        threads=threads,
-        placement=placement,
-        buffer_bytes=buffer_bytes,
-        group=group,
-    )
-    traced = trace if isinstance(trace, Trace) else Trace(trace)
-    return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)

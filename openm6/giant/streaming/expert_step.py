@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ from torch.func import functional_call
 
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming.compute import ENOUGH_ROWS, Gradients
-from openm6.giant.streaming.machine import Machine, MicroBatch
+from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.visits import MicroBatch, Visit
 from openm6.giant.tiers.store import Access, Views
 from openm6.model.experts import Experts, Routing, run_expert
 from openm6.model.layers import Block
@@ -46,8 +47,8 @@ class _Body(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, x_BTD: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        x1_BTD = self.block.attend(x_BTD, *args)  # pyright: ignore[reportArgumentType]
+    def forward(self, x_BTD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Routing]:
+        x1_BTD = self.block.attend(x_BTD, *args, **kwargs)
         h_ND = self.block.ffn_norm(x1_BTD).flatten(0, -2)
         return x1_BTD, h_ND, cast(Experts, self.block.ffn).route(h_ND)
 
@@ -57,6 +58,8 @@ class _Routed:
     """A micro-batch between body and experts."""
 
     micro_batch: MicroBatch
+    visit: Visit
+    wanting: dict[int, Tensor]  # the layer's inputs that collect gradients
     x1_BTD: Tensor
     h_ND: Tensor
     routing: Routing
@@ -65,70 +68,94 @@ class _Routed:
     d_gate_M: Tensor | None = None
 
 
-def forward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
-    """All layers of the slot, each for all micro-batches."""
-    shared, cast = len(slot.layers) > 1, dict[int, Weights]()  # experts that the slot's layers share
-    for layer in slot.layers:
+@torch.no_grad()
+def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[MicroBatch]) -> list[Any]:
+    """A layer of the slot, for all micro-batches that wait for it: what it returns for each."""
+    shared = len(slot.layers) > 1
+    if layer == slot.layers[0]:
+        machine.cast.clear()
+    cast = machine.cast  # experts that the slot's layers share
+    with (
+        machine.store.use(Access(slot.name, ("weights",))) as views,
+        machine.trace.span("compute", f"{slot.name} body forward"),
+    ):
+        leaves = machine.precision.leaves(views["weights"], "body")
+        routed = [_route(machine, leaves, each, _waiting(each), gradients=False) for each in micro_batches]
+    _count(machine, routed)
+    machine.chose(slot, _chosen(machine, routed))
+    out = [
+        torch.zeros_like(each.h_ND, dtype=torch.promote_types(each.h_ND.dtype, torch.float32))
+        for each in routed
+    ]
+    for expert in machine.chosen[slot.index]:
         with (
-            machine.store.use(Access(slot.name, ("weights",))) as views,
-            machine.trace.span("compute", f"{slot.name} body forward"),
+            machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
+            machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
         ):
-            leaves = machine.precision.leaves(views["weights"], "body")
-            routed = [_route(machine, layer, leaves, micro_batch) for micro_batch in micro_batches]
-        _count(machine, routed)
-        machine.chose(slot, _chosen(machine, routed))
-        out = [
-            torch.zeros_like(each.h_ND, dtype=torch.promote_types(each.h_ND.dtype, torch.float32))
-            for each in routed
-        ]
-        for expert in machine.chosen[slot.index]:
-            with (
-                machine.store.use(Access(slot.expert_name(expert), ("weights",))) as views,
-                machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
-            ):
-                room = slot.expert_name(expert) if shared else "expert"
-                leaves = cast.get(expert) or machine.precision.leaves(views["weights"], room)
-                if shared and machine.precision.casts(views["weights"]):
-                    cast[expert] = leaves
-                for each, out_ND in zip(routed, out, strict=True):
-                    mine = each.slices[expert]
-                    if mine.start < mine.stop:
-                        rows_MD = each.h_ND.index_select(0, each.routing.token_M[mine])
-                        y_MD = _gated(machine, layer, leaves, rows_MD, each.routing.gate_M[mine])
-                        out_ND.index_add_(0, each.routing.token_M[mine], y_MD)
-        for each, out_ND in zip(routed, out, strict=True):
-            index = each.micro_batch.index
-            x_BTD = each.x1_BTD + out_ND.to(each.h_ND.dtype).view(each.x1_BTD.shape)
-            machine.activations.put(layer + 1, index, x_BTD)
-            if not keep:
-                machine.activations.drop(layer, index)
+            room = slot.expert_name(expert) if shared else "expert"
+            leaves = cast.get(expert) or machine.precision.leaves(views["weights"], room)
+            if shared and machine.precision.casts(views["weights"]):
+                cast[expert] = leaves
+            for each, out_ND in zip(routed, out, strict=True):
+                mine = each.slices[expert]
+                if mine.start < mine.stop:
+                    rows_MD = each.h_ND.index_select(0, each.routing.token_M[mine])
+                    y_MD = _gated(machine, layer, leaves, rows_MD, each.routing.gate_M[mine])
+                    out_ND.index_add_(0, each.routing.token_M[mine], y_MD)
+    return [
+        (each.x1_BTD + out_ND.to(each.h_ND.dtype).view(each.x1_BTD.shape), {})
+        for each, out_ND in zip(routed, out, strict=True)
+    ]
 
 
-def backward(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) -> None:
-    """The gradients of all layers of the slot, and the update of all of its parts that got any."""
-    if len(slot.layers) > 1:
-        _backward_shared(machine, slot, micro_batches)
+def _waiting(micro_batch: MicroBatch) -> Visit:
+    assert micro_batch.visit is not None
+    return micro_batch.visit
+
+
+def backward(
+    machine: Machine,
+    slot: Slot,
+    micro_batches: Sequence[MicroBatch],
+    visits: Mapping[int, Sequence[Visit]],
+    *,
+    deferred: bool,
+) -> None:
+    """The gradients of all layers of the slot, and the update of all of its parts that got any. `visits`: of its
+    layers, by micro-batch."""
+    here = [each for each in micro_batches if each.index in visits and _reached(visits[each.index][-1])]
+    if not here:
         return
-    (layer,) = tuple(slot.layers)
+    if len(slot.layers) > 1:
+        _backward_shared(machine, slot, here, visits, deferred=deferred)
+        return
     once = len(micro_batches) == 1 and machine.updates.reads_bf16
     with machine.store.use(machine.updates.access(slot.name)) as body:
-        routed = _prepare(machine, slot, layer, body, micro_batches)
+        routed = _prepare(machine, slot, body, [(each, visits[each.index][0]) for each in here])
         for expert in _chosen(machine, routed):
             name = slot.expert_name(expert)
             with machine.store.use(machine.updates.access(name)) as views:
                 with machine.trace.span("compute", f"{name} backward"):
                     gradients = _gradients(machine, views, "expert", once=once)
                     for each in routed:
-                        _expert_backward(machine, layer, expert, gradients, each)
+                        _expert_backward(machine, expert, gradients, each)
                 machine.updates.apply(machine.store, name, views, gradients.mean(1))
         with machine.trace.span("compute", f"{slot.name} body backward"):
             gradients = _gradients(machine, body, "body", once=once)
             for each in routed:
-                _body_backward(machine, layer, gradients, each, len(micro_batches))
+                _body_backward(machine, gradients, each, len(micro_batches))
+                each.visit.let_go(machine.activations, outputs=not deferred)
         machine.updates.apply(machine.store, slot.name, body, gradients.mean(1))
 
 
-def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[MicroBatch]) -> None:
+def _backward_shared(
+    machine: Machine,
+    slot: Slot,
+    micro_batches: Sequence[MicroBatch],
+    visits: Mapping[int, Sequence[Visit]],
+    *,
+    deferred: bool,
+) -> None:
     nested = len(micro_batches) > 1
     with ExitStack() as held:
         body = held.enter_context(machine.store.use(machine.updates.access(slot.name)))
@@ -136,15 +163,20 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
         experts: dict[int, tuple[Views, Gradients]] = {}
         with machine.trace.span("compute", f"{slot.name} backward"):
             for micro_batch in micro_batches:
-                for layer in reversed(slot.layers):
-                    [each] = _prepare(machine, slot, layer, body, [micro_batch])
+                for visit in reversed(visits[micro_batch.index]):
+                    if not visit.played:
+                        micro_batch.pass_back(visit)
+                        visit.let_go(machine.activations, outputs=not deferred)
+                        continue
+                    [each] = _prepare(machine, slot, body, [(micro_batch, visit)])
                     for expert in _chosen(machine, [each]):
                         name = slot.expert_name(expert)
                         if expert not in experts:
                             views = held.enter_context(machine.store.use(machine.updates.access(name)))
                             experts[expert] = views, _gradients(machine, views, name, shared=nested)
-                        _expert_backward(machine, layer, expert, experts[expert][1], each)
-                    _body_backward(machine, layer, body_gradients, each, len(micro_batches))
+                        _expert_backward(machine, expert, experts[expert][1], each)
+                    _body_backward(machine, body_gradients, each, len(micro_batches))
+                    visit.let_go(machine.activations, outputs=not deferred)
                 for gradients in [body_gradients, *(each for _, each in experts.values())]:
                     gradients.end_micro_batch()
         for expert in sorted(experts):
@@ -152,6 +184,12 @@ def _backward_shared(machine: Machine, slot: Slot, micro_batches: Sequence[Micro
             name, layers = slot.expert_name(expert), len(slot.layers)
             machine.updates.apply(machine.store, name, views, gradients.mean(layers))
         machine.updates.apply(machine.store, slot.name, body, body_gradients.mean(len(slot.layers)))
+
+
+def _reached(visit: Visit) -> bool:
+    """Whether the loss reaches a layer's outputs."""
+    visit.gather()
+    return any(gradient is not None for gradient in visit.gradients)
 
 
 def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
@@ -165,24 +203,28 @@ def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
 # -------------------- pieces of both
 
 
-def _route(machine: Machine, layer: int, leaves: Weights, micro_batch: MicroBatch) -> _Routed:
-    x_BTD = machine.activations.get(layer, micro_batch.index)
-    x1_BTD, h_ND, routing = _run_body(machine, layer, leaves, x_BTD, micro_batch)
+def _route(
+    machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit, *, gradients: bool
+) -> _Routed:
+    (x1_BTD, h_ND, routing), wanting = _run_body(machine, leaves, micro_batch, visit, gradients=gradients)
     routing = replace(routing, gate_M=routing.gate_M.detach(), balance=routing.balance.detach())
-    return _Routed(micro_batch, x1_BTD.detach(), h_ND.detach(), routing, routing.slices())
+    slices = routing.slices()
+    return _Routed(micro_batch, visit, wanting, x1_BTD.detach(), h_ND.detach(), routing, slices)
 
 
 def _run_body(
-    machine: Machine, layer: int, leaves: Weights, x_BTD: Tensor, micro_batch: MicroBatch
-) -> tuple[Tensor, Tensor, Routing]:
+    machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit, *, gradients: bool
+) -> tuple[tuple[Tensor, Tensor, Routing], dict[int, Tensor]]:
     machine.before_work("layer")
-    machine.reseed(layer, micro_batch.index)
-    body = _Body(cast(Block, machine.frame.layers[layer]))
-    call = micro_batch.calls[layer]
+    machine.reseed(visit.number, micro_batch.index)
+    if micro_batch.training:
+        args, kwargs, wanting = visit.arguments(machine.activations, gradients=gradients)
+    else:
+        args, kwargs, wanting = visit.call.args, visit.call.kwargs, {}
+    body = _Body(cast(Block, machine.frame.layers[visit.layer]))
+    named = {f"block.{name}": leaf for name, leaf in leaves.items()}
     with machine.precision.autocast():
-        return functional_call(
-            body, {f"block.{name}": leaf for name, leaf in leaves.items()}, (x_BTD, *call.args), call.kwargs
-        )
+        return functional_call(body, named, args, kwargs), wanting
 
 
 def _gated(
@@ -224,34 +266,35 @@ def _gradients(
 
 
 def _prepare(
-    machine: Machine, slot: Slot, layer: int, body: Views, micro_batches: Sequence[MicroBatch]
+    machine: Machine, slot: Slot, body: Views, visits: Sequence[tuple[MicroBatch, Visit]]
 ) -> list[_Routed]:
     """The body once more: what the experts read, how tokens are routed, and room for gradients of both."""
     routed = []
     with machine.trace.span("compute", f"{slot.name} body again"):
         leaves = machine.precision.leaves(body["weights"], "body")
-        for micro_batch in micro_batches:
+        for micro_batch, visit in visits:
             # With a graph, though nobody wants it: the body must route as it will when its gradients are found,
             # and attention in bf16 takes another path without one.
             with torch.enable_grad():
-                each = _route(machine, layer, leaves, micro_batch)
+                each = _route(machine, leaves, micro_batch, visit, gradients=False)
             each.d_h_ND = torch.zeros_like(each.h_ND)
             each.d_gate_M = torch.zeros_like(each.routing.gate_M)
             routed.append(each)
     return routed
 
 
-def _expert_backward(machine: Machine, layer: int, expert: int, gradients: Gradients, each: _Routed) -> None:
+def _expert_backward(machine: Machine, expert: int, gradients: Gradients, each: _Routed) -> None:
     mine = each.slices[expert]
     if mine.start == mine.stop:
         return
-    assert each.d_h_ND is not None and each.d_gate_M is not None and each.micro_batch.gradient is not None
+    [gradient] = each.visit.gradients
+    assert each.d_h_ND is not None and each.d_gate_M is not None and gradient is not None
     token_M = each.routing.token_M[mine]
     rows_MD = each.h_ND.index_select(0, token_M).requires_grad_()
     gate_M = each.routing.gate_M[mine].detach().requires_grad_()
     with torch.enable_grad():
-        y_MD = _gated(machine, layer, gradients.leaves, rows_MD, gate_M, gradients.product)
-    d_y_MD = each.micro_batch.gradient.flatten(0, -2).index_select(0, token_M).to(y_MD.dtype)
+        y_MD = _gated(machine, each.visit.layer, gradients.leaves, rows_MD, gate_M, gradients.product)
+    d_y_MD = gradient.flatten(0, -2).index_select(0, token_M).to(y_MD.dtype)
     torch.autograd.backward(y_MD, d_y_MD, inputs=[rows_MD, gate_M, *gradients.leaves.values()])
     gradients.gather()
     assert rows_MD.grad is not None and gate_M.grad is not None
@@ -259,18 +302,17 @@ def _expert_backward(machine: Machine, layer: int, expert: int, gradients: Gradi
     each.d_gate_M[mine] = gate_M.grad
 
 
-def _body_backward(
-    machine: Machine, layer: int, gradients: Gradients, each: _Routed, n_micro_batches: int
-) -> None:
-    micro_batch = each.micro_batch
-    x_BTD = machine.activations.get(layer, micro_batch.index).detach().requires_grad_()
+def _body_backward(machine: Machine, gradients: Gradients, each: _Routed, n_micro_batches: int) -> None:
+    micro_batch, visit = each.micro_batch, each.visit
     with torch.enable_grad():
-        x1_BTD, h_ND, routing = _run_body(machine, layer, gradients.leaves, x_BTD, micro_batch)
+        (x1_BTD, h_ND, routing), wanting = _run_body(
+            machine, gradients.leaves, micro_batch, visit, gradients=True
+        )
     roots = [x1_BTD, h_ND, routing.gate_M]
-    by_root = [micro_batch.gradient, each.d_h_ND, each.d_gate_M]
+    by_root = [visit.gradients[0], each.d_h_ND, each.d_gate_M]
     if machine.balance_weight:
         roots.append(routing.balance)
         by_root.append(routing.balance.new_tensor(machine.balance_weight / n_micro_batches))
-    torch.autograd.backward(roots, by_root, inputs=[x_BTD, *gradients.leaves.values()])  # pyright: ignore[reportArgumentType]
-    micro_batch.gradient = x_BTD.grad
-    machine.activations.drop(layer, micro_batch.index)
+    inputs = [*wanting.values(), *gradients.leaves.values()]
+    torch.autograd.backward(roots, by_root, inputs=inputs)  # pyright: ignore[reportArgumentType]
+    micro_batch.collect(visit, wanting)

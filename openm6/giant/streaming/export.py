@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openm6.giant.models.frame import Frame, M6Frame
+from openm6.giant.models.frame import Frame
 from openm6.giant.models.hugging_face import save_folder
 from openm6.giant.models.shards import ShardWriter
 from openm6.giant.models.slots import Slot
@@ -16,6 +16,7 @@ from openm6.giant.ranks.ranked_store import RankedStore
 from openm6.giant.tiers.parts import TensorSpec
 from openm6.giant.tiers.store import Access, TieredStore
 from openm6.model.checkpoint import save_config
+from openm6.model.m6 import M6
 
 
 def save(
@@ -30,13 +31,14 @@ def save(
         for part in (part for slot in slots for part, _, _ in slot.parts()):
             with store.use(Access(part, ("weights",))):
                 pass  # its slices have gone to the rank that writes
-    elif isinstance(frame, M6Frame):
+    elif isinstance(frame.model, M6):
         _save_m6(store, frame, slots, folder)
     else:
         _save_module(store, frame, slots, folder, source)
 
 
-def _save_m6(store: TieredStore, frame: M6Frame, slots: Sequence[Slot], folder: Path) -> None:
+def _save_m6(store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path) -> None:
+    assert isinstance(frame.model, M6)
     save_config(folder, config=frame.model.config, sharing=frame.sharing)
     kept = {**frame.parameters, **frame.buffers}
     specs = [TensorSpec(name, tuple(t.shape), _narrow(t.dtype)) for name, t in kept.items()]

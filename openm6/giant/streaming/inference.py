@@ -1,150 +1,82 @@
 """Streamed inference: a Hugging Face model generates, its layers' weights fetched as they are called.
 
-The model's own `generate` runs (sampling, beams, key-value cache), on proxies in place of the layers. A proxy
-fetches its slot's weights, runs the layer with them and lets them go; while it computes, the store reads the
-next layers' ahead. A token costs one read of all slots that are not resident: batch prompts to share it.
+The model's own `generate` runs (sampling, beams, key-value cache, whatever its options ask for), suspended at
+each layer: the layer's weights are fetched, it runs with them, and they are let go; while it computes, the store
+reads the next layers' ahead. A token costs one read of all slots that are not resident: batch prompts to share it.
 
 Shapes: B rows, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from openm6.giant.models.frame import Frame, ModuleFrame
-from openm6.giant.models.hugging_face import tied_parameters
+from openm6.giant.models.frame_pass import Pass
 from openm6.giant.models.slots import Slot
-from openm6.giant.models.vocabulary import NarrowEmbedding
-from openm6.giant.streaming.compute import Precision
-from openm6.giant.streaming.rehearse import MARGIN, SLACK, PeakMemory
-from openm6.giant.tiers.store import Access, TieredStore
-
-Fetch = Callable[
-    [int], AbstractContextManager[Mapping[str, Tensor]]
-]  # a layer's weights, while they are used
-
-
-class Rows(Protocol):
-    """What `DiskEmbedding` reads from: `hugging_face.Source`."""
-
-    def has_rows(self, name: str) -> bool: ...
-
-    def rows(self, name: str, rows_N: Tensor) -> Tensor: ...
-
-
-class StreamedLayer(nn.Module):
-    """Stands where a layer stood, and runs it with weights that are fetched for each call.
-
-    The layer itself (its structure, its `layer_idx` for the key-value cache, buffers that follow from the
-    configuration) is not registered as a submodule, so the model seems to have no parameters here, on meta or
-    elsewhere. Attributes that models ask of their layers are the layer's.
-    """
-
-    def __init__(self, layer: nn.Module, fetch: Callable[[], AbstractContextManager[Mapping[str, Tensor]]]):
-        super().__init__()
-        self.__dict__["layer"], self.__dict__["fetch"] = layer, fetch
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.__dict__["fetch"]() as weights:
-            return functional_call(self.__dict__["layer"], dict(weights), args, kwargs)
-
-
-class DiskEmbedding(nn.Module):
-    """An embedding whose matrix stays in its file: (B, T) token ids give (B, T, D), read row by row."""
-
-    def __init__(self, source: Rows, name: str, *, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._source, self._name, self._dtype = source, name, dtype
-        # Not a parameter: some models ask their embedding's weight for its dtype and device.
-        self.__dict__["weight"] = torch.empty(0, dtype=dtype)
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        rows_ND = self._source.rows(self._name, ids_BT.flatten().cpu())
-        return rows_ND.to(ids_BT.device, self._dtype).unflatten(0, ids_BT.shape)
+from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.rehearse import MARGIN, SLACK, PeakMemory, RehearsedStore, Weights
+from openm6.giant.tiers.store import Access
 
 
 @contextmanager
-def streamed_layers(stack: nn.ModuleList, layers: Sequence[nn.Module], fetch: Fetch) -> Iterator[None]:
-    """Context in which `stack` holds proxies of `layers`: layer i runs with the weights of `fetch(i)`."""
-    before = list(stack)
-    modes = [layer.training for layer in layers]
-    del stack[:]
-    for index, layer in enumerate(layers):
-        layer.eval()
-        stack.append(StreamedLayer(layer, lambda index=index: fetch(index)))
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in which a model and all that is in it is in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:
-        del stack[:]
-        stack.extend(before)
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.train(mode)
-
-
-def embeddings_on_disk(model: nn.Module, source: Rows) -> None:
-    """Let every embedding of the frame that is nothing else besides (a tied head) stay in its file. In place.
-
-    For inference only: a token looks up one row of what would be gigabytes of memory.
-    """
-    used_once = {names[0] for names in tied_parameters(model).values() if len(names) == 1}
-    for path, module in list(model.named_modules()):
-        plain = type(module) is nn.Embedding and module.max_norm is None
-        name = f"{path}.weight"
-        if (plain or isinstance(module, NarrowEmbedding)) and name in used_once and source.has_rows(name):
-            parent, _, leaf = path.rpartition(".")
-            new = DiskEmbedding(source, name, dtype=torch.float32)
-            setattr(model.get_submodule(parent), leaf, new)
-
-
-def fetch_from(store: TieredStore, slots: Sequence[Slot], precision: Precision) -> Fetch:
-    """Weights from a store, which knows from each pass's start what that pass and the next will ask for."""
-    slot_of = {layer: slot for slot in slots for layer in slot.layers}
-    one_pass = [Access(slot_of[layer].name, ("weights",)) for layer in range(len(slot_of))]
-
-    @contextmanager
-    def fetch(layer: int) -> Iterator[Mapping[str, Tensor]]:
-        if layer == 0:
-            store.announce([*one_pass, *one_pass])
-        with store.use(one_pass[layer]) as views:
-            yield precision.leaves(views["weights"])
-
-    return fetch
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()
-def generate(
-    frame: Frame, fetch: Fetch, precision: Precision, input_ids: Tensor, max_new_tokens: int, **options: Any
-) -> Any:
-    """What `model.generate(input_ids, max_new_tokens=max_new_tokens, **options)` gives: (B, T + new) ids.
+def serve(machine: Machine, work: Callable[[], Any]) -> Any:
+    """What `work` returns, which calls the model, as often as it likes; its layers are run as it calls them."""
+    run = Pass(work)
+    try:
+        with machine.precision.autocast():
+            run.go_on()
+        last = len(machine.slots)
+        while (call := run.call) is not None:
+            slot = machine.slot_of(call.layer)
+            if slot.index < last:  # another pass
+                machine.announce(training=False)
+            if slot.index != last:
+                machine.entered(slot)
+            last = slot.index
+            with machine.store.use(Access(slot.name, ("weights",))) as views, call.modes.but(grad=False):
+                leaves = machine.precision.leaves(views["weights"])
+                out = machine.frame.run(call, leaves, call.args, call.kwargs)
+            del call
+            with machine.precision.autocast():
+                run.go_on(out)
+            del out
+        return run.result
+    finally:
+        run.close()
+
+
+def generate(machine: Machine, input_ids: Tensor, **options: Any) -> Any:
+    """What `model.generate(input_ids, **options)` gives: (B, T + new) ids.
 
     Greedy unless the options, or the model's generation config, say otherwise.
     """
-    model = frame.model
-    check_prompt(model, input_ids, max_new_tokens)
-    assert isinstance(frame, ModuleFrame)
-    training = model.training
-    model.eval()
+    model: Any = machine.frame.model
+    check_prompt(model, input_ids, options.get("max_new_tokens"))
     options = {"attention_mask": torch.ones_like(input_ids), "use_cache": True, **options}
-    try:
-        with streamed_layers(frame.stack, frame.layers, fetch), precision.autocast():
-            return model.generate(input_ids, max_new_tokens=max_new_tokens, **options)  # pyright: ignore[reportCallIssue]
-    finally:
-        model.train(training)
+    with evaluating(model):
+        return serve(machine, lambda: model.generate(input_ids, **options))
 
 
-def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int) -> None:
+def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int | None) -> None:
     """Raise ValueError for a model that cannot generate, and for what are not (B, T) token ids."""
     if not hasattr(model, "generate"):
         raise ValueError(
@@ -155,31 +87,36 @@ def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int) -> No
             "input_ids must be token ids of shape (batch, tokens), "
             f"not {tuple(input_ids.shape)} of {input_ids.dtype}"
         )
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
 
 
+def new_tokens(model: Any, input_ids: Tensor, options: dict[str, Any]) -> int:
+    """How many tokens `generate` may add."""
+    config = getattr(model, "generation_config", None)
+    for source in (options, vars(config) if config is not None else {}):
+        if source.get("max_new_tokens") is not None:
+            return int(source["max_new_tokens"])
+        if source.get("max_length") is not None:
+            return max(1, int(source["max_length"]) - input_ids.shape[1])
+    return 20  # what transformers does without
+
+
 def memory_of_generating(
-    frame: Frame, weights: Mapping[str, Tensor], precision: Precision, input_ids: Tensor, max_new_tokens: int
+    machine: Machine, input_ids: Tensor, new_tokens: int, weights: Callable[[Slot, str], Weights]
 ) -> int:
-    """Bytes that `generate` takes beside the weights: measured on the prompt, with one layer's weights in the
-    place of all, and the key-value cache's growth added."""
-    with PeakMemory() as memory:
-        leaves = precision.leaves(weights)
-        out = generate(
-            frame,
-            lambda layer: nullcontext(leaves),
-            precision,
-            input_ids,
-            1,
-            return_dict_in_generate=True,
-        )
-        cache = sum(tensor.nbytes for tensor in _cached(out.past_key_values))
+    """Bytes that `generate` takes beside the weights: measured on the prompt, with the weights of one slot in the
+    place of all of its kind, and the key-value cache's growth added."""
+    store = RehearsedStore(machine.slots, weights)
+    rehearsing = replace(machine, store=store)  # pyright: ignore[reportArgumentType]
+    with torch.random.fork_rng(devices=[]), PeakMemory() as memory:
+        out = generate(rehearsing, input_ids, max_new_tokens=1, return_dict_in_generate=True)
+        cache = sum(each.nbytes for each in _cached(getattr(out, "past_key_values", None)))
     # Twice: while a layer's cache grows, the old one is there as well, and the allocator keeps holes.
-    growth = 2 * cache * max_new_tokens // input_ids.shape[1]
+    growth = 2 * cache * new_tokens // input_ids.shape[1]
     return round((1 + MARGIN) * memory.peak) + growth + SLACK
 
 
 def _cached(cache: Any) -> Iterator[Tensor]:
     for layer in getattr(cache, "layers", ()):
-        yield from (each for each in (layer.keys, layer.values) if isinstance(each, Tensor))
+        yield from (each for each in tree_leaves(vars(layer)) if isinstance(each, Tensor))

@@ -1,4 +1,4 @@
-"""What a streamed pass works with: its micro-batches on their way, and the machine that runs their layers."""
+"""What a streamed pass works with: the machine that runs layers and what is between them, and knows what comes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openm6.giant.measure.live_bytes import storage_key
 from openm6.giant.measure.trace import Trace
-from openm6.giant.models.frame import Call, Frame
+from openm6.giant.models.frame import Frame, versions
+from openm6.giant.models.frame_values import join, split
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming.activations import Activations
+from openm6.giant.streaming.casting import Cast
 from openm6.giant.streaming.compute import Precision, Scratch
+from openm6.giant.streaming.trial import Trials
 from openm6.giant.streaming.updates import Updates, seeds
+from openm6.giant.streaming.visits import FromGraph, MicroBatch, Visit, Way
 from openm6.giant.tiers.store import Access, TieredStore
-
-
-@dataclass
-class MicroBatch:
-    """A micro-batch on its way through the stack."""
-
-    index: int
-    batch: Any
-    calls: list[Call]
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    gradient: Tensor | None = (
-        None  # of the step's loss by the hidden state that the backward pass has reached
-    )
-    balance: Tensor | None = None  # load-balance losses of the mixture layers so far
-    assigned: int = 0  # tokens that went to experts, over layers ...
-    dropped: int = 0  # ... and that found their expert full
 
 
 @dataclass
@@ -52,56 +41,157 @@ class Machine:
     scratch: dict[str, Scratch] = field(default_factory=lambda: defaultdict(Scratch))
     step: int = 0  # that is under way
     chosen: dict[int, list[int]] = field(default_factory=dict)  # by slot: experts that got tokens last time
+    cast: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # experts of the slot that is run
     # Called before each layer of each micro-batch and each loss, with "layer" or "loss".
     before_work: Callable[[str], None] = lambda kind: None
     # Figures of this process's micro-batches summed over the ranks of the run.
     summed: Callable[[Tensor], Tensor] = lambda figures: figures
+    ranked: bool = False
+    way: Way = "replayed"  # how gradients find their way between layers; see `visits`
+    order: list[int] | None = None  # slots by number, in the order of the last pass; None: that of the layers
+    last: int | None = None  # the layer after which the last pass ended
+    moved: dict[str, set[int]] = field(default_factory=dict)  # by buffer: places of a pass that change it
+    moving: set[int] = field(default_factory=set)  # layers that change buffers of theirs
+    trials: Trials = field(default_factory=Trials)
+    rehearsal: Cast | None = None  # in a rehearsal few layers are run
     _training: bool = False
+    _at: int = 0  # how many slots of the order have been run
 
-    def run(self, layer: int, weights: Mapping[str, Tensor], x: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """One layer. What is random in it (dropout) is a function of step, layer and micro-batch, so that a
-        layer computed again, or a run resumed, gets the same."""
+    # -------------------- running
+
+    def go_on(self, micro_batch: MicroBatch, *answer: Any) -> None:
+        """The model's own code, to the next layer or to the end. What is random in it is a function of step,
+        stretch and micro-batch, so that a replay, or a run resumed, gets the same. Raises ReadBetween."""
+        self.reseed(-1 - micro_batch.count, micro_batch.index)
+        stretch, before = micro_batch.count, self.frame.outer_versions()
+        with (
+            torch.set_grad_enabled(micro_batch.training),
+            self.precision.autocast(),
+            micro_batch.watching(),
+        ):
+            micro_batch.run.go_on(*answer)
+        for (name, mark), now in zip(before, self.frame.outer_versions(), strict=True):
+            if now != (name, mark):
+                self._moved(name, stretch, micro_batch)
+        micro_batch.arrive(self.activations)
+        if (visit := micro_batch.visit) is not None:
+            for origin in visit.origins.values():
+                if isinstance(origin, FromGraph):
+                    self.trials.check(self, origin.tensor)
+
+    def run(
+        self,
+        micro_batch: MicroBatch,
+        visit: Visit,
+        weights: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        grad: bool,
+    ) -> tuple[Any, Any]:
+        """One layer. What is random in it (dropout) is a function of step, visit and micro-batch."""
         self.before_work("layer")
-        self.reseed(layer, micro_batch.index)
-        with self.precision.autocast():
-            return self.frame.run(layer, weights, x, micro_batch.calls[layer])
+        self.reseed(visit.number, micro_batch.index)
+        layer = self.frame.layers[visit.layer]
+        before = versions(layer)
+        with visit.call.modes.but(grad=grad):
+            out = self.frame.run(visit.call, weights, args, kwargs)
+        if versions(layer) != before:
+            self.moving.add(visit.layer)
+            if not grad:
+                self._moved(self.frame.paths[visit.layer], visit.number, micro_batch)
+        return _apart(out, weights)
 
-    def reseed(self, layer: int, micro_batch: int) -> None:
-        torch.default_generator.manual_seed(seeds(self.seed, self.step, layer, micro_batch))
+    def _moved(self, name: str, place: int, micro_batch: MicroBatch) -> None:
+        """A buffer was changed. In memory one micro-batch after the other does so; here they take turns, and all
+        are at one place of the pass before any comes to the next."""
+        places = self.moved.setdefault(name, set())
+        places.add(place)
+        if len(places) > 1 and micro_batch.training and micro_batch.of > 1:
+            raise ValueError(
+                f"{type(self.frame.model).__name__} changes the buffers of {name} at several places of a forward "
+                "pass, and several micro-batches would do so in another order than in memory; use one micro-batch "
+                "a step."
+            )
+
+    def reseed(self, place: int, micro_batch: int) -> None:
+        torch.default_generator.manual_seed(seeds(self.seed, self.step, place, micro_batch))
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum; a loss without a weight counts once."""
         return torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
+    def slot_of(self, layer: int) -> Slot:
+        return self.slots[self.frame.sharing[layer]]
+
+    def is_last(self, layer: int) -> bool:
+        """Whether the model is expected to end after this layer."""
+        return layer == (len(self.frame.layers) - 1 if self.last is None else self.last)
+
+    # -------------------- what comes next
+
     def announce(self, *, training: bool) -> None:
-        """Tell the store all that is known of the step that begins, and how the next one will begin."""
-        self._training = training
-        self.store.announce([*self._forward(self.slots), *self._afterwards()])
+        """Tell the store all that is known of the pass that begins, and how the next one will begin."""
+        self._training, self._at = training, 0
+        self.store.announce([*self._forward(self._order), *self._afterwards()])
+
+    def entered(self, slot: Slot) -> None:
+        """The forward pass is at this slot: where another was expected, the store is told."""
+        order = self._order
+        if self._at < len(order) and order[self._at] == slot.index:
+            self._at += 1
+            return
+        if self._at and order[self._at - 1] == slot.index:  # an expert layer of the same slot
+            return
+        rest = order[self._at :]
+        rest = rest[rest.index(slot.index) :] if slot.index in rest else [slot.index, *rest]
+        self.order = [*order[: self._at], *rest]
+        self._at += 1
+        self.store.announce([*self._forward(self.order[self._at - 1 :]), *self._afterwards()])
+
+    def left(self, visited: Sequence[int], last: int | None) -> None:
+        """The forward pass is over; it visited these slots, and ended after the layer `last`."""
+        if list(visited) != self._order:
+            self.order = list(visited)
+            self.store.announce([*self._afterwards()])
+        self.last = last
 
     def chose(self, slot: Slot, experts: list[int]) -> None:
         """The experts of a slot that got tokens are known, where before those of the last step were expected."""
         if self.chosen.get(slot.index) != experts:
             self.chosen[slot.index] = experts
             here = [Access(slot.expert_name(expert), ("weights",)) for expert in experts]
-            self.store.announce([*here, *self._forward(self.slots[slot.index + 1 :]), *self._afterwards()])
+            self.store.announce([*here, *self._forward(self._order[self._at :]), *self._afterwards()])
 
-    def _forward(self, slots: Sequence[Slot]) -> Iterator[Access]:
-        for slot in slots:
+    @property
+    def _order(self) -> list[int]:
+        return list(range(len(self.slots))) if self.order is None else self.order
+
+    def _forward(self, order: Sequence[int]) -> Iterator[Access]:
+        for slot in (self.slots[number] for number in order):
             names = [slot.expert_name(expert) for expert in self.chosen.get(slot.index, ())]
             for _ in slot.layers if slot.experts else (0,):
                 yield from (Access(name, ("weights",)) for name in (slot.name, *names))
 
     def _afterwards(self) -> Iterator[Access]:
         if self._training:
-            for slot in reversed(self.slots):
+            order = self._order
+            for place, slot in reversed([*enumerate(self.slots[number] for number in order)]):
                 names = [slot.expert_name(expert) for expert in self.chosen.get(slot.index, ())]
                 experts = (access for name in names for access in self.updates.accesses(name))
-                yield from self.updates.accesses(slot.name, *experts)
-        yield from self._forward(self.slots)
+                if order.count(slot.index) == 1:
+                    yield from self.updates.accesses(slot.name, *experts)
+                    continue
+                # It is fetched where the backward pass first meets it, and updated where it meets it last.
+                if slot.index not in order[place + 1 :]:
+                    yield self.updates.access(slot.name)
+                if slot.index not in order[:place] and self.updates.global_clip is None:
+                    yield from self.updates.state_accesses(slot.name)
+        yield from self._forward(self._order)
 
     def next_forward(self) -> Iterator[Access]:
         """How the next step will begin, as far as that is known."""
-        return self._forward(self.slots)
+        return self._forward(self._order)
 
     @property
     def balance_weight(self) -> float:
@@ -109,6 +199,11 @@ class Machine:
         experts = getattr(getattr(self.frame.model, "config", None), "experts", None)
         return 0.0 if experts is None else experts.balance_loss
 
-    @property
-    def depth(self) -> int:
-        return len(self.frame.layers)
+
+def _apart(out: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A layer's outputs, none of them in the memory of its weights, which are others' soon."""
+    shape, tensors = split(out)
+    borrowed = {storage_key(weight) for weight in weights.values()}
+    if not any(storage_key(tensor) in borrowed for tensor in tensors):
+        return out
+    return join(shape, [tensor.clone() if storage_key(tensor) in borrowed else tensor for tensor in tensors])

@@ -1,14 +1,16 @@
-"""How much memory a step takes beside the parts: measured, by rehearsing it on a layer or two.
+"""How much memory a step takes beside the parts: measured, by rehearsing it with one slot of each kind.
 
-The rehearsal is the streamed step itself, with all micro-batches, on the first layer of the largest slot (on
-two, if layers share it: their gradients wait for each other); what it computes is thrown away. While it runs,
-every tensor that PyTorch allocates is counted until it is freed. Of the whole step's peak that is all but the
-inputs of the other layers, whose size is known then, and the state of the frame. Memory inside an operation (a
-matrix product's packing) is not seen; `MARGIN` is for that, and for what the C library keeps of freed blocks.
+The rehearsal is the streamed step itself, with all micro-batches, in which only the first of the slots that are
+alike is run (two layers of it, if layers share it: their gradients wait for each other); its outputs stand in the
+place of the others'. What it computes is thrown away. While it runs, every tensor that PyTorch allocates is
+counted until it is freed. Of the whole step's peak that is all but the inputs of the layers that were not run,
+whose size is known then, and the state of the frame. Memory inside an operation (a matrix product's packing) is not
+seen; `MARGIN` is for that, and for what the C library keeps of freed blocks.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,19 +19,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from openm6.giant.measure.live_bytes import LiveBytes, storage_key
+from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import HostActivations
+from openm6.giant.streaming.casting import Cast, kind_of
 from openm6.giant.streaming.compute import Scratch
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.store import Access, TieredStore, Views
 
 MARGIN = 0.05  # of the rehearsal's peak
+_KINDS = 4  # of which weights are there at a time
 SLACK = 48 << 20  # bytes: threads' stacks, the I/O's bookkeeping, the interpreter's growth
 
 Weights = dict[str, Tensor]
@@ -65,15 +71,28 @@ class PeakMemory(LiveBytes):
         self._since, self._start, self._kind = self.live, self.live, kind
 
 
-class _Rehearsed:
+class RehearsedStore:
     """In the store's place: the same weights for every part of a kind."""
 
-    def __init__(self, weights: Callable[[str], Weights]) -> None:
+    def __init__(self, slots: Sequence[Slot], weights: Callable[[Slot, str], Weights]) -> None:
         self._weights = weights
+        self._slot_of = {name: slot for slot in slots for name, _, _ in slot.parts()}
+        self._made: dict[Any, dict[bool, Weights]] = {}  # by kind: of its body, of its experts
 
     @contextmanager
     def use(self, access: Access) -> Iterator[Views]:
-        yield {"weights": self._weights(access.part), "state": {}, "gradients": {}}
+        if access.part == FRAME:
+            yield {"weights": {}, "state": {}, "gradients": {}}
+            return
+        slot = self._slot_of[access.part]
+        if (kind := kind_of(slot)) not in self._made and len(self._made) == _KINDS:
+            del self._made[next(iter(self._made))]
+        made = self._made.setdefault(kind, {})
+        is_body = access.part == slot.name
+        if is_body not in made:
+            with _disable_current_modes():  # they are parts, which are counted elsewhere
+                made[is_body] = self._weights(slot, access.part)
+        yield {"weights": made[is_body], "state": {}, "gradients": {}}
 
     def announce(self, accesses: Any) -> None:
         pass
@@ -85,70 +104,92 @@ class _NoUpdates(Updates):
 
 
 def rehearse(
-    machine: Machine, batches: Sequence[Any], weights: Callable[[Slot, str], Weights], *, training: bool
+    machine: Machine,
+    batches: Sequence[Any],
+    weights: Callable[[Slot, str], Weights],
+    *,
+    training: bool,
+    loss_weights: Sequence[float] | None = None,
 ) -> tuple[int, dict[str, int]]:
     """Bytes that a step over `batches` takes at its peak, without stored parts and the frame; and the most that
     one piece of it, a "layer" of a micro-batch or a "loss", adds to what is there before.
 
     `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
-    random state are as before.
+    random state are as before; the machine's `way` is that of the model from now on.
     """
-    slot = max(machine.slots, key=_numel)
-    given = {slot.name: weights(slot, slot.name)}
-    if slot.experts:
-        given[slot.expert_name(0)] = weights(slot, slot.expert_name(0))
-    # Of a shared slot two layers: its gradients (of a mixture, all experts' at once) wait for one another.
-    alone = replace(slot, layers=slot.layers[:2])
-
-    def weights_of(part: str) -> Weights:
-        return {} if part == FRAME else given[part if part == slot.name else slot.expert_name(0)]
-
     updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
-    alone_machine = replace(
+    cast = Cast(machine.slots)
+    rehearsing = replace(
         machine,
-        slots=[alone],
-        store=_Rehearsed(weights_of),  # pyright: ignore[reportArgumentType]
+        store=RehearsedStore(machine.slots, weights),  # pyright: ignore[reportArgumentType]
         activations=HostActivations(),
         updates=updates,
         scratch=defaultdict(Scratch),  # of its own, to be gone when memory is looked at afterwards
         chosen={},
+        cast={},
+        moving=set(),
+        moved={},
+        rehearsal=cast,
     )
-    with torch.random.fork_rng(devices=[]), machine.frame.still(), PeakMemory() as memory:
-        alone_machine.before_work = memory.mark
-        boundaries = _rehearse(alone_machine, batches, training=training)
+    with (
+        torch.random.fork_rng(devices=[]),
+        machine.frame.still(),
+        machine.frame.without_cache(),
+        PeakMemory() as memory,
+    ):
+        rehearsing.before_work = memory.mark
+        running = streaming.run_forward(rehearsing, batches, training=training, weights=loss_weights)
+        if training and math.isfinite(running.total):
+            streaming.backward(rehearsing, running)
+            streaming.backward_frame(rehearsing, running)
+        del running
+        rehearsing.activations.clear()
+    machine.way, machine.last, machine.order = rehearsing.way, rehearsing.last, rehearsing.order
     streaming.drop_gradients(machine.frame)
-    others = max(0, machine.depth - len(alone.layers)) if training and machine.activations.resident else 0
     memory.mark("layer")
-    kept = others * boundaries + (
-        mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) if training else 0
-    )
+    kept = cast.bytes_of_others if machine.activations.resident or machine.way != "replayed" else 0
+    if training:
+        kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
+        kept += _bytes_held(machine)
     holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
 
 
-def _rehearse(machine: Machine, batches: Sequence[Any], *, training: bool) -> int:
-    """The step on the layers of one slot; returns the bytes of one layer's inputs."""
-    [slot] = machine.slots
-    first, behind = slot.layers[0], slot.layers[-1] + 1
-    running = streaming.enter(machine, batches)
-    boundaries = 0
-    for each in running:
-        x = machine.activations.get(0, each.index)
-        boundaries += x.nbytes
-        if first:
-            machine.activations.put(first, each.index, x)
-    streaming.forward(machine, running, keep=training)
-    for each in running:
-        if behind != machine.depth:
-            machine.activations.put(machine.depth, each.index, machine.activations.get(behind, each.index))
-    streaming.leave(machine, running, gradients=training)
-    if training and all(each.gradient is not None for each in running):
-        streaming.backward(machine, running)
-        streaming.backward_frame(machine, running)
-    machine.activations.clear()
-    return boundaries
+def _bytes_held(machine: Machine) -> int:
+    """Weights and gradients of slots that are visited more than once: they are held between the visits."""
+    order = machine.order or []
+    several = {number for number in order if order.count(number) > 1}
+    return sum(3 * 4 * numel(machine.slots[number]) for number in several)
 
 
-def _numel(slot: Slot) -> int:
+def numel(slot: Slot) -> int:
     return sum(torch.Size(shape).numel() for _, shapes, _ in slot.parts() for shape in shapes.values())
+
+
+class Measured:
+    """The batches that memory was laid out for."""
+
+    def __init__(self) -> None:
+        self._most: dict[bool, tuple[int, int]] = {}  # by whether it was training: of a micro-batch, of all
+
+    def note(self, batches: Sequence[Any], *, training: bool) -> None:
+        largest, all_ = _sizes(batches)
+        before = self._most.get(training, (0, 0))
+        self._most[training] = max(largest, before[0]), max(all_, before[1])
+
+    def exceeded_by(self, batches: Sequence[Any], *, training: bool) -> bool:
+        """Whether these are larger than any before; a twentieth more is within the margin."""
+        known = [most for kind, most in self._most.items() if kind or not training]
+        if not known:
+            return True
+        return any(
+            now > max(most[place] for most in known) * (1 + MARGIN)
+            for place, now in enumerate(_sizes(batches))
+        )
+
+
+def _sizes(batches: Sequence[Any]) -> tuple[int, int]:
+    """Numbers in the largest micro-batch, and in all."""
+    sizes = [sum(tensor.numel() for tensor in tensors_of(batch)) for batch in batches]
+    return max(sizes), sum(sizes)

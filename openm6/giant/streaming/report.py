@@ -1,24 +1,27 @@
-"""What a step tells: losses, time, traffic, what was skipped."""
+"""What a step reports: losses, time, traffic, what was skipped; and how its micro-batches count."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from openm6.giant.streaming.machine import MicroBatch
+from openm6.giant.streaming.visits import MicroBatch
+
+IGNORED = -100  # a label that is no target: PyTorch's and transformers' convention
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did. Losses are means over its micro-batches."""
+    """What a step did. Losses are means over its micro-batches, each with its weight."""
 
     loss: float
     losses: dict[str, float]  # by name, unweighted
     step: int  # steps so far, this one included
-    tokens: int | None  # None if the batches do not tell
+    tokens: int | None  # None if the batches do not say
     seconds: float
     wait_seconds: float  # of them, that compute waited for the disk
     bytes_read: int
@@ -31,23 +34,62 @@ class StepReport:
 
 def mean_losses(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
     """Mean of each loss over the micro-batches that have it."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for micro_batch in micro_batches:
-        for name, loss in micro_batch.losses.items():
-            found.setdefault(name, []).append(loss.item())
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        weight = 1.0 if micro_batch.weight is None else micro_batch.weight
+        for name, loss in micro_batch.losses.items() if weight else ():
+            found.setdefault(name, []).append((weight, loss.item()))
+    means = {}
+    for name, values in found.items():
+        whole = sum(weight for weight, _ in values)
+        means[name] = sum(weight * value for weight, value in values) / whole
+    return means
+
+
+def weights_by_targets(
+    model: nn.Module, batches: Sequence[Any], weigh: Literal["tokens", "batches"]
+) -> list[float] | None:
+    """How the losses of micro-batches count: each by its share of the targets, so that a batch that is cut in two
+    gives the loss of the whole. None: all alike, which is so for batches that are no mappings with "labels", and
+    where all have as many targets."""
+    if weigh == "batches":
+        return None
+    labels = [batch.get("labels") if isinstance(batch, Mapping) else None for batch in batches]
+    if not all(isinstance(each, Tensor) and each.dim() for each in labels):
+        return None
+    counts = [_targets(model, each) for each in labels if each is not None]
+    if len(set(counts)) == 1 and counts[0]:
+        return None
+    return [count / max(1, sum(counts)) for count in counts]
+
+
+def _targets(model: nn.Module, labels: Tensor) -> int:
+    if labels.is_floating_point():
+        return labels.numel()
+    # A causal language model's first label is nobody's target.
+    shifts = labels.dim() > 1 and getattr(model, "loss_type", None) in ("ForCausalLM", None)
+    config = getattr(model, "config", None)
+    shifts = shifts and config is not None and not getattr(config, "is_encoder_decoder", False)
+    shifts = shifts and hasattr(model, "generate")
+    return int(torch.count_nonzero((labels[..., 1:] if shifts else labels) != IGNORED))
 
 
 def count_tokens(batches: Sequence[Any]) -> int | None:
-    """Tokens of the batches, if they tell: by an attribute, or as the positions that their masks let be seen."""
+    """Tokens of the batches, if they say: by an attribute, or as the positions that their masks let be seen (those
+    of (B, T) masks; other masks say who sees whom)."""
     count = 0
     for batch in batches:
         if isinstance(getattr(batch, "tokens", None), int):
             count += batch.tokens
-        elif isinstance(batch, Mapping) and isinstance(batch.get("attention_mask"), Tensor):
-            count += int(batch["attention_mask"].sum())
-        elif isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
-            count += batch["input_ids"].numel()
+            continue
+        mask, ids = (
+            batch.get(name) if isinstance(batch, Mapping) else None
+            for name in ("attention_mask", "input_ids")
+        )
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            count += int(torch.count_nonzero(mask))
+        elif isinstance(ids, Tensor):
+            count += ids.numel()
         else:
             return None
     return count

@@ -1,7 +1,8 @@
 """The streamed step: every micro-batch through one slot before the next slot, forward and back.
 
-    forward    for each slot: fetch its weights; each micro-batch through its layers; keep each layer's input
-    leave      each micro-batch: loss, and the gradient of the last hidden state
+    forward    each micro-batch's own forward pass, up to its first layer; then for each slot that they wait for:
+               fetch its weights, run each micro-batch through its layers, and on to the next layer
+    end        as soon as a pass ends: its loss, and the gradients of what its last stretch read
     backward   for each slot, last to first: fetch weights; for each micro-batch run each layer once more, with a
                graph, and run backward through it; fetch the optimizer's state and update the slot; it is written
                back while the slot before it computes
@@ -11,24 +12,30 @@ A weight is fetched twice a step, however many micro-batches there are. Nothing 
 begun earlier: the whole sequence is announced to the store when the step begins, the next step's included.
 
 In fp32 the result equals, bit for bit, that of a loop in memory over the micro-batches, each with
-`(loss / count).backward()`, followed by an update of every part.
+`(loss / count).backward()`, followed by an update of every part, if between its layers the model only hands on what
+they returned (`visits`). For any other model sums may be in another order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openm6.giant.models.frame import Frame
+from openm6.giant.models.frame import Buffers, Frame, call_model
+from openm6.giant.models.frame_pass import Pass
 from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.models.vocabulary import take_gradients
 from openm6.giant.streaming import expert_step as mixture
+from openm6.giant.streaming import replay
 from openm6.giant.streaming.compute import Gradients
-from openm6.giant.streaming.machine import Machine, MicroBatch
+from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.running import Group, Running
+from openm6.giant.streaming.visits import MicroBatch, ReadBetween, Visit
 from openm6.giant.tiers.store import Access, Views
 
 
@@ -43,138 +50,303 @@ def listed(micro_batches: Any) -> Sequence[Any]:
 # -------------------- forward
 
 
-@torch.no_grad()
-def enter(machine: Machine, batches: Sequence[Any]) -> list[MicroBatch]:
-    """Every batch up to the first layer."""
-    micro_batches = []
-    for index, batch in enumerate(batches):
-        machine.reseed(-1, index)
-        with machine.precision.autocast():
-            x, calls = machine.frame.enter(batch)
-        machine.activations.put(0, index, x.detach())
-        micro_batches.append(MicroBatch(index, batch, calls))
-    return micro_batches
+def begin(
+    machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
+) -> Running:
+    """Passes that have not begun. `weights`: of the micro-batches' losses; None: all alike."""
+    return Running(
+        [
+            MicroBatch(
+                index,
+                batch,
+                machine.frame.begin(batch),
+                machine.way,
+                training,
+                len(batches),
+                None if weights is None else weights[index],
+            )
+            for index, batch in enumerate(batches)
+        ]
+    )
+
+
+def run_forward(
+    machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
+) -> Running:
+    """All passes to their ends, in the machine's `way`; where that is not the model's, in the next one."""
+    buffers = Buffers(machine.frame.model)
+    while True:
+        running = begin(machine, batches, training=training, weights=weights)
+        try:
+            forward(machine, running)
+            return running
+        except ReadBetween:
+            assert machine.way == "replayed"
+            machine.way = "kept"
+        except RuntimeError as error:
+            if machine.way == "cloned" or "leaf Variable that requires grad" not in str(error):
+                raise
+            machine.way = "cloned"
+        finally:
+            running.close()
+            machine.trials.end()
+        machine.activations.clear()
+        drop_gradients(machine.frame)
+        buffers.restore()
 
 
 @torch.no_grad()
-def forward(machine: Machine, micro_batches: Sequence[MicroBatch], *, keep: bool) -> None:
-    """All slots. `keep`: the layers' inputs, for a backward pass."""
-    for slot in machine.slots:
+def run_model(machine: Machine, batch: Any) -> Any:
+    """What the model returns for a batch."""
+    frame = machine.frame
+    passing = Pass(lambda: call_model(frame.model, batch))
+    running = Running([MicroBatch(0, batch, passing, machine.way, training=False)], losses=False)
+    try:
+        forward(machine, running)
+        return passing.result
+    finally:
+        running.close()
+
+
+def forward(machine: Machine, running: Running) -> None:
+    """All passes to their ends. Raises ReadBetween if the machine's `way` is not that of the model."""
+    for micro_batch in running.micro_batches:
+        _go_on(machine, running, micro_batch)
+    while waiting := [each for each in running.micro_batches if each.visit is not None]:
+        layer = min(each.visit.layer for each in waiting if each.visit is not None)
+        slot = machine.slot_of(layer)
+        machine.entered(slot)
+        group = running.group(slot)
         if slot.experts:
-            mixture.forward(machine, slot, micro_batches, keep=keep)
-            continue
-        with (
-            machine.store.use(Access(slot.name, ("weights",))) as views,
-            machine.trace.span("compute", f"{slot.name} forward"),
-        ):
-            leaves = machine.precision.leaves(views["weights"])
-            for micro_batch in micro_batches:
-                for layer in slot.layers:
-                    x = machine.activations.get(layer, micro_batch.index)
-                    x = machine.run(layer, leaves, x, micro_batch)
-                    machine.activations.put(layer + 1, micro_batch.index, x)
-                    if not keep:
-                        machine.activations.drop(layer, micro_batch.index)
+            ended = [each for each in waiting if each.visit is not None and each.visit.layer == layer]
+            _mixture_forward(machine, slot, layer, group, ended)
+        else:
+            ended = _dense_forward(machine, running, slot, group, waiting)
+        for micro_batch in ended:
+            _go_on(machine, running, micro_batch, take_back=True)
+    last = [each.last for each in running.micro_batches]
+    machine.left([group.slot.index for group in running.groups], last[0])
 
 
-def leave(machine: Machine, micro_batches: Sequence[MicroBatch], *, gradients: bool) -> float:
-    """The loss: the mean over micro-batches. With `gradients`, that of the last hidden state is found as well,
-    and (unless `defer_exit`) those of the exit's parameters."""
-    deferred = defer_exit(machine, micro_batches)
-    parameters = [] if deferred else list(machine.frame.parameters.values())
-    total = 0.0
+def _mixture_forward(
+    machine: Machine, slot: Slot, layer: int, group: Group, micro_batches: Sequence[MicroBatch]
+) -> None:
+    cast = machine.rehearsal
+    played = [each for each in micro_batches if cast is None or cast.plays(slot, layer, each.index)]
+    outs = mixture.forward(machine, slot, layer, played) if played else []
     for micro_batch in micro_batches:
-        x = machine.activations.get(machine.depth, micro_batch.index).detach().requires_grad_(gradients)
-        with machine.trace.span("compute", "loss"):
-            machine.before_work("loss")
-            machine.reseed(-1, micro_batch.index)
-            with torch.set_grad_enabled(gradients), machine.precision.autocast():
-                losses = machine.frame.leave(micro_batch.batch, x)
-                loss = machine.total(losses)
-            if micro_batch.balance is not None:  # its gradients come from the layers themselves
-                losses["balance"] = micro_batch.balance
-                loss = loss + machine.balance_weight * micro_batch.balance
-            whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
-            total += whole.item()
-            micro_batch.losses = dict(zip(losses, by_name, strict=True))
-            if gradients and math.isfinite(total):
-                torch.autograd.backward(loss / len(micro_batches), inputs=[x, *parameters])
-                micro_batch.gradient, x.grad = x.grad, None
-        if not (gradients and deferred):
-            machine.activations.drop(machine.depth, micro_batch.index)
-    return total / len(micro_batches)
+        _note(group, micro_batch)
+        assert micro_batch.visit is not None
+        if micro_batch in played:
+            out = outs.pop(0)
+            if cast is not None:
+                cast.saw(slot, micro_batch.index, out)
+        else:
+            assert cast is not None
+            out = cast.stand_in(slot, micro_batch, micro_batch.visit)
+            micro_batch.visit.played = False
+        micro_batch.put_by(out, machine.activations)
 
 
-def defer_exit(machine: Machine, micro_batches: Sequence[MicroBatch]) -> bool:
-    """Whether the exit's parameters get their gradients with those of the entrance, from a second run of the
-    exit. A loop in memory adds the two gradients of a tied embedding before it adds them to those of other
-    micro-batches; to keep them apart for every micro-batch would take a vocabulary of memory for each."""
-    return machine.frame.tied and len(micro_batches) > 1
+@torch.no_grad()
+def _dense_forward(
+    machine: Machine, running: Running, slot: Slot, group: Group, waiting: Sequence[MicroBatch]
+) -> list[MicroBatch]:
+    """The slot's layers for all that wait for one. Returns those whose answer is put by, as they are expected to
+    end with it: the slot's memory is free then."""
+    ended: list[MicroBatch] = []
+    with (
+        machine.store.use(Access(slot.name, ("weights",))) as views,
+        machine.trace.span("compute", f"{slot.name} forward"),
+    ):
+        leaves = machine.precision.leaves(views["weights"])
+        for micro_batch in waiting:
+            while (visit := micro_batch.visit) is not None and visit.layer in slot.layers:
+                _note(group, micro_batch)
+                out = _dense_layer(machine, slot, micro_batch, visit, leaves)
+                if machine.is_last(visit.layer):
+                    micro_batch.put_by(out, machine.activations)
+                    ended.append(micro_batch)
+                    break
+                answer = micro_batch.hand(visit, out)
+                del out
+                _go_on(machine, running, micro_batch, answer)
+    return ended
+
+
+def _dense_layer(
+    machine: Machine, slot: Slot, micro_batch: MicroBatch, visit: Visit, leaves: Mapping[str, Tensor]
+) -> Any:
+    cast = machine.rehearsal
+    if cast is not None and not cast.plays(slot, visit.layer, micro_batch.index):
+        visit.played = False
+        return cast.stand_in(slot, micro_batch, visit)
+    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+        out = machine.trials.run(machine, micro_batch, visit, leaves)
+    else:
+        if micro_batch.training:
+            args, kwargs, _ = visit.arguments(machine.activations, gradients=False)
+        else:
+            args, kwargs = visit.call.args, visit.call.kwargs
+        out = machine.run(micro_batch, visit, leaves, args, kwargs, grad=False)
+    if cast is not None:
+        cast.saw(slot, micro_batch.index, out)
+    return out
+
+
+def _note(group: Group, micro_batch: MicroBatch) -> None:
+    if micro_batch.training and micro_batch.visit is not None:
+        group.visits.setdefault(micro_batch.index, []).append(micro_batch.visit)
+
+
+def _go_on(
+    machine: Machine, running: Running, micro_batch: MicroBatch, *answer: Any, take_back: bool = False
+) -> None:
+    """On to the next layer. At the end: the loss and, in training, its backward pass, after which it is let go."""
+    if take_back:
+        assert micro_batch.visit is not None
+        machine.before_work("loss")
+        answer = (micro_batch.hand(micro_batch.visit, micro_batch.take_back(machine.activations)),)
+    with machine.trace.span("compute", "loss" if take_back else "between layers"):
+        machine.go_on(micro_batch, *answer)
+        del answer
+        if micro_batch.run.done and running.losses:
+            _end(machine, running, micro_batch)
+
+
+def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
+    losses: dict[str, Tensor] = micro_batch.run.result
+    micro_batch.run.result = None
+    training, count = micro_batch.training, len(running.micro_batches)
+    micro_batch.last = micro_batch.visits[-1].layer if micro_batch.visits else None
+    with torch.set_grad_enabled(training), machine.precision.autocast():
+        loss = machine.total(losses)
+    machine.trials.check(machine, loss)
+    if micro_batch.balance is not None:  # its gradients come from the layers themselves
+        losses["balance"] = micro_batch.balance
+        loss = loss + machine.balance_weight * micro_batch.balance
+    whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
+    micro_batch.losses = dict(zip(losses, by_name, strict=True))
+    weight = micro_batch.weight
+    if weight == 0:  # nothing in it is to be learned, and a mean over nothing is no number
+        return
+    running.total += whole.item() if weight is None else weight * whole.item()
+    if not training or not math.isfinite(running.total):
+        return
+    with torch.enable_grad():
+        part = loss / count if weight is None else loss * weight
+    replay.backward_of_loss(machine, running, micro_batch, part)
+
+
+def loss_of(running: Running) -> float:
+    """The loss of all micro-batches, when their passes have ended."""
+    alike = all(each.weight is None for each in running.micro_batches)
+    return running.total / len(running.micro_batches) if alike else running.total
 
 
 # -------------------- backward
 
 
-def backward(machine: Machine, micro_batches: Sequence[MicroBatch]) -> None:
+def backward(machine: Machine, running: Running) -> None:
     """All slots, last to first, each updated as its gradients are complete."""
-    for slot in reversed(machine.slots):
-        if slot.experts:
-            mixture.backward(machine, slot, micro_batches)
-            continue
-        with machine.store.use(machine.updates.access(slot.name)) as views:
-            with machine.trace.span("compute", f"{slot.name} backward"):
-                sums = _slot_gradients(machine, slot, views, micro_batches)
-            machine.updates.apply(machine.store, slot.name, views, sums)
-        del sums  # before the next slot's are made
+    left = [group.slot.index for group in running.groups]  # groups that the pass has yet to reach
+    with ExitStack() as held:  # of slots that are visited more than once, to the first visit
+        open_slots: dict[int, tuple[Views, Gradients]] = {}
+        while running.groups:
+            group = running.groups.pop()
+            left.pop()
+            slot = group.slot
+            if slot.experts and not _played(group):
+                _group_backward(machine, running, group, None)
+                continue
+            if slot.experts:
+                assert slot.index not in left, "a mixture's layers are called in order"
+                mixture.backward(
+                    machine, slot, running.micro_batches, group.visits, deferred=bool(running.deferred)
+                )
+                continue
+            several = slot.index in left or slot.index in open_slots
+            with ExitStack() as here:
+                if slot.index not in open_slots:
+                    views = (held if several else here).enter_context(
+                        machine.store.use(machine.updates.access(slot.name))
+                    )
+                    scratch = machine.scratch[slot.name if several else "part"]
+                    room = slot.name if several else "part"
+                    open_slots[slot.index] = (
+                        views,
+                        _open_gradients(machine, running, group, views, room, scratch, several=several),
+                    )
+                views, gradients = open_slots[slot.index]
+                with machine.trace.span("compute", f"{slot.name} backward"):
+                    _group_backward(machine, running, group, gradients)
+                if slot.index not in left:
+                    del open_slots[slot.index]
+                    sums = gradients.mean(len(slot.layers))
+                    if sums or machine.ranked:
+                        machine.updates.apply(machine.store, slot.name, views, sums)
+                    del sums  # before the next slot's are made
+                del views, gradients
 
 
-def _slot_gradients(
-    machine: Machine, slot: Slot, views: Views, micro_batches: Sequence[MicroBatch]
-) -> dict[str, Tensor]:
-    leaves = machine.precision.leaves(views["weights"])
-    shared = len(slot.layers) > 1 and len(micro_batches) > 1
-    once = len(slot.layers) == 1 and len(micro_batches) == 1 and machine.updates.reads_bf16
-    gradients = Gradients(leaves, machine.scratch["part"], shared=shared, once=once)
-    for micro_batch in micro_batches:
-        for layer in reversed(slot.layers):
-            x = machine.activations.get(layer, micro_batch.index).detach().requires_grad_()
-            with torch.enable_grad():
-                out = machine.run(layer, leaves, x, micro_batch)
-            torch.autograd.backward(out, micro_batch.gradient, inputs=[x, *leaves.values()])
-            micro_batch.gradient = x.grad
-            machine.activations.drop(layer, micro_batch.index)
-        gradients.end_micro_batch()
-    return gradients.mean(len(slot.layers))
+def _open_gradients(
+    machine: Machine,
+    running: Running,
+    group: Group,
+    views: Views,
+    room: str,
+    scratch: Any,
+    *,
+    several: bool,
+) -> Gradients:
+    leaves = machine.precision.leaves(views["weights"], room)
+    calls = 2 if several else max(len(visits) for visits in group.visits.values())
+    alone = len(running.micro_batches) == 1
+    once = calls == 1 and alone and machine.updates.reads_bf16
+    return Gradients(leaves, scratch, shared=calls > 1 and not alone, once=once)
 
 
-def backward_frame(machine: Machine, micro_batches: Sequence[MicroBatch]) -> None:
-    """The frame's gradients and their update; the entrance is computed once more, its statistics stay."""
-    frame, parameters = machine.frame, machine.frame.parameters
+def _played(group: Group) -> bool:
+    return any(visit.played for visits in group.visits.values() for visit in visits)
+
+
+def _group_backward(machine: Machine, running: Running, group: Group, gradients: Gradients | None) -> None:
+    for micro_batch in running.micro_batches:
+        for visit in reversed(group.visits.get(micro_batch.index, ())):
+            visit.gather()
+            if not any(gradient is not None for gradient in visit.gradients):
+                pass
+            elif not visit.played:
+                micro_batch.pass_back(visit)
+            elif gradients is not None:
+                _visit_backward(machine, micro_batch, visit, gradients)
+            visit.let_go(machine.activations, outputs=not running.deferred)
+        if gradients is not None:
+            gradients.end_micro_batch()
+
+
+def _visit_backward(machine: Machine, micro_batch: MicroBatch, visit: Visit, gradients: Gradients) -> None:
+    """Compute the layer again, with a graph, and run backward through it."""
+    buffers = Buffers(machine.frame.layers[visit.layer]) if visit.layer in machine.moving else None
+    args, kwargs, wanting = visit.arguments(machine.activations, gradients=True)
+    out = machine.run(micro_batch, visit, gradients.leaves, args, kwargs, grad=True)
+    roots, given = visit.roots(out)
+    if roots:
+        inputs = [*wanting.values(), *gradients.leaves.values()]
+        torch.autograd.backward(roots, given, inputs=inputs)
+    del out, roots, given, args, kwargs
+    if buffers is not None:
+        buffers.restore()
+    micro_batch.collect(visit, wanting)
+
+
+def backward_frame(machine: Machine, running: Running) -> None:
+    """What is left of the frame's gradients, and their update."""
+    parameters = machine.frame.parameters
     if not parameters:
         return
-    deferred = defer_exit(machine, micro_batches)
-    with frame.still(), machine.trace.span("compute", "frame backward"):
-        for micro_batch in micro_batches:
-            machine.before_work("loss")
-            machine.reseed(-1, micro_batch.index)
-            roots: list[tuple[Tensor, Tensor | None]] = []
-            with torch.enable_grad(), machine.precision.autocast():
-                if deferred:
-                    last = machine.activations.get(machine.depth, micro_batch.index)
-                    x, losses = frame.enter_and_leave(micro_batch.batch, last)
-                    roots.append((machine.total(losses) / len(micro_batches), None))
-                    machine.activations.drop(machine.depth, micro_batch.index)
-                else:
-                    x, _ = frame.enter(micro_batch.batch)
-            roots.append((x, micro_batch.gradient))
-            micro_batch.gradient = None
-            reached = [(root, gradient) for root, gradient in roots if root.requires_grad]
-            if reached:
-                torch.autograd.backward(
-                    [root for root, _ in reached],
-                    [gradient for _, gradient in reached],  # pyright: ignore[reportArgumentType]
-                    inputs=list(parameters.values()),
-                )
+    with machine.trace.span("compute", "frame backward"):
+        replay.backward_of_rest(machine, running, parameters)
     # Convolutions may return theirs channels last.
     gradients = {name: gradient.contiguous() for name, gradient in take_gradients(parameters).items()}
     with machine.store.use(machine.updates.access(FRAME)) as views:

@@ -73,7 +73,7 @@ def test_an_expert_at_a_time_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(read) == 2 * 4 and all("layers.1." in each and "experts." in each for each in read)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_neox", "granitemoe"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "granitemoe", "jamba", "lfm2_moe", "deepseek_v3"])
 def test_what_was_trained_is_saved_as_checkpoints_of_the_family_are(family: str, tmp_path: Path) -> None:
     import transformers as hf
 

@@ -9,22 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openm6.giant.models.frame import open_frame
-from tests.giant.subjects import MODELS, Subject, m6, toy
+from openm6.giant.models.frame import Frame, open_frame
+from tests.giant.subjects import MODELS, m6, toy
 
 
-def run_whole(subject: Subject, batch: Any) -> float:
-    frame = open_frame(subject.model, loss=subject.loss)
-    weights = [
-        {name: frame.weights[f"{path}.{name}"] for name, _ in layer.named_parameters()}
-        for path, layer in zip(frame.paths, frame.layers, strict=True)
-    ]
-    with torch.no_grad():
-        for _ in range(2):  # the second time, a ModuleFrame knows what its layers return
-            x, calls = frame.enter(batch)
-            for layer, call in enumerate(calls):
-                x = frame.run(layer, weights[layer], x, call)
-        return sum(loss.item() for loss in frame.leave(batch, x).values())
+def run_whole(frame: Frame, batch: Any) -> dict[str, Tensor]:
+    """The losses of a forward pass whose layers are answered for one by one."""
+    run = frame.begin(batch)
+    run.go_on()
+    while (call := run.call) is not None:
+        path, layer = frame.paths[call.layer], frame.layers[call.layer]
+        weights = {name: frame.weights[f"{path}.{name}"] for name, _ in layer.named_parameters()}
+        run.go_on(frame.run(call, weights, call.args, call.kwargs))
+    return run.result
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -34,7 +31,9 @@ def test_a_model_taken_apart_computes_the_same(model: str) -> None:
     batch = subject.batch()
     with torch.no_grad():
         whole = subject.total(batch).item()
-    assert run_whole(subject, batch) == pytest.approx(whole, abs=1e-6)
+        frame = open_frame(subject.model, loss=subject.loss)
+        losses = run_whole(frame, batch)
+    assert sum(loss.item() for loss in losses.values()) == pytest.approx(whole, abs=1e-6)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -71,13 +70,11 @@ def test_running_statistics_move_once_a_pass() -> None:
     twin.load_state_dict(model.state_dict())
     twin(x)
     frame = open_frame(model)
-    state = dict(frame.weights)
-    hidden, calls = frame.enter((x,))
+    with frame.still():
+        run_whole(frame, (x,))
+        assert not all(torch.equal(buffer, want[name]) for name, buffer in model.named_buffers())
     assert all(torch.equal(buffer, want[name]) for name, buffer in model.named_buffers())
-    for layer, call in enumerate(calls):
-        weights = {n: state[f"layers.{layer}.{n}"] for n in ("weight", "bias")}
-        hidden = frame.run(layer, weights, hidden, call)
-    frame.leave((x,), hidden)
+    run_whole(frame, (x,))
     assert all(torch.equal(buffer, twin.get_buffer(name)) for name, buffer in model.named_buffers())
 
 
@@ -116,4 +113,18 @@ def test_layers_that_share_a_slot_must_be_neighbours() -> None:
 def test_a_model_that_gives_no_loss_says_so() -> None:
     frame = open_frame(toy().model, loss=lambda model, batch: None)
     with pytest.raises(ValueError, match="gave no loss"):
-        frame.leave((torch.ones(1), torch.ones(1)), torch.ones(1))
+        frame.begin((torch.ones(1), torch.ones(1))).go_on()
+
+
+def test_a_layer_called_by_hand_says_that_its_weights_are_elsewhere() -> None:
+    model = toy().model
+    open_frame(model)
+    with pytest.raises(ValueError, match="called by hand"):
+        model(torch.ones(1, 16), torch.ones(1, 16))
+
+
+def test_a_parameter_of_a_layer_and_of_the_frame_is_refused() -> None:
+    model = Statistics()
+    model.behind.weight = next(model.layers.parameters())
+    with pytest.raises(ValueError, match="are one parameter"):
+        open_frame(model)

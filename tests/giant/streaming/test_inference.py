@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openm6.giant import stream
+from openm6.giant.models.disk_embedding import DiskEmbedding
 from openm6.giant.streaming.engine import Giant
-from openm6.giant.streaming.inference import DiskEmbedding, StreamedLayer, embeddings_on_disk, streamed_layers
 from tests.giant.folders import FAMILIES, VOCAB, write_folder
 
 LAYERS = 3
@@ -151,34 +149,3 @@ def test_prompts_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, not 0"):
         giant.generate(prompt(), max_new_tokens=0)
     giant.close()
-
-
-def test_layers_are_back_in_place_after_an_error() -> None:
-    stack = nn.ModuleList([nn.Linear(2, 2), nn.Dropout()])
-    layers = list(stack)
-
-    @contextmanager
-    def fetch(layer: int) -> Iterator[dict[str, Tensor]]:
-        yield {}
-
-    with pytest.raises(RuntimeError, match="midway"), streamed_layers(stack, layers, fetch):
-        assert all(isinstance(each, StreamedLayer) for each in stack)
-        assert not layers[1].training and not list(stack.parameters())
-        assert stack[0].in_features == 2  # pyright: ignore[reportIndexIssue]
-        raise RuntimeError("midway")
-    assert list(stack) == layers and layers[1].training
-
-
-def test_looked_up_rows_are_those_of_the_matrix() -> None:
-    weight_VD = torch.randn(9, 4).bfloat16()
-
-    class Rows:
-        def rows(self, name: str, rows_N: Tensor) -> Tensor:
-            assert name == "0.weight"
-            return weight_VD[rows_N]
-
-    model = nn.Sequential(nn.Embedding(9, 4))
-    embeddings_on_disk(model, Rows())
-    ids_BT = torch.tensor([[8, 0], [3, 8]])
-    assert torch.equal(model(ids_BT), weight_VD[ids_BT].float())
-    assert not list(model.parameters())

@@ -1,0 +1,148 @@
+"""A forward pass that stops where it calls a layer: the model's own code, as a coroutine.
+
+    run = Pass(lambda: loss(model, batch))
+    run.go_on()                       # up to the first layer: `run.call` says which, and what it is given
+    run.go_on(answer)                 # the layer's outputs are handed back; on to the next layer, or to the end
+    run.result                        # what the model returned
+
+The code between two layers (a *stretch*) runs as it is written, in a greenlet: a thread of control that its owner
+switches to and from, in the same thread. What PyTorch keeps by thread (grad mode, autocast) is carried over by
+hand, so that a pass finds it as it left it, and its owner as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What PyTorch keeps by thread and a model may set around its layers."""
+
+    grad: bool
+    autocast: bool
+    autocast_dtype: torch.dtype
+
+    @classmethod
+    def now(cls) -> Modes:
+        return cls(torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+
+    def restore(self) -> None:
+        torch.set_grad_enabled(self.grad)
+        torch.set_autocast_enabled("cpu", self.autocast)
+        torch.set_autocast_dtype("cpu", self.autocast_dtype)
+
+    @contextmanager
+    def but(self, *, grad: bool) -> Iterator[None]:
+        """Context with these modes, and gradients or none."""
+        before = Modes.now()
+        Modes(grad, self.autocast, self.autocast_dtype).restore()
+        try:
+            yield
+        finally:
+            before.restore()
+            if not before.autocast:
+                torch.clear_autocast_cache()
+
+
+@dataclass
+class Call:
+    """A layer that a model called, and what it gave it."""
+
+    layer: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    modes: Modes
+    context: Context  # of the model's code: context variables
+
+    def run(self, work: Callable[[], Any]) -> tuple[Any, dict[str, list[Any]]]:
+        """What `work` returns in the model's context, and what transformers' output hooks noted meanwhile: inner
+        results (router logits) by name, which are outputs of the layer as well."""
+        return self.context.copy().run(_noting, work)
+
+
+class _Greenlet(greenlet):
+    """The greenlet of a pass, to be told from any other."""
+
+
+class Pass:
+    """One forward pass. `call` is the layer that it waits for; when it is `done`, there is a `result`."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._greenlet = _Greenlet(work)
+        self.call: Call | None = None
+        self.result: Any = None
+        self.done = False
+
+    def go_on(self, *answer: Any) -> None:
+        """Run to the next layer, or to the end. `answer`: what the layer that it waits for returned, as `Call.run`
+        gives it. Raises whatever the model raises."""
+        modes = Modes.now()
+        self.call = None
+        try:
+            got = self._greenlet.switch(*answer)
+        finally:
+            modes.restore()
+        if self._greenlet.dead:
+            self.result, self.done = got, True
+        else:
+            self.call = got
+
+    def close(self) -> None:
+        """End it where it waits: the model's `finally` clauses run."""
+        self.call = None
+        if self._greenlet and not self._greenlet.dead:
+            modes = Modes.now()
+            try:
+                self._greenlet.throw()
+            finally:
+                modes.restore()
+
+
+def ask(layer: int, /, *args: Any, **kwargs: Any) -> Any:
+    """What stands in the place of a layer's `forward`: its outputs, from whoever runs the pass.
+
+    Raises ValueError outside of a pass: the layer has no weights.
+    """
+    here = getcurrent()
+    if not isinstance(here, _Greenlet):
+        raise ValueError(
+            f"layer {layer} of a streamed model was called by hand, and its weights are not there; call the giant "
+            "instead: step, evaluate, logits, generate"
+        )
+    modes = Modes.now()
+    assert here.parent is not None
+    out, noted = here.parent.switch(Call(layer, args, kwargs, modes, copy_context()))
+    modes.restore()
+    for name, values in noted.items():
+        collector = _collector()
+        assert collector is not None
+        collector.get()[name].extend(values)
+    return out
+
+
+def _collector() -> Any:
+    """transformers' variable for what output hooks note; None where it is not loaded."""
+    module = sys.modules.get("transformers.utils.output_capturing")
+    return getattr(module, "_active_collector", None)
+
+
+def _noting(work: Callable[[], Any]) -> tuple[Any, dict[str, list[Any]]]:
+    collector = _collector()
+    if collector is None or not (outer := collector.get()):
+        return work(), {}
+    own: dict[str, Any] = {name: [] if isinstance(each, list) else each for name, each in outer.items()}
+    token = collector.set(own)
+    try:
+        out = work()
+    finally:
+        collector.reset(token)
+    return out, {name: each for name, each in own.items() if isinstance(each, list) and each}

@@ -1,0 +1,122 @@
+"""The front door: a model, a budget and a disk in, a `Giant` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from openm6.giant.measure.budget import parse_bytes
+from openm6.giant.measure.trace import Trace
+from openm6.giant.models.disk_embedding import embeddings_on_disk
+from openm6.giant.models.frame import Loss, open_frame
+from openm6.giant.models.hugging_face import Source, plain_model, skeleton
+from openm6.giant.models.vocabulary import store_frame_as
+from openm6.giant.optimizers.named import PartOptimizer, named_optimizer
+from openm6.giant.ranks.collectives import Group
+from openm6.giant.streaming import build
+from openm6.giant.streaming.build import Fill, Settings
+from openm6.giant.streaming.dtypes import dtype_of
+from openm6.giant.streaming.engine import Giant
+from openm6.giant.tiers.parts import Section
+from openm6.giant.tiers.store import Tier
+
+
+def stream(
+    model: nn.Module | str | Path,
+    *,
+    budget: str | int,
+    disk: str | Path | None = None,
+    optimizer: PartOptimizer | Literal["adamw", "adamw8bit", "muon", "adafactor"] | None = "adamw",
+    lr: float = 1e-4,
+    weights_dtype: torch.dtype | str = torch.float32,
+    compute_dtype: torch.dtype | str = torch.float32,
+    durability: Literal["step", "none"] = "step",
+    activations: Literal["host", "disk"] = "host",
+    global_clip: float | None = None,
+    layers: str | None = None,
+    loss: Loss | None = None,
+    loss_weights: Mapping[str, float] | None = None,
+    weigh: Literal["tokens", "batches"] = "tokens",
+    fill: Fill | None = None,
+    seed: int = 0,
+    threads: int = 4,
+    placement: Mapping[str, Mapping[Section, Tier]] | None = None,
+    buffer_bytes: int | None = None,
+    trace: Trace | str | Path | None = None,
+    group: Group | None = None,
+) -> Giant:
+    """Open a model for training within a memory budget; the module itself is taken over.
+
+    Args:
+        model: an M6, a module whose layers sit in one `ModuleList`, however it calls them, or the folder of a model
+            of `transformers`, which is read tensor by tensor.
+        budget: most memory that the process may hold resident, "6GiB" or bytes, all included.
+        disk: folder for what does not fit. If it holds a committed step of such a run, that is gone on with.
+        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
+            clip), "adafactor", or one made by hand; None to run the model only.
+        lr: learning rate, where `step` is given none.
+        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
+            frame of an M6 is float32, and so are norms and biases of any frame.
+        compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
+        durability: "step" can commit and takes the disk space twice; "none" cannot (nor can a giant that only
+            runs).
+        activations: where the layers' inputs wait for the backward pass.
+        global_clip: largest norm of all gradients together. It costs writing and reading them; by default
+            the optimizer clips each part by itself.
+        layers: dotted path of the ModuleList, if the model has several.
+        loss: `loss(model, batch)` gives a scalar, a dict of them, or an object with `.loss`; the default calls the
+            model with the batch.
+        loss_weights: of a dict's losses; 1 where it says nothing.
+        weigh: how micro-batches count. "tokens": batches that are mappings with "labels" by their targets (labels
+            other than -100), so that a batch cut in two gives the loss of the whole; others alike. "batches": all
+            alike.
+        fill: `fill(name, out, expert)` writes first values of a parameter (of one expert of a mixture), for
+            a model that is on meta.
+        seed: of dropout and stochastic rounding.
+        threads: for reading and writing.
+        placement: {part: {section: tier}} that goes before what the budget says.
+        buffer_bytes: for what is read ahead and written behind; by default, what suits the budget.
+        trace: file for a Chrome trace of compute and I/O.
+        group: ranks that train this model together, each with a `disk` of its own. The loss of a micro-batch is the
+            sum of what they compute of it; slots of a single layer are cut among them.
+
+    Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.
+    """
+    weights_dtype = dtype_of(weights_dtype, "weights_dtype")
+    compute_dtype = dtype_of(compute_dtype, "compute_dtype")
+    source: Path | None = None
+    opened: Source | None = None
+    if isinstance(model, (str, Path)):
+        source = Path(model)
+        model = skeleton(source, dtype=torch.float32).train(optimizer is not None)
+        opened = Source(source, model)
+        fill = fill or opened.read
+    frame = open_frame(plain_model(model), loss=loss, layers=layers)
+    if not frame.is_m6:
+        store_frame_as(frame.model, weights_dtype, frame.modules())
+    if opened is not None and optimizer is None:
+        embeddings_on_disk(frame.model, opened, frame.modules())
+    settings = Settings(
+        budget=parse_bytes(budget),
+        disk=None if disk is None else Path(disk),
+        optimizer=build.fitted(named_optimizer(optimizer, global_clip), frame),
+        lr=lr,
+        weights_dtype=weights_dtype,
+        compute_dtype=compute_dtype,
+        durability="none" if optimizer is None else durability,  # what is not changed needs no second side
+        activations=activations,
+        global_clip=global_clip,
+        loss_weights=loss_weights or {},
+        weigh=weigh,
+        seed=seed,
+        threads=threads,
+        placement=placement,
+        buffer_bytes=buffer_bytes,
+        group=group,
+    )
+    traced = trace if isinstance(trace, Trace) else Trace(trace)
+    return Giant(frame, settings, fill or build.fill_from(frame), source=source, trace=traced)
