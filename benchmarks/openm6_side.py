@@ -15,7 +15,9 @@ from torch import Tensor
 
 import openm6
 from benchmarks.residual_mlp import LEARNING_RATE, ResidualMLP, batch, counters, initialise, report_steps
-from openm6.giant import AdamW, stream
+from openm6.giant import AdamW, AdamW8bit, stream
+
+RULES = {"adamw": AdamW, "adamw8bit": AdamW8bit}
 
 
 def fill(name: str, out: Tensor, expert: int | None) -> None:
@@ -34,7 +36,7 @@ def main() -> None:
         model,
         budget=job["budget"],
         disk=job["folder"],
-        optimizer=AdamW(weight_decay=0.0),
+        optimizer=RULES[job.get("optimizer", "adamw")](weight_decay=0.0),
         lr=LEARNING_RATE,
         weights_dtype=torch.bfloat16,
         compute_dtype=compute,

@@ -15,6 +15,9 @@ disk, nothing but buffers is in memory. In every round each side has its turn, o
                            move, a second, over the raw rate of the disk (`disk.py`; same block size, threads
                            and share of reads, measured between steps)
 
+`small_step_cpu_ns_per_byte` is the processor time of all threads for a byte moved. A step can reach the disk's rate
+only if that time fits on the cores: its product with the rate is the number of cores that it keeps busy.
+
 The bytes that a step must move are weights twice and state once in, both once out; where buffers spare some
 of it, what was moved counts. With durability "step" (the default) each step is committed, inside its time.
 """
@@ -32,6 +35,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as openm6 does, which comes behind PyTorch here
 
 import torch
 import torch.nn.functional as F
@@ -196,10 +201,12 @@ def compute_bound(streamed: Streamed, memory: InMemory, batches: Sequence[Sequen
 def io_bound(streamed: Streamed, batches: Sequence[Sequence[Texts]], disk: RawDisk, seconds: float) -> Any:
     """Small steps, the raw disk measured before each and after the last."""
     share = streamed.must_read / (streamed.must_read + streamed.must_write)
-    raw, rates, took, reports = [], [], [], []
+    raw, rates, took, reports, work = [], [], [], [], []
     for micro_batches in batches:
         raw.append(disk.rate(read_share=share, seconds=seconds))
+        before = time.process_time()
         elapsed, report = timed(lambda batch=micro_batches: streamed.step(batch))
+        work.append((time.process_time() - before) / streamed.moved(report))
         rates.append(streamed.moved(report) / elapsed)
         took.append(elapsed)
         reports.append(report)
@@ -209,6 +216,7 @@ def io_bound(streamed: Streamed, batches: Sequence[Sequence[Texts]], disk: RawDi
         "small_step_tokens": sum(batch.tokens for batch in batches[0]),
         "small_step_seconds": took,
         "small_step_gb_s": [rate / 1e9 for rate in rates],
+        "small_step_cpu_ns_per_byte": median(work) * 1e9,
         "must_read_bytes": streamed.must_read,
         "must_write_bytes": streamed.must_write,
         "read_bytes": [report.bytes_read for report in reports],

@@ -5,7 +5,8 @@
 
 Opt-in: the peer needs an environment of its own, see `deepspeed_side.py`. Each run is a fresh process with a
 folder of its own on the same disk; the sides take turns. Both keep bf16 weights and fp32 master weights and
-moments, train on the same 128 positions a step with AdamW, and must show the same losses, up to rounding.
+moments (OpenM6 has moments in 8 bits with --optimizer adamw8bit), train on the same 128 positions a step by AdamW,
+and must show the same losses, up to rounding.
 
     speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the
                     first of each process; the least over the sizes
@@ -200,7 +201,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     computes = ["bfloat16", "float32"] if native_bf16() else ["float32", "bfloat16"]
     computes = computes[:1] if args.one else computes
     sizes = [(layers, budget) for layers, budget in zip(args.layers, args.budgets, strict=True)]
-    job = {"width": args.width, "steps": args.steps}
+    job = {"width": args.width, "steps": args.steps, "optimizer": args.optimizer}
     settings = {name: SETTINGS[name] for name in args.settings or SETTINGS}
     tried = try_settings(python, settings, {**job, "layers": sizes[0][0]}, disk=disk, timeout=timeout)
     finished = {name: each for name, each in tried.items() if "failed" not in each}
@@ -234,6 +235,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "command": command(args),
         **overall[0],
         "products": computes[0],
+        "optimizer": args.optimizer,
         "other_products": overall[1] if len(overall) > 1 else None,
         "loss_ours": [size[f"openm6_{computes[0]}"]["losses"] for size in results],
         "loss_theirs": [size["deepspeed"]["losses"] for size in results],
@@ -260,6 +262,8 @@ def command(args: argparse.Namespace) -> str:
     words = ["python benchmarks/versus_deepspeed.py --deepspeed-python PYTHON --disk FOLDER"]
     words += [f"--width {args.width} --layers {' '.join(map(str, args.layers))}"]
     words += [f"--budgets {' '.join(args.budgets)} --steps {args.steps} --rounds {args.rounds}"]
+    if args.optimizer != "adamw":
+        words.append(f"--optimizer {args.optimizer}")
     if args.settings:
         words += ["--settings " + " ".join(f'"{name}"' for name in args.settings)]
     return " ".join(words + ["--one"] * args.one)
@@ -277,6 +281,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--budgets", nargs="+", default=["1380MiB", "2540MiB"], help="OpenM6's, for each size"
     )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="of DeepSpeed; default: all")
+    parser.add_argument(
+        "--optimizer",
+        choices=["adamw", "adamw8bit"],
+        default="adamw",
+        help="OpenM6's; DeepSpeed has fp32 moments",
+    )
     parser.add_argument("--steps", type=int, default=5, help="in each process; the first does not count")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")

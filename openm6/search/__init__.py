@@ -3,5 +3,6 @@
 
 from openm6.search.index import Hit, Index
 from openm6.search.indexing import Changes
+from openm6.search.store import Unavailable
 
-__all__ = ["Changes", "Hit", "Index"]
+__all__ = ["Changes", "Hit", "Index", "Unavailable"]

@@ -61,7 +61,7 @@ class Item(BaseModel):
     picture: str | None = Field(description="Where its picture is; none where the service has none")
 
 
-class Hit(Item):
+class FoundItem(Item):
     score: float = Field(description="What orders the hits")
     similarity: float = Field(
         description="Inner product with the query; of words, the share that is the item's; 0 for a filter alone"
@@ -69,7 +69,7 @@ class Hit(Item):
 
 
 class Found(BaseModel):
-    hits: list[Hit]
+    hits: list[FoundItem]
     order: Literal["similarity", "words", "id"] = Field(
         description="What orders the hits: likeness, words that are theirs, or (for a filter alone) their ids"
     )

@@ -128,7 +128,9 @@ async def search(
     by_id = picture is None and text is None
     return answers.Found(
         hits=[
-            answers.Hit(**_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity)
+            answers.FoundItem(
+                **_item(engine, hit.id, hit.attributes), score=hit.score, similarity=hit.similarity
+            )
             for hit in hits
         ],
         order="id" if by_id else "words" if picture is None and not index.reads_words else "similarity",

@@ -52,6 +52,6 @@ class Thumbnails:
 
 def _thumbnail(path: Path, mtime_ns: int, size: int, inode: int) -> Thumbnail:
     file = io.BytesIO()
-    Image.fromarray(read_image(path, size=THUMBNAIL)).save(file, "PNG")
+    Image.fromarray(read_image(path, size=THUMBNAIL)).save(file, "PNG", compress_level=3)
     tag = hashlib.blake2s(file.getvalue(), digest_size=12).hexdigest()
     return Thumbnail(file.getvalue(), tag, mtime_ns // 10**9)

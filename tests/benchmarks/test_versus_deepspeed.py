@@ -12,7 +12,7 @@ from benchmarks import versus_deepspeed as versus
 from benchmarks.residual_mlp import ResidualMLP, initialise
 
 SIZES = {"layers": [2, 4], "width": 16, "budgets": ["1GiB", "2GiB"], "steps": 3, "rounds": 2}
-OPTIONS: dict[str, Any] = {"deepspeed_python": "python", "timeout": 60.0, "one": False}
+OPTIONS: dict[str, Any] = {"optimizer": "adamw", "deepspeed_python": "python", "timeout": 60.0, "one": False}
 
 
 def side(seconds: float, peak: int, losses: list[float]) -> dict[str, Any]:

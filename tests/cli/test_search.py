@@ -44,12 +44,29 @@ def test_index_and_query(cli: Any, shop: Path, model: Path, tmp_path: Path) -> N
     ]
     assert {each["id"] for each in found["output"]} == {"blue2", "blue4"}
 
+    options = ("--index", to, "--where", "category = 'blue'", "-n", 2)
+    pages = [cli.objects("search", "query", *options, *after)[0] for after in ((), ("--after", "blue4"))]
+    assert [[each["id"] for each in page["output"]] for page in pages] == [["blue2", "blue4"], ["blue6"]]
+
     result = cli("search", "query", "red square", "--image", picture, "--index", to, "-n", 3)
     wanted = Index.open(str(to)).query(image=picture, text="red square", n=3)
     assert [line.split()[1] for line in result.stdout.splitlines()] == [hit.id for hit in wanted]
     assert "category=" in result.stdout and "price=" in result.stdout
     cheap = cli.objects("search", "query", "red square", "--index", to, "--quality", "price=-9", "-n", 1)
     assert cheap[0]["output"][0]["id"] == "blue2"
+
+
+def test_deletes_of_more_than_a_tenth_are_asked_for(
+    cli: Any, shop: Path, model: Path, tmp_path: Path
+) -> None:
+    to, cut = tmp_path / "index", tmp_path / "cut" / "items.csv"
+    indexed(cli, shop, to, "--encoder", f"m6:{model}")
+    cut.parent.mkdir()
+    cut.write_bytes("\n".join((shop / "items.csv").read_text().splitlines()[:6]).encode("utf-16"))
+    columns = ("--column", "image=photo", "--column", "category=kind")
+    said = cli.mistake("search", "index", cut, "--to", to, *columns)
+    assert "lacks 4 of the 9 items of the index" in said and "--allow-deletes" in said
+    assert indexed(cli, cut.parent, to, "--allow-deletes", "--encoding", "utf-16")["deleted"] == 4
 
 
 def test_shards_answer_as_one(cli: Any, shop: Path, model: Path, tmp_path: Path) -> None:
