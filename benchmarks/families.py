@@ -117,7 +117,7 @@ def summary(found: Sequence[Outcomes]) -> dict[str, Any]:
     tried = [each for each in found if "untried" not in each and any(each[s] != "-" for s in STAGES)]
     by_kind: dict[str, Outcomes] = {key: {} for key in KINDS}
     for each in tried:
-        bad = [(s, each[s]) for s in STAGES if each[s] not in ("ok", "-")]
+        bad = [(s, each[s]) for s in STAGES if each[s] not in ("ok", "-", "not reached")]
         if not bad:
             continue
         # A wrong result is worse than a refusal that came before it, and any of them than rounding.

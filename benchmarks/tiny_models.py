@@ -133,30 +133,30 @@ def _tiny(kind: type, more: dict[str, Any]) -> Any:
 # Models that are no causal language models: arguments of `family_checks.Case`.
 _VISION = {"image_size": 16, "patch_size": 8}
 BEYOND: dict[str, dict[str, Any]] = {
-    "mixtral, router losses": {
+    "mixtral (router losses)": {
         "family": "mixtral",
         "kind": "MixtralForCausalLM",
         "options": {"output_router_logits": True},
     },
-    "bert, masked": {"family": "bert", "kind": "BertForMaskedLM"},
-    "modernbert, masked": {"family": "modernbert", "kind": "ModernBertForMaskedLM"},
-    "bert, sequence classes": {
+    "bert (masked)": {"family": "bert", "kind": "BertForMaskedLM"},
+    "modernbert (masked)": {"family": "modernbert", "kind": "ModernBertForMaskedLM"},
+    "bert (sequence classes)": {
         "family": "bert",
         "kind": "BertForSequenceClassification",
         "batch": "classes",
     },
-    "llama, sequence classes": {
+    "llama (sequence classes)": {
         "family": "llama",
         "kind": "LlamaForSequenceClassification",
         "batch": "classes",
     },
-    "vit, image classes": {
+    "vit (image classes)": {
         "family": "vit",
         "kind": "ViTForImageClassification",
         "options": _VISION,
         "batch": "pictures",
     },
-    "dinov2, image classes": {
+    "dinov2 (image classes)": {
         "family": "dinov2",
         "kind": "Dinov2ForImageClassification",
         "options": _VISION,
@@ -190,7 +190,7 @@ BEYOND: dict[str, dict[str, Any]] = {
         "layers": "model.language_model.layers",
         "batch": "picture in text",
     },
-    "gemma3, with vision": {
+    "gemma3 (with vision)": {
         "family": "gemma3",
         "kind": "Gemma3ForConditionalGeneration",
         "options": {"vision_config": _VISION, "mm_tokens_per_image": 4},

@@ -34,7 +34,8 @@ class Job:
     """A run to be planned. Bytes are those of one process, which has one device."""
 
     model: ModelConfig
-    work: Work  # a micro-batch of one device
+    work: Work  # a micro-batch of one device: the mean
+    largest: float = 1.0  # of the micro-batches, over the mean: memory is for that one
     micro_batches: int = 1
     pseudo_micro_batches: int | None = None  # while layers share a slot; None = as many
     optimizer: OptimizerName = "adamw"
@@ -54,6 +55,12 @@ class Job:
     def on_devices(self) -> Job:
         """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""
         return replace(self, streamed=True, budget=None, process_bytes=0)
+
+    @property
+    def largest_work(self) -> Work:
+        """The micro-batch for which there must be memory."""
+        names = ("rows", "tokens", "images", "texts", "cells")
+        return replace(self.work, **{name: self.largest * getattr(self.work, name) for name in names})
 
     def with_work(self, work: Work) -> Job:
         return replace(self, work=work)

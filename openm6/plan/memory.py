@@ -1,4 +1,4 @@
-"""How much memory a step takes, in closed form over the traced pieces: an upper bound, to be planned with.
+"""How much memory a step takes, in closed form over the traced pieces, for the largest micro-batch that was drawn.
 
 A streamed run measures this instead (`workspace.rehearse`), with the batches and the machine at hand; a plan has
 neither. The terms are those of the streamed step, term by term, with the engine's own margins on top.
@@ -20,6 +20,7 @@ HOLES = {"dense": 0.15, "mixture": 0.65, "streamed": 0.45}
 def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
     """Bytes of a streamed step beside stored parts, buffers and the process itself (but with the frame, which is
     always there); `HOLES` come on top."""
+    job = job.with_work(job.largest_work)
     work, count = job.work, job.micro_batches_in(parts.stage)
     inputs = 4.0 * work.positions * job.model.width  # a layer's, of one micro-batch
     kept = (job.model.layers + 1 if job.activations == "host" else 2) * inputs * count
@@ -43,6 +44,7 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
 
 def in_memory_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
     """Bytes of a step in memory beside the process: weights, gradients, optimizer, all activations."""
+    job = job.with_work(job.largest_work)
     work, model = job.work, job.model
     moments = {"adamw": 2, "adamw8bit": 1, "muon": 2, "adafactor": 1}[job.optimizer]
     weights = parts.total if job.device_share == 1 else parts.frame_weights + _here(parts)

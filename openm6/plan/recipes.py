@@ -82,15 +82,20 @@ def draw(config: RunConfig, count: int = BATCHES) -> list[Batch]:
 
 
 def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None) -> Job:
-    """The recipe as a job whose micro-batches are the mean of `works`.
+    """The recipe as a job whose micro-batches are the mean of `works`, with memory for the largest of them.
 
     `bf16` is what `precision: auto` means where it will run; by default what it means here.
     """
     memory, here = config.memory, native_bf16()
+    works = list(works)
+    mean = mean_work(works)
+    predicted = max(1.0, mean.texts + mean.cells)
+    largest = max(max(w.positions / mean.positions, (w.texts + w.cells) / predicted) for w in works)
     auto = here if bf16 is None else bf16
     return Job(
         model=config.model,
-        work=mean_work(list(works)),
+        work=mean,
+        largest=max(1.0, largest),
         micro_batches=memory.micro_batches if memory else 1,
         pseudo_micro_batches=memory.pseudo_micro_batches if memory else None,
         optimizer=config.optimizer.kind,

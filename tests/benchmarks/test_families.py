@@ -21,7 +21,7 @@ def outcomes() -> list[dict[str, str]]:
     return [
         {"name": "good", **OK},
         {"name": "mute", **OK, "logits": "-", "generate": "-"},
-        {"name": "no", **OK, "save": "refused: because"},
+        {"name": "no", **OK, "train": "refused: because", "save": "not reached"},
         {"name": "worst", **OK, "train": "refused: because", "logits": "difference: 1 of 2 tensors"},
         {"name": "slow", **OK, "train": "rounding: 1 of 2 tensors", "generate": "timeout"},
         {"name": "near", **OK, "train": "rounding: 1 of 2 tensors"},
@@ -35,7 +35,7 @@ def test_outcomes_are_counted_by_their_worst() -> None:
     figures = summary(outcomes())
     assert (figures["tried"], figures["ok"]) == (7, 2)
     assert figures["rounded"] == {"near": "train: rounding: 1 of 2 tensors"}
-    assert figures["refused"] == {"no": "save: refused: because"}
+    assert figures["refused"] == {"no": "train: refused: because"}
     assert figures["wrong"] == {"worst": "logits: difference: 1 of 2 tensors"}
     assert figures["failed"] == {"slow": "generate: timeout", "raises": "train: error: KeyError: 'x'"}
     assert figures["cannot_be_built"] == {"absent": "TypeError: no", "dumb": "in memory: no"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from openm6.configs import RECIPES
 from openm6.giant.models.frame import open_frame
 from openm6.giant.streaming import build
 from openm6.model import M6, ModelConfig
@@ -17,9 +18,11 @@ from openm6.plan.hardware import Hardware, profile_names
 from openm6.plan.job import Job
 from openm6.plan.page import page
 from openm6.plan.plan import make_plan
-from openm6.plan.recipes import open_hardware
+from openm6.plan.recipes import job_of, open_hardware
 from openm6.plan.text import as_dict, text
 from openm6.plan.workload import Pieces, Work
+from openm6.train.config import RunConfig
+from openm6.train.recipe import load_recipe
 
 GIB = 1 << 30
 MODEL = ModelConfig.model_validate(
@@ -136,3 +139,12 @@ def test_profiles_that_come_along_can_be_planned_for(name: str):
 def test_a_profile_that_is_not_there_gets_a_hint():
     with pytest.raises(ValueError, match="did you mean laptop"):
         open_hardware("labtop")
+
+
+def test_memory_is_planned_for_the_largest_micro_batch_and_time_for_the_mean():
+    small, large = replace(WORK, rows=4), replace(WORK, rows=12, tokens=1500, texts=1350)
+    config = load_recipe(RECIPES / "quickstart.yaml", [], RunConfig).model_copy(update={"model": MODEL})
+    job = job_of(config, [small, large], bf16=False)
+    assert job.work.rows == 8 and job.largest_work.rows == 12
+    stage, of_mean = real(job), real(replace(job, largest=1.0))
+    assert stage.memory_bytes > of_mean.memory_bytes and stage.step_seconds == of_mean.step_seconds

@@ -209,10 +209,6 @@ class Source:
     def folder(self) -> Path:
         return self.checkpoint.folder
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype that a parameter has in the folder."""
-        return self.checkpoint.specs[self._keys(name)[0]].dtype
-
     @torch.no_grad()
     def read(self, name: str, out: Tensor, expert: int | None = None) -> None:
         """Copy a parameter or saved buffer into `out`, of the same shape and any dtype.
@@ -244,11 +240,6 @@ class Source:
     def rows(self, name: str, rows_N: Tensor) -> Tensor:
         """Rows of a matrix: (V, D) and N indices give (N, D), in the folder's dtype."""
         return self.checkpoint.rows(self._plan.names[self._known[name]], rows_N)
-
-    def _keys(self, name: str) -> list[str]:
-        known = self._known[name]
-        recipe = self._plan.recipes.get(known)
-        return [self._plan.names[known]] if recipe is None else recipe.keys
 
     def _check_tie(self, names: Sequence[str]) -> None:
         keys = list(dict.fromkeys(self._plan.names[name] for name in names))

@@ -83,7 +83,11 @@ class Giant:
     # -------------------- training
 
     def step(
-        self, micro_batches: Sequence[Any], *, lr: float | None = None, loss_limit: float = math.inf
+        self,
+        micro_batches: Sequence[Any] | Mapping[str, Any],
+        *,
+        lr: float | None = None,
+        loss_limit: float = math.inf,
     ) -> StepReport:
         """One step over all micro-batches, whose losses count as `weigh` says.
 
@@ -144,11 +148,13 @@ class Giant:
             drop_rate=dropped / max(1, assigned),
         )
 
-    def evaluate(self, micro_batches: Sequence[Any]) -> float:
+    def evaluate(self, micro_batches: Sequence[Any] | Mapping[str, Any]) -> float:
         """The mean loss, in evaluation mode; forward only, and nothing changes."""
         return self.evaluate_losses(micro_batches)[0]
 
-    def evaluate_losses(self, micro_batches: Sequence[Any]) -> tuple[float, dict[str, float]]:
+    def evaluate_losses(
+        self, micro_batches: Sequence[Any] | Mapping[str, Any]
+    ) -> tuple[float, dict[str, float]]:
         """The mean loss, and the means by name."""
         micro_batches = streaming.listed(micro_batches)
         machine = self.prepare(micro_batches, training=False)
@@ -319,7 +325,7 @@ class Giant:
         """The layout of every part of the slots."""
         return build.layouts(self.slots, self.settings)
 
-    def prepare(self, micro_batches: Sequence[Any], *, training: bool = True) -> Machine:
+    def prepare(self, micro_batches: Sequence[Any] | Mapping[str, Any], *, training: bool = True) -> Machine:
         """Place and fill the parts, unless that is done; `step` and `evaluate` see to it.
 
         `micro_batches` are those of a step, the largest there will be: what it takes is measured on them, and once

@@ -22,7 +22,7 @@ KINDS = {
     "cpmant": "layers that return tuples",
     "roberta": "a tied pair of which a half has a bias",
 }
-OTHERS = ["bert, masked", "llama, sequence classes", "clip", "gemma3, with vision"]
+OTHERS = ["bert (masked)", "llama (sequence classes)", "clip", "gemma3 (with vision)"]
 
 
 def outcomes(case: Case, folder: Path) -> dict[str, str]:

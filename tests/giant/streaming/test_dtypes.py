@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openm6.giant.streaming.dtypes import dtype_of
-from openm6.giant.streaming.engine import stream
+from openm6.giant.streaming.opening import stream
 from openm6.train.objectives.seq2seq import task_losses
 from tests import tiny
 
