@@ -48,6 +48,12 @@ class Slot:
             yield self.expert_name(number), self.expert, number
 
 
+def together(slots: Sequence[Slot]) -> list[str]:
+    """Parts that are in use at the same time: of mixtures that layers share, as their gradients wait."""
+    shared = [slot for slot in slots if slot.experts and len(slot.layers) > 1]
+    return [part for slot in shared for part, _, _ in slot.parts()]
+
+
 def slots_of(layers: Sequence[nn.Module], paths: Sequence[str], sharing: Sequence[int]) -> list[Slot]:
     """The slots of a stack; `paths[i]` is where the parameters of layer i are found in the model.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from openm6.giant.measure.budget import release_memory
 from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame
-from openm6.giant.models.slots import FRAME, Slot, specs
+from openm6.giant.models.slots import FRAME, Slot, specs, together
 from openm6.giant.optimizers.named import Muon, PartOptimizer
 from openm6.giant.optimizers.state_blocks import Block, block_layouts, block_name, blocks_of
 from openm6.giant.ranks.collectives import Group
@@ -262,12 +262,7 @@ def solve_placement_on_device(
 
 
 def _together(slots: Sequence[Slot], tier: Tier) -> dict[str, Mapping[Section, Tier]]:
-    return {
-        part: dict.fromkeys(SECTIONS, tier)
-        for slot in slots
-        if slot.experts and len(slot.layers) > 1
-        for part, _, _ in slot.parts()
-    }
+    return {part: dict.fromkeys(SECTIONS, tier) for part in together(slots)}
 
 
 def _wanted(settings: Settings, parts: Iterable[str]) -> Mapping[str, Mapping[Section, Tier]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,14 +34,13 @@ from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.build import Fill, Settings
-from openm6.giant.streaming.compute import Precision, Scratch
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.machines import new_machine, open_parts
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
 from openm6.giant.streaming.updates import weight_names
-from openm6.giant.streaming.where import OnADevice, open_place
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
 
@@ -110,13 +108,11 @@ class Giant:
         begun, before = time.perf_counter(), machine.store.stats
         machine.step = self.steps + 1
         machine.updates.begin(self.settings.lr if lr is None else lr)
-        norm = None
+        norm, weights = None, self._weights(micro_batches)
         with self._pass(machine):
             buffers = Buffers(self.frame.model)
             machine.announce(training=True)
-            running = streaming.run_forward(
-                machine, micro_batches, training=True, weights=self._weights(micro_batches)
-            )
+            running = streaming.run_forward(machine, micro_batches, training=True, weights=weights)
             loss = streaming.loss_of(running)
             skipped = not (math.isfinite(loss) and loss <= loss_limit)
             if skipped:
@@ -157,12 +153,10 @@ class Giant:
     ) -> tuple[float, dict[str, float]]:
         """The mean loss, and the means by name."""
         micro_batches = streaming.listed(micro_batches)
-        machine = self.prepare(micro_batches, training=False)
+        machine, weights = self.prepare(micro_batches, training=False), self._weights(micro_batches)
         with inference.evaluating(self.frame.model), self._pass(machine), self.frame.still():
             machine.announce(training=False)
-            running = streaming.run_forward(
-                machine, micro_batches, training=False, weights=self._weights(micro_batches)
-            )
+            running = streaming.run_forward(machine, micro_batches, training=False, weights=weights)
         return streaming.loss_of(running), mean_losses(running.micro_batches)
 
     def _weights(self, micro_batches: Sequence[Any]) -> list[float] | None:
@@ -220,7 +214,7 @@ class Giant:
         machine.store.resize(self.placement.buffer_bytes)
         delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
         machine.slots = self.slots
-        self._place_on_device(machine)
+        self.device_placement = open_parts(machine, self.settings, self._placed)
         machine.order = None
         machine.chosen.clear()
 
@@ -370,14 +364,16 @@ class Giant:
                 ) from error
             machine.store.resize(self.placement.buffer_bytes)
             self._takes = takes
-        self._place_on_device(machine)
+        self.device_placement = open_parts(machine, self.settings, self._placed)
         for kind, most in adds.items():
             self._adds[kind] = max(most, self._adds.get(kind, 0))
         self._measured.note(batches, training=training)
 
     def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, dict[str, int]]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
-        machine = self._machine_without_store()
+        machine = new_machine(
+            self.frame, self.slots, self.settings, self._updates, self.trace, layouts=self.layouts()
+        )
         machine.place.move(self.frame.model)
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
@@ -401,7 +397,7 @@ class Giant:
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
         ).check
-        self._place_on_device(machine)
+        self.device_placement = open_parts(machine, self.settings, self._placed)
         if self.frame.parameters:
             with machine.place.parts.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
@@ -432,46 +428,10 @@ class Giant:
         )
         return self.placement
 
-    def _place_on_device(self, machine: Machine) -> None:
-        """Let layers use the store's parts: on a device, as many as its budget holds stay there."""
-        place = machine.place
-        if not isinstance(place, OnADevice):
-            place.parts = machine.store
-            return
+    @property
+    def _placed(self) -> Placement:
         assert self.placement is not None
-        self.device_placement = build.solve_placement_on_device(
-            self.slots,
-            self.settings,
-            self.placement,
-            budget_bytes=place.device.limit,
-            fixed_bytes=place.bytes_of(self.frame.model) + place.work_bytes,
-        )
-        place.open_parts(
-            machine.store,
-            resident=self.device_placement,
-            buffer_bytes=self.device_placement.buffer_bytes,
-            late=self.placement.buffer_bytes >= 2 * self.placement.in_use_bytes,
-        )
+        return self.placement
 
     def _tiers(self, part: str) -> Mapping[Section, Tier]:
-        assert self.placement is not None
-        return self.placement(part)
-
-    def _machine_without_store(self) -> Machine:
-        place = open_place(self.settings.device, self.settings.device_budget, self.layouts())
-        machine = Machine(
-            frame=self.frame,
-            slots=self.slots,
-            store=None,  # pyright: ignore[reportArgumentType]
-            activations=place.open_activations(self.settings.activations, self.settings.disk),
-            precision=Precision(self.settings.compute_dtype, place.torch_device),
-            place=place,
-            scratch=defaultdict(lambda: Scratch(place.torch_device)),
-            updates=self._updates,
-            trace=self.trace,
-            seed=self.settings.seed,
-            loss_weights=self.settings.loss_weights,
-        )
-        if self.settings.group is not None:
-            machine.summed, machine.ranked = self.settings.group.total, True
-        return machine
+        return self._placed(part)

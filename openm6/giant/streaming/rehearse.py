@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from openm6.giant.measure.live_bytes import LiveBytes, storage_key
 from openm6.giant.models.frame_values import tensors_of
-from openm6.giant.models.slots import FRAME, Slot
+from openm6.giant.models.slots import FRAME, Slot, together
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.activations import HostActivations
@@ -138,7 +138,7 @@ def rehearse(
     place = machine.place
     on_device = place.device is not None and isinstance(machine.activations, HostActivations)
     activations = place.open_activations("device" if on_device else "host", None)
-    rehearsing_place = place.rehearsing(RehearsedStore(machine.slots, weights))
+    rehearsing_place = place.rehearsing(RehearsedStore(machine.slots, weights), together(machine.slots))
     rehearsing = replace(
         machine,
         place=rehearsing_place,

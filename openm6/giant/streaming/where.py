@@ -13,7 +13,7 @@ host updates one part while the device computes the next one (as GreedySnake, ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +106,8 @@ class Host:
     def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
         """Bring the frame's buffers, which the model changes, back to the views of its part."""
 
-    def rehearsing(self, store: Any) -> Host:
-        """A place like this one, with a stand-in for the store."""
+    def rehearsing(self, store: Any, together: Collection[str]) -> Host:
+        """A place like this one, with a stand-in for the store. `together`: parts that are in use at a time."""
         place = Host()
         place.parts = store
         return place
@@ -189,9 +189,10 @@ class OnADevice(Host):
     def forget(self) -> None:
         self.parts.forget(keep=(FRAME,))
 
-    def rehearsing(self, store: Any) -> Host:
+    def rehearsing(self, store: Any, together: Collection[str]) -> Host:
         place = OnADevice(self.device, largest_bytes=self.largest_bytes, buffers=self.buffers)
-        place.open_parts(store, resident=lambda part: False, buffer_bytes=self.largest_bytes, late=True)
+        stays = together.__contains__
+        place.open_parts(store, resident=stays, buffer_bytes=self.largest_bytes, late=True)
         return place
 
     @contextmanager
@@ -205,7 +206,7 @@ class OnADevice(Host):
                 rehearsing.drop()
                 raise
             rehearsing.parts.forget()
-        peak = self.device.peak_used_bytes - before - rehearsing.parts.most_buffer_bytes
+        peak = self.device.peak_used_bytes - before - rehearsing.parts.most_part_bytes
         self._measured = round((1 + MARGIN) * peak)
         self.work_bytes = max(self.work_bytes, self._measured)
 

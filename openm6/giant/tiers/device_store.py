@@ -76,7 +76,7 @@ class DeviceStore:
         self._resident: dict[str, Tensor] = {}
         self._idle: list[tuple[Tensor, Event]] = []  # buffers, and the last computation that reads each
         self._made = 0  # buffers
-        self.most_buffer_bytes = 0  # of buffers, so far
+        self.most_part_bytes = 0  # that buffers and resident parts took, so far
         self._copying: tuple[Event, ExitStack] | None = None  # an upload, and the use that holds its source
 
     # -------------------- as a store
@@ -165,6 +165,8 @@ class DeviceStore:
         else:
             memory, free = self._take_buffer(part)
             release = self._releaser(memory)
+        held = self.resident_bytes + self._made * self._buffer_bytes
+        self.most_part_bytes = max(self.most_part_bytes, held)
         copied = self._upload(part, own["weights"], memory, after=free)
         copied.wait()
         return memory, copied, release
@@ -173,7 +175,6 @@ class DeviceStore:
         assert self._nbytes(part) <= self._buffer_bytes, f"{part} is larger than a buffer"
         if self._made < self._buffers:
             self._made += 1
-            self.most_buffer_bytes = max(self.most_buffer_bytes, self._made * self._buffer_bytes)
             return self.device.empty(self._buffer_bytes), [self.device.mark()]
         if not self._idle:
             raise TierError(

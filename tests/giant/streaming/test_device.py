@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from openm6.giant import AdamW, Giant, share, stream
 from openm6.giant.measure.budget import format_bytes, parse_bytes
+from openm6.giant.models.frame import call_model
 from openm6.giant.streaming.where import OnADevice
 from openm6.giant.tiers.arena import Arena
 from tests.giant.naive import Naive, differences
@@ -97,9 +98,8 @@ def test_a_pseudo_giant_delinks_on_a_device(model: str, tmp_path: Path) -> None:
 
 
 def test_the_budget_of_the_device_decides_what_stays_and_is_kept(tmp_path: Path) -> None:
-    subject = toy()
+    subject = toy(width=256)
     traffic = []
-    least = None
     with open_giant(subject, AdamW(), tmp_path / "least", device="arena:1KiB") as giant:
         with pytest.raises(ValueError, match=r"a device budget of 1\.00 KiB is too small") as refused:
             giant.step([subject.batch()])
@@ -138,7 +138,7 @@ def test_an_interrupted_step_leaves_the_device_usable_and_is_not_committed(tmp_p
     def loss(model: Any, batch: Any) -> Any:
         if next(calls) == stop:
             raise KeyboardInterrupt
-        return subject.total(batch) if subject.loss is None else subject.loss(model, batch)
+        return call_model(model, batch) if subject.loss is None else subject.loss(model, batch)
 
     stop = -1
     giant = stream(subject.copy().model, budget="64GiB", disk=tmp_path, loss=loss, device="arena:64MiB")
