@@ -78,7 +78,11 @@ class MemoryConfig(_Strict):
         default=None, gt=0
     )  # the same while layers share; None = as many
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: half the traffic
-    activations: Literal["host", "disk"] = "host"  # where the slots' inputs wait for the backward pass
+    device: str | None = (
+        None  # most memory on the device: "8GiB"; or "arena:64MiB", a stand-in (docs/streaming.md)
+    )
+    # Where the slots' inputs wait for the backward pass; the device needs one.
+    activations: Literal["device", "host", "disk"] = "host"
     export: bool = True  # write the model at the end; without it, durability none leaves only metrics
     trace: Path | None = None  # file for a Chrome trace of computing, reading and writing
 
@@ -87,6 +91,13 @@ class MemoryConfig(_Strict):
     def _is_a_size(cls, host: str) -> str:
         parse_bytes(host)
         return host
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_size_or_an_arena(cls, device: str | None) -> str | None:
+        if device is not None:
+            parse_bytes(device.removeprefix("arena:"))
+        return device
 
 
 class Seq2SeqConfig(_Strict):
@@ -218,10 +229,8 @@ class RunConfig(_Strict):
             if kind in ("adamw8bit", "adafactor"):
                 raise ValueError(f"optimizer.kind {kind} is for streamed runs; set memory.host, or adamw")
             return
-        if self.device not in (AUTO, "cpu"):
-            raise ValueError(
-                f"memory: a streamed run computes on the processor, not on {self.device}; leave one of them out"
-            )
+        if self.device == "cpu" and self.memory.device is not None:
+            raise ValueError("memory.device: the processor computes (device: cpu); leave one of them out")
         if self.init is not None:
             raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":

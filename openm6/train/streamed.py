@@ -27,6 +27,7 @@ from openm6.giant.streaming.placement import solve
 from openm6.giant.streaming.report import StepReport
 from openm6.giant.tiers.commit import RECORD
 from openm6.model import M6
+from openm6.model.device import resolve_device
 from openm6.model.size import count
 from openm6.tasks.collate import Batch
 from openm6.train.batches import Batches
@@ -69,6 +70,7 @@ class StreamedRun(Course[list[Any]]):
             config.model, seed=config.seed, unit=config.sharing.unit, shared=config.sharing.delink_at > 0
         )
         self._spread(model)
+        device, budget = self._device_settings()
         return stream(
             model,
             budget=memory.host,
@@ -78,6 +80,8 @@ class StreamedRun(Course[list[Any]]):
             compute_dtype=_DTYPES["bf16" if self.bf16 else "fp32"],
             durability=memory.durability,
             activations=memory.activations,
+            device=device,
+            device_budget=budget,
             loss=self._losses,
             loss_weights=config.weights,
             fill=first_values(model, seed=config.seed),
@@ -85,6 +89,20 @@ class StreamedRun(Course[list[Any]]):
             trace=memory.trace,
             group=self.group,
         )
+
+    def _device(self) -> torch.device:
+        assert self.config.memory is not None
+        stands_in = (self.config.memory.device or "").startswith("arena:")
+        return torch.device("cpu") if stands_in or self.group else resolve_device(self.config.device)
+
+    def _device_settings(self) -> tuple[str, str | None]:
+        """Where layers compute, and within what: as `stream` takes them."""
+        budget = self.memory.device
+        if budget is not None and budget.startswith("arena:"):
+            return budget, None
+        if self.group is not None:
+            return "cpu", budget
+        return self.config.device, budget
 
     # A run on several ranks overrides these.
 
@@ -135,7 +153,10 @@ class StreamedRun(Course[list[Any]]):
             )
 
     def placement(self) -> dict[str, Any]:
-        return {} if self.giant.placement is None else {"placement": self.giant.placement.table()}
+        tables = [self.giant.placement.table()] if self.giant.placement is not None else []
+        if self.giant.device_placement is not None:
+            tables.append(self.giant.device_placement.table(trains=True))
+        return {"placement": "\n".join(tables)} if tables else {}
 
     @property
     def shared(self) -> bool:

@@ -197,9 +197,9 @@ def test_what_a_device_cannot_be_named_for_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="'gpu' is no device: use auto, cpu"):
         RunConfig.model_validate({**content, "device": "gpu"})
     streamed = {**content, "memory": {"host": "2GiB"}}
-    with pytest.raises(ValueError, match="computes on the processor, not on cuda"):
-        RunConfig.model_validate({**streamed, "device": "cuda"})
-    RunConfig.model_validate({**streamed, "device": "cpu"})
+    RunConfig.model_validate({**streamed, "device": "cuda"})
+    with pytest.raises(ValueError, match=r"memory\.device: the processor computes"):
+        RunConfig.model_validate({**content, "memory": {"host": "2GiB", "device": "1GiB"}, "device": "cpu"})
     shared = RunConfig.model_validate({**content, "device": "cuda"})
     with pytest.raises(ValueError, match="each take an accelerator of their own"):
         check_can_spread(shared)

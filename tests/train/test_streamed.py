@@ -80,6 +80,19 @@ def all_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_layers_on_a_device_do_not_change_a_bit(folder: Path, tmp_path: Path, kind: str):
+    content = recipe(folder, **KINDS[kind])
+    start(content, tmp_path / "host")
+    content["memory"] |= {"device": "arena:64MiB"}
+    told: list[Content] = []
+    start(content, tmp_path / "device", told.append)
+    assert lines(tmp_path / "host") == lines(tmp_path / "device")
+    assert outcome(tmp_path / "host") == outcome(tmp_path / "device")
+    placed = [line["placement"] for line in told if "placement" in line]
+    assert placed and all("device budget 64.0 MiB" in table for table in placed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_and_its_model_opens(folder: Path, tmp_path: Path, kind: str):
     told: list[Content] = []
     exported = start(recipe(folder, **KINDS[kind]), tmp_path, told.append)

@@ -49,8 +49,8 @@ def new_machine(
 
 
 def open_parts(machine: Machine, settings: Settings, placement: Placement) -> DevicePlacement | None:
-    """Let layers use the store's parts, also when they were placed anew. On a device, as many of their weights as its
-    budget holds stay there. Raises ValueError for a budget that is too small."""
+    """Let layers use the store's parts, also when they were placed anew. On a device, as many of their weights stay
+    as its budget holds. Raises ValueError for a budget that is too small."""
     place = machine.place
     if not isinstance(place, OnADevice):
         place.parts = machine.store

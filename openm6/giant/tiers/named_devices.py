@@ -33,7 +33,8 @@ def open_device(name: str, *, limit: int | None = None) -> Device | None:
     if torch_device.type == "cpu":
         if limit is not None:
             raise ValueError(
-                "a budget for the device was given, but the processor computes; leave it out, or name a device"
+                "a budget for the device was given, but there is none and the processor computes; leave it out, or "
+                "name a device"
             )
         return None
     backend: Any = torch.get_device_module(torch_device)
