@@ -39,25 +39,25 @@ def streamed(folder: Path, kind: str, **memory: Any) -> Content:
 
 def on_disk(content: Content, run_dir: Path, dies_at: int | None = None) -> None:
     """A run whose slots all live on the disk. Rank 1 dies in the commit of step `dies_at`, behind the others'."""
-    solve, rename = build.solve_placement, os.rename
+    solve, replace = build.solve_placement, os.replace
 
     def solved(slots: Any, settings: build.Settings, **rest: Any) -> Any:
         alone = [slot.name + "*" for slot in slots if len(slot.layers) == 1]
         tiers: Any = {name: {"weights": "disk", "state": "disk"} for name in alone}
         return solve(slots, build.replace(settings, placement=tiers), **rest)
 
-    def renamed(source: Any, target: Any) -> None:
+    def replaced(source: Any, target: Any) -> None:
         if Path(target).name == commit.RECORD and Path(target).parent.name == "rank-0001":
             record = commit.read_record(Path(target).parent)
             if record is not None and record.step == 3 and dies_at is not None:
                 raise KeyboardInterrupt
-        rename(source, target)
+        replace(source, target)
 
-    build.solve_placement, os.rename = solved, renamed
+    build.solve_placement, os.replace = solved, replaced
     try:
         train(RunConfig.model_validate(content), run_dir)
     finally:
-        build.solve_placement, os.rename = solve, rename
+        build.solve_placement, os.replace = solve, replace
 
 
 def told(run_dir: Path) -> list[Content]:
@@ -91,11 +91,11 @@ def test_a_rank_that_dies_in_a_commit_has_committed(folder: Path, tmp_path: Path
     assert a.read_bytes() == b.read_bytes()
     with pytest.raises(ValueError, match="of a run on 2 processes: start it under torchrun"):
         train(RunConfig.model_validate(content), tmp_path / "b")
-    # One rank more finds nothing on its own disk; one less, a piece of what it would need.
+    # One rank more finds nothing on its own disk; one less, a slice of what it would need.
     with pytest.raises(AssertionError, match=r"different steps, by rank \[8, 8, None\]"):
         on_ranks(on_disk, 3, content, tmp_path / "b")
     alone: Any = SimpleNamespace(disk=tiers / "rank-0000", durability="step", group=None)
-    with pytest.raises(ValueError, match="on 2 processes, each with its piece of every part"):
+    with pytest.raises(ValueError, match="on 2 processes, each with its slice of every part"):
         build.last_commit(alone)
 
 

@@ -338,9 +338,14 @@ class Giant:
                 )
             )
             self._measured.note(batches, training=training)
-        elif self._measured.exceeded_by(batches, training=training):
+        elif self._exceeded(self._machine, batches, training=training):
             self._measure_again(self._machine, batches, training=training, loss_weights=loss_weights)
         return self._ready("prepare")
+
+    def _exceeded(self, machine: Machine, batches: Sequence[Any], *, training: bool) -> bool:
+        """Whether batches are larger than those that memory was laid out for: on any rank, since all measure."""
+        mine = self._measured.exceeded_by(batches, training=training)
+        return bool(machine.summed(torch.tensor(float(mine))))
 
     def _measure_again(
         self, machine: Machine, batches: Sequence[Any], *, training: bool, loss_weights: list[float] | None
