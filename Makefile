@@ -30,9 +30,11 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow --durations 5 || [ $$? -eq 5 ]
 
-# What tests reached that ran with PYTEST_ADDOPTS="--cov --cov-report="; fails below the floor in pyproject.toml.
+# The lines that the tests of the lower folders reach; fails below the floor in pyproject.toml. Only those folders, because
+# counting doubles the time of a test, and the lines of other processes (ranks, the service) are not counted.
+COVERED := data modalities model tasks
 coverage: $(VENV)/.dev
-	$(BIN)/coverage report
+	$(BIN)/python -m pytest -q -m "not slow" $(COVERED:%=tests/%) $(COVERED:%=--cov=openm6/%) --cov-report=term:skip-covered
 
 wheel: $(VENV)/.dev
 	$(BIN)/python .ci/wheel.py

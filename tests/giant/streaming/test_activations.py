@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openm6.giant import AdamW
-from openm6.giant.streaming.activations import DiskActivations, open_activations
+from openm6.giant.streaming.activations import DiskActivations
+from openm6.giant.streaming.where import Host
 from tests.giant.naive import Naive, differences
 from tests.giant.streaming.test_step import open_giant, train_both
 from tests.giant.subjects import toy
@@ -21,7 +22,7 @@ WHERE = ["host", "disk"]
 @pytest.mark.parametrize("where", WHERE)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.sampled_from([3, 7, 1000]))))
 def test_what_is_put_comes_back(where: str, tmp_path: Path, calls: list[tuple[int, bool, int]]) -> None:
-    kept = open_activations(where, tmp_path)  # pyright: ignore[reportArgumentType]
+    kept = Host().open_activations(where, tmp_path)  # pyright: ignore[reportArgumentType]
     expected: dict[int, torch.Tensor] = {}
     for which, drop, size in calls:
         if drop and expected:
@@ -47,7 +48,7 @@ def test_the_file_does_not_outlive_it_and_does_not_grow_from_step_to_step(tmp_pa
 
 def test_the_disk_needs_a_folder() -> None:
     with pytest.raises(ValueError, match="needs a folder"):
-        open_activations("disk", None)
+        Host().open_activations("disk", None)
 
 
 @pytest.mark.bits
