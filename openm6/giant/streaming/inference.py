@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from openm6.giant.models.frame_pass import Pass
-from openm6.giant.models.slots import Slot
+from openm6.giant.models.slots import Slot, together
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.rehearse import MARGIN, SLACK, PeakMemory, RehearsedStore, Weights
 from openm6.giant.tiers.store import Access
@@ -111,9 +111,15 @@ def memory_of_generating(
     """Bytes that `generate` takes beside the weights: measured on the prompt, with the weights of one slot in the
     place of all of its kind, and the key-value cache's growth added."""
     store = RehearsedStore(machine.slots, weights)
-    rehearsing = replace(machine, store=store)  # pyright: ignore[reportArgumentType]
-    with torch.random.fork_rng(devices=[]), PeakMemory() as memory:
-        out = generate(rehearsing, input_ids, max_new_tokens=1, return_dict_in_generate=True)
+    place = machine.place
+    rehearsing = replace(machine, place=place.rehearsing(store, together(machine.slots)))
+    with (
+        place.fork_rng(),
+        place.measuring(rehearsing.place),
+        place.computing(),
+        PeakMemory(place.owns) as memory,
+    ):
+        out = generate(rehearsing, place.bring(input_ids), max_new_tokens=1, return_dict_in_generate=True)
         cache = sum(each.nbytes for each in _cached(getattr(out, "past_key_values", None)))
     # Twice: while a layer's cache grows, the old one is there as well, and the allocator keeps holes.
     growth = 2 * cache * new_tokens // input_ids.shape[1]
