@@ -6,8 +6,9 @@
 The host's weights stay the ones that count: updates change them, commits store them. So a use for computing
 yields the device's weights and, as `host`, the store's own views, which an update changes.
 
-Copies run beside the computation, because the host only queues both: it queues a part's computation, goes on to
-the next part, and queues that one's copy while the device is still busy.
+Copies can run beside the computation, because the host only queues both: it queues a part's computation, goes on to
+the next part, and queues that one's copy while the device is still busy. On CUDA that needs pinned memory, and
+the store's buffers are not pinned yet.
 """
 
 from __future__ import annotations
