@@ -26,11 +26,15 @@ class LiveBytes(TorchDispatchMode):
         self.live += nbytes
         self.peak = max(self.peak, self.live)
 
-        def freed() -> None:
-            self.known.discard(key)
-            self.live -= nbytes
+        # The registry of finalizers holds its arguments for as long as the storage lives, which may be longer than the
+        # counter's run: by a weak reference the counter, and all that its owner holds, can be freed before.
+        weakref.finalize(storage, _freed, weakref.ref(self), key, nbytes).atexit = False
 
-        weakref.finalize(storage, freed)
+
+def _freed(counter: weakref.ref[LiveBytes], key: int, nbytes: int) -> None:
+    if (live := counter()) is not None:
+        live.known.discard(key)
+        live.live -= nbytes
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -54,12 +54,9 @@ class Watch(TorchDispatchMode):
         """Watch a tensor for as long as its memory is there."""
         key = storage_key(tensor)
         if key not in self.known:
-            weakref.finalize(tensor.untyped_storage(), self._forget, key)
+            # By a weak reference, lest a storage that lives on keep the watch and its model.
+            weakref.finalize(tensor.untyped_storage(), _forget, weakref.ref(self), key).atexit = False
         self.known[key] = visit
-
-    def _forget(self, key: int) -> None:
-        self.known.pop(key, None)
-        self.gone.discard(key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -70,6 +67,12 @@ class Watch(TorchDispatchMode):
                 if key in self.gone:
                     raise ReadBetween
         return func(*args, **(kwargs or {}))
+
+
+def _forget(watch: weakref.ref[Watch], key: int) -> None:
+    if (watching := watch()) is not None:
+        watching.known.pop(key, None)
+        watching.gone.discard(key)
 
 
 @dataclass(eq=False)
