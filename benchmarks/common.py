@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from openm6.data.atomic import replacing
 from openm6.train.memory import machine
 
 __all__ = ["Stopwatch", "emit", "hash_order", "machine", "rounded", "sha256_files"]
@@ -62,10 +63,14 @@ def out_option(description: str | None, argv: Sequence[str] | None) -> Path | No
 
 
 def emit(figures: Mapping[str, Any], out: Path | None = None) -> None:
-    """Print `figures` as one JSON line; with `out`, also write them there, indented, replacing it at once."""
+    """Print `figures` as one JSON line; with `out`, also write them to that file, indented."""
     print(json.dumps(figures, ensure_ascii=False), flush=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(out)
+        write_json(figures, out)
+
+
+def write_json(figures: Mapping[str, Any], path: Path) -> None:
+    """Write `figures` to a JSON file, indented. A kill leaves the earlier file, or none, but never a part."""
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

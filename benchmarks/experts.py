@@ -42,7 +42,7 @@ from torch import Tensor
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Stopwatch, emit, machine, rounded
+from benchmarks.common import Stopwatch, emit, machine, rounded, write_json
 from benchmarks.pseudo_to_real_small import losses_of, total
 from openm6.configs import RECIPES
 from openm6.model import M6
@@ -114,9 +114,7 @@ def run(arm: str, seed: int, steps: int, work: Path) -> Result:
     }
     for heavy in ("checkpoints", "model"):
         shutil.rmtree(folder / heavy)
-    partial = folder / f"{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT)
+    write_json(result, folder / RESULT)
     print(f"{folder.name}: loss {result['loss']:.4f}, {watch.seconds:.0f} s", file=sys.stderr, flush=True)
     return result
 

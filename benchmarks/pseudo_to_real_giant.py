@@ -43,7 +43,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import emit, machine, rounded
+from benchmarks.common import emit, machine, rounded, write_json
 from openm6.configs import RECIPES
 from openm6.model.size import count
 from openm6.train.config import RunConfig
@@ -193,12 +193,6 @@ def in_a_process(recipe: Path, runs: Path, disk: Path) -> Runner:
     return runner
 
 
-def write_result(result: Result, folder: Path) -> None:
-    partial = folder / f"{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT)
-
-
 # ------------------------------------------------------------------------------------------------ all runs
 
 
@@ -305,7 +299,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner | None = None) -> 
         job = Job(**json.loads(options.run))
         tokenizer, folder = options.runs / "tokenizer.json", options.runs / job.name
         result = run(job, options.recipe, tokenizer, options.disk, folder)
-        write_result(result, folder)
+        write_json(result, folder / RESULT)
         return result
 
     make_tokenizer(options.recipe, options.runs)

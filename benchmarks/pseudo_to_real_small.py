@@ -37,7 +37,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import emit, machine
+from benchmarks.common import emit, machine, write_json
 from openm6.configs import RECIPES
 from openm6.train.recipe import load_recipe
 
@@ -154,12 +154,6 @@ def run_in_a_process(job: Job, runs: Path) -> Result:
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     print(f"{job.name}: loss {result['loss']:.4f}, {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
-
-
-def write_result(result: Result, folder: Path) -> None:
-    partial = folder / f"{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT)
 
 
 # ------------------------------------------------------------------------------------------------ all runs
@@ -327,7 +321,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_a_process
     if options.run:
         job = Job(options.run, options.seeds[0], options.lr, steps)
         result = run(job, options.runs / "tokenizer.json", options.runs / job.name)
-        write_result(result, options.runs / job.name)
+        write_json(result, options.runs / job.name / RESULT)
         return result
 
     make_tokenizer(options.runs)

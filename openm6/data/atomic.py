@@ -1,22 +1,26 @@
-"""Files that are replaced as a whole: a reader finds the old content or the new one, never a part of it.
+"""Files and folders that appear as a whole: a reader finds the old content or the new one, never a part of it.
 
     with replacing(path) as fresh:
         fresh.write_text(text)
 
-The new content goes to a file beside the old one, under the name `temporary(path)`, and is then renamed over it.
+The new content is written beside the old one, under the name `temporary(path)`, and is then renamed. A folder
+cannot be renamed over another one, so `remove` takes the old one away first.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+SUFFIX = ".tmp"
+
 
 def temporary(path: Path) -> Path:
-    """The name of a file's new content until it is complete."""
-    return path.with_name(f"{path.name}.tmp")
+    """The name of the new content of a file or a folder until the content is complete."""
+    return path.with_name(f"{path.name}{SUFFIX}")
 
 
 @contextmanager
@@ -51,9 +55,22 @@ def replacing(
 
 
 def finish(path: Path) -> None:
-    """Give content that is complete, under its temporary name, the name of its file."""
+    """Rename complete content from its temporary name to its own, and sync the name to the disk."""
     os.replace(temporary(path), path)
     sync(path.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder. It is renamed first, so a kill leaves no part of the folder under its name."""
+    doomed = temporary(folder.with_name(f"{folder.name}.old"))
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def clear(folder: Path) -> None:
+    """Delete the folders inside `folder` that a kill left under temporary names."""
+    for stray in folder.glob(f"*{SUFFIX}"):
+        shutil.rmtree(stray)
 
 
 def sync(path: Path) -> None:

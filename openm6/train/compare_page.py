@@ -8,20 +8,9 @@ from typing import Any
 from openm6.train.compare import TRAINING, WEIGHTED, Axis, Losses, RunRecord
 from openm6.train.compare_text import amount, at_words, setting
 from openm6.train.plots import SERIES, VARIABLES, Chart, Curve, draw
-from openm6.train.report_page import STYLE
+from openm6.train.report_page import render
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<h1>{{ title }}</h1>
-<div class="key">{% for name, colour in key %}<span><i style="color:{{ colour }}"></i>{{ name }}</span>
+BODY = """<div class="key">{% for name, colour in key %}<span><i style="color:{{ colour }}"></i>{{ name }}</span>
 {% endfor %}</div>
 {% for table in tables %}<h2>{{ table.title }}</h2>
 {% if table.rows %}<div class="card scroll"><table>
@@ -37,9 +26,6 @@ PAGE = """<!doctype html>
 {{ chart.svg }}</figure>
 {% endfor %}</div>{% else %}<p class="note">Charts are missing because matplotlib is not installed
 (<code>pip install "openm6[report]"</code>).</p>{% endif %}
-</main>
-</body>
-</html>
 """
 READ = (
     "Between two evaluations a loss is read on a straight line; training losses are the last ones logged. A dash: "
@@ -55,7 +41,6 @@ def compare_page(
     took: Mapping[str, Sequence[float | None]],
 ) -> str:
     """The page's HTML. Every value in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     same = {"title": "Settings that differ", "without": "The settings are the same.", "note": ""}
@@ -73,7 +58,6 @@ def compare_page(
     names = [run.name for run in runs]
     page = {
         "title": f"{' and '.join(names) if len(names) < 3 else f'{len(names)} runs'} compared",
-        "style": Markup(STYLE),
         "key": [
             (name, VARIABLES.get(colour, colour))
             for name, colour in zip(names, _colours(len(names)), strict=True)
@@ -82,8 +66,7 @@ def compare_page(
         "tables": tables,
         "charts": [{"title": title, "svg": Markup(svg)} for title, svg in _charts(runs, at_equal[0])],
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE).render(page)
+    return render(BODY, page)
 
 
 def _colours(count: int) -> list[str]:

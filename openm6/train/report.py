@@ -21,7 +21,7 @@ from openm6.data.atomic import replacing
 from openm6.train.memory import machine
 from openm6.train.metrics import read_metrics
 from openm6.train.plots import HELD_OUT, OTHER, Chart, Curve, Points, draw
-from openm6.train.report_page import PAGE, STYLE
+from openm6.train.report_page import BODY, render
 
 REPORT_FILE = "report.html"
 
@@ -348,7 +348,6 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         ValueError: the folder has no metrics, or metrics.jsonl or samples.json is not what a run writes.
     """
-    from jinja2 import Environment, StrictUndefined
 
     run_dir = Path(run_dir)
     records = read_metrics(run_dir)
@@ -360,7 +359,6 @@ def write_report(run_dir: Path) -> Path:
     samples = _read_samples(run_dir / "samples" / "samples.json")
     facts = machine()
     page = {
-        "style": _safe(STYLE),
         "title": f"OpenM6 run: {_run_name(run_dir, config)}",
         "summary": _summary(records, delink, facts),
         "tiles": list(_tiles(records)),
@@ -378,8 +376,7 @@ def write_report(run_dir: Path) -> Path:
         page |= _charts(records, delink)
     except ImportError:
         page["no_charts"] = True
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = environment.from_string(PAGE).render(page)
+    html = render(BODY, page)
     with replacing(run_dir / REPORT_FILE) as fresh:
         fresh.write_text(html, encoding="utf-8")
     return run_dir / REPORT_FILE

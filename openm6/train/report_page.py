@@ -1,8 +1,13 @@
-"""The page of a run's report: a jinja2 template that escapes every value it is given.
+"""The HTML pages of a run's report and of a comparison: their common frame and style, and the report's template.
 
-Everything is inline: no script, no network. The page is light or dark as the reader's system is, light on paper,
-and one column wide on a phone. Chinese text is shown in the fonts of each system.
+A page is one file without scripts, and it loads nothing from the network. It is light or dark like the reader's
+system, light on paper, and one column wide on a phone. Chinese text uses the fonts that each system has.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 LIGHT = """--ink: #1f2733; --faint: #5b6675; --line: #e3e7ee; --paper: #ffffff; --back: #f6f7f9;
   --good: #0f766e; --warn: #b45309; --train: #2f6fdb; --held: #d9480f; --other: #0f766e; --pseudo: #efeafd;"""
@@ -117,7 +122,7 @@ pre { overflow-x: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, C
 """
 )
 
-PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -128,7 +133,13 @@ PAGE = """<!doctype html>
 <body>
 <main>
 <h1>{{ title }}</h1>
-<p class="lead">{{ summary }}</p>
+"""
+FOOT = """</main>
+</body>
+</html>
+"""
+
+BODY = """<p class="lead">{{ summary }}</p>
 
 <nav><a href="#losses">Losses</a>{% if tasks %}<a href="#samples">Samples</a>{% endif %}
 {% if run_charts %}<a href="#run">The run</a>{% endif %}<a href="#machine">Machine</a>
@@ -201,7 +212,17 @@ PAGE = """<!doctype html>
 {% if config %}<h2 id="config">Config</h2>
 <details class="card"><summary>config.yaml, everything that decides what this run computed</summary>
 <pre>{{ config }}</pre></details>{% endif %}
-</main>
-</body>
-</html>
 """
+
+
+def render(body: str, values: Mapping[str, Any]) -> str:
+    """A whole page from `body`, the jinja2 template of everything below the title. Every value is escaped.
+
+    Args:
+        values: the values of `body`'s names, and "title". HTML that must not be escaped comes as `Markup`.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(HEAD + body + FOOT).render(values, style=Markup(STYLE))

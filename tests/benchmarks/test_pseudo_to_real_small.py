@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import pseudo_to_real_small as p2r
+from benchmarks.common import write_json
 from openm6.train.config import RunConfig
 from openm6.train.recipe import load_recipe
 
@@ -96,7 +97,7 @@ def test_a_job_is_a_recipe_and_a_finished_one_is_not_run_again(tmp_path: Path) -
         assert config.sharing.delink_at == share
     job, kept = p2r.Job("never", 0, 1e-3, 5), {"loss": 1.0}
     (tmp_path / job.name).mkdir()
-    p2r.write_result(kept, tmp_path / job.name)
+    write_json(kept, tmp_path / job.name / p2r.RESULT)
     assert p2r.run_in_a_process(job, tmp_path) == kept
 
 

@@ -1,13 +1,14 @@
-"""A file is replaced as a whole, or stays as it was."""
+"""A file or a folder appears and goes as a whole, or stays as it was."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from openm6.data.atomic import finish, replacing, temporary
+from openm6.data.atomic import clear, finish, remove, replacing, temporary
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -66,3 +67,35 @@ def test_what_was_ready_can_be_finished_later(tmp_path: Path) -> None:
     assert path.read_text() == "old" and temporary(path).read_text() == "new"
     finish(path)
     assert path.read_text() == "new" and not temporary(path).exists()
+
+
+def test_a_folder_appears_whole_and_goes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    temporary(path).mkdir()
+    (temporary(path) / "a").write_text("new")
+    assert not path.exists()
+    finish(path)
+    assert (path / "a").read_text() == "new"
+
+    def killed(folder: Path) -> None:
+        (folder / "a").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        remove(path)
+    assert not path.exists()
+    (tmp_path / "other").mkdir()
+    clear(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+
+
+def test_an_old_folder_can_go_while_its_successor_waits(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for text in ("old", "new"):
+        temporary(path).mkdir()
+        (temporary(path) / "a").write_text(text)
+        if path.exists():
+            remove(path)
+        finish(path)
+    assert (path / "a").read_text() == "new" and [each.name for each in tmp_path.iterdir()] == ["model"]

@@ -1,9 +1,10 @@
-"""Every command in the documents exists: verbs, options, recipes and their settings, scripts, targets."""
+"""Every command printed in documents, recipes and help exists: verbs, options, settings, scripts, targets."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from openm6.train.recipe import load_recipe
 from tests.docs.blocks import ROOT, commands
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+WITH_RECIPES = {"openm6 train", "openm6 quickstart", "openm6 plan"}
 OTHERS = {"pip", "curl", "python3", "bash", "kubectl", "sbatch"}  # programs that are not the project's
 
 
@@ -64,7 +66,7 @@ def test_the_command_exists(
     if asked is not None:
         monkeypatch.chdir(tmp_path)
         verb, settings = parse(asked)
-        if verb in ("openm6 train", "openm6 quickstart", "openm6 plan"):
+        if verb in WITH_RECIPES:
             recipe_reads(verb, settings)
     elif program == "make":
         assert set(words[1:]) - {word for word in words if "=" in word} <= TARGETS
@@ -102,6 +104,34 @@ def test_the_command_in_a_recipe_exists(recipe: Path) -> None:
             verb, settings = parse(shlex.split(command))
             if verb == "openm6 train":
                 recipe_reads(verb, settings)
+
+
+def helps(command: Any) -> Iterator[str]:
+    """The help of every verb under a command."""
+    if hasattr(command, "commands"):
+        for each in command.commands.values():
+            yield from helps(each)
+    else:
+        yield command.callback.__doc__ or ""
+
+
+EXAMPLES = [
+    example
+    for text in helps(typer.main.get_command(app))
+    for example in re.findall(r"^ *openm6 ([a-z].*?)(?:  +#.*)?$", text.replace("\\\n", " "), re.MULTILINE)
+]
+
+
+def test_verbs_have_examples() -> None:
+    assert len(EXAMPLES) > 12
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_example_in_the_help_of_a_verb_exists(example: str) -> None:
+    verb, settings = parse(shlex.split(example))
+    assert settings
+    if verb in WITH_RECIPES:
+        recipe_reads(verb, settings)
 
 
 def recipe_reads(verb: str, settings: dict[str, object]) -> None:

@@ -1,13 +1,12 @@
-"""Safetensors folders that never have to fit in memory, written shard by shard.
+"""Writes a folder of safetensors one tensor at a time, so that the model never has to fit in memory.
 
-Every tensor has its place in its file beforehand, so tensors may come one at a time. The format is a header in
-JSON, then the tensors' bytes, so plain writes do. `openm6.model.hf_folder.Checkpoint` reads such folders.
+A safetensors file is a JSON header followed by the tensors' bytes. The header is written first, so every tensor
+has its place from the start and tensors may come in any order. `openm6.model.hf_folder.Checkpoint` reads them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from openm6.data.atomic import replacing
+from openm6.data.atomic import finish, replacing, sync, temporary
 from openm6.giant.tiers.parts import TensorSpec, raw_bytes
 from openm6.model.hf_folder import CHUNK_BYTES, DTYPES, INDEX, WEIGHTS
 
@@ -32,12 +31,12 @@ class ShardWriter:
             for name, tensor in ...:          # in any order, one at a time
                 writer.write(name, tensor)
 
-    One shard is model.safetensors; several have an index. Files get their names when all is written and on
-    the disk: before that, an error or a kill leaves what was there (and files ending in .partial). Weights
-    of an earlier save in the same folder are replaced; a kill in the midst of the renaming leaves a folder
-    without an index, which is refused, not misread.
+    One shard is model.safetensors; several shards have an index. Files get their names when all of them are
+    complete and safe on the disk. Before that, an error or a kill leaves the earlier save as it was (a kill also
+    leaves files ending in .tmp). Then the new files replace the earlier save. A kill during the renaming leaves a
+    folder without an index: readers refuse such a folder instead of misreading it.
 
-    Raises ValueError, before anything is written, if the disk has not the space.
+    Raises ValueError, before anything is written, if the disk has too little space.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class ShardWriter:
         self._open: dict[str, BinaryIO] = {}
         self._missing = {spec.name: spec.numel for spec in specs}  # elements
         for file, header in zip(self._files, headers, strict=True):
-            self._open[file] = (self.folder / f"{file}.partial").open("wb")
+            self._open[file] = temporary(self.folder / file).open("wb")
             self._open[file].write(header)
 
     @torch.no_grad()
@@ -94,14 +93,14 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for opened in self._open.values():
-            if kind is None:
-                opened.flush()
-                os.fsync(opened.fileno())
             opened.close()
+        fresh = [temporary(self.folder / file) for file in self._files]
         if kind is not None:
-            for file in self._files:
-                (self.folder / f"{file}.partial").unlink()
+            for each in fresh:
+                each.unlink()
             return
+        for each in fresh:
+            sync(each)
         missing = [name for name, count in self._missing.items() if count]
         assert not missing, f"never written: {missing}"
         index = self.folder / INDEX
@@ -110,14 +109,14 @@ class ShardWriter:
             if stale.name not in self._files:
                 stale.unlink(missing_ok=True)
         for file in self._files:
-            (self.folder / f"{file}.partial").replace(self.folder / file)
+            finish(self.folder / file)
         if len(self._files) > 1:
             content: dict[str, Any] = {
                 "metadata": {"total_size": sum(spec.nbytes for spec in self._specs.values())},
                 "weight_map": {name: file for name, (file, _) in sorted(self._at.items())},
             }
-            with replacing(index) as fresh:
-                fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            with replacing(index, durable=True) as fresh_index:
+                fresh_index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _place(self, file: str, shard: Sequence[TensorSpec]) -> bytes:
         """Give every tensor of a file its offset, widest dtype first, so that all stay aligned."""

@@ -1,4 +1,4 @@
-"""Collectives that gradients go through. The loss of a step is the sum of what the ranks compute of it.
+"""Collectives with a gradient. They assume that the loss of a step is the sum of all ranks' losses.
 
 Legend: M rows, C channels or columns.
 """
@@ -12,10 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-# PyTorch 2.13 gave them these names, and warns of those before.
-all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from openm6.giant.ranks.collectives import Group, all_gather, reduce_scatter
+from openm6.giant.ranks.collectives import Group
 from openm6.giant.tiers.parts import TensorSpec
 
 
@@ -47,7 +47,7 @@ def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group)
         mine = own[spec.name].reshape(-1)
         flat = mine.new_empty(len(mine) * group.size)
         # As bytes: not every backend moves every dtype.
-        all_gather(flat.view(torch.uint8), mine.view(torch.uint8), group=group.handle)
+        dist.all_gather_single(flat.view(torch.uint8), mine.view(torch.uint8), group=group.handle)
         weights[spec.name] = flat[: spec.numel].view(spec.shape)
     return weights
 
@@ -73,5 +73,5 @@ def add_up(
         shape = _slice_shape(shape, group.size)
         sums[name] = torch.empty(shape)
         whole = _padded(own, shape[-1] * group.size)
-        reduce_scatter(sums[name].view(-1), whole, group=group.handle)
+        dist.reduce_scatter_single(sums[name].view(-1), whole, group=group.handle)
     return sums

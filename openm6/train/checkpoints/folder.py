@@ -1,8 +1,9 @@
-"""A folder of checkpoints: a checkpoint appears in it whole or not at all, and is checked when it is read.
+"""A folder of checkpoints. A checkpoint appears in it whole or not at all, and is checked when it is read.
 
     run_dir/checkpoints/step-00000500/
         *.safetensors           tensors, as `whole` or `sharded` lay them out
-        state.json              step, the caller's state, values that are no tensors, the SHA-256 of every file
+        state.json              the step, the caller's state, optimizer values that are not tensors, and the
+                                SHA-256 of every other file
 
 A checkpoint is written under a temporary name, flushed to the disk and then renamed. A kill or a power cut at
 any moment leaves either the old set of checkpoints or the new one. Nothing is pickled.
@@ -10,21 +11,18 @@ any moment leaves either the old set of checkpoints or the new one. Nothing is p
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-from openm6.data.atomic import sync
+from openm6.data.atomic import clear, finish, remove, temporary
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 
 _FORMAT = 1
 _STEP_NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = ".tmp-"
 
 
 def file_sha256(path: Path) -> str:
@@ -36,13 +34,6 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _discard(folder: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a kill leaves no part of it under its name."""
-    doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
-
-
 def finished(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint, oldest first."""
     root = Path(run_dir) / CHECKPOINTS
@@ -51,15 +42,17 @@ def finished(run_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for match, entry in found if match)
 
 
-def begin(run_dir: Path, step: int) -> tuple[Path, Path]:
-    """Delete what an earlier attempt left. Returns the folder of all checkpoints, and a new one in it to fill."""
-    root = Path(run_dir) / CHECKPOINTS
-    root.mkdir(parents=True, exist_ok=True)
-    for stray in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(stray)
-    folder = root / f"{_TEMPORARY}step-{step:08d}"
+def _place(run_dir: Path, step: int) -> Path:
+    return Path(run_dir) / CHECKPOINTS / f"step-{step:08d}"
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """Make an empty folder to fill, under a temporary name. Unfinished checkpoints of earlier attempts go."""
+    folder = temporary(_place(run_dir, step))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear(folder.parent)
     folder.mkdir()
-    return root, folder
+    return folder
 
 
 def seal(
@@ -71,7 +64,7 @@ def seal(
     optimizer: dict[str, Any],
     state: dict[str, Any],
 ) -> None:
-    """Write state.json; `files` are the SHA-256 of the others by name."""
+    """Write state.json. `files`: the SHA-256 of every other file, by the file's name."""
     content = {
         "format": _FORMAT,
         "step": step,
@@ -84,19 +77,20 @@ def seal(
     (folder / STATE_FILE).write_text(json.dumps(sealed), encoding="utf-8")
 
 
-def publish(run_dir: Path, step: int, folder: Path, *, keep: int) -> Path:
-    """Give a folder that is filled and safe on the disk its name. Delete the checkpoints that it makes outdated."""
-    root = folder.parent
-    final = root / f"step-{step:08d}"
+def publish(run_dir: Path, step: int, *, keep: int) -> Path:
+    """Give the filled folder of a step its name, and delete outdated checkpoints. Returns the named folder.
+
+    Everything in the folder must be safe on the disk already.
+    """
+    final = _place(run_dir, step)
     if final.exists():
-        _discard(final)
-    os.rename(folder, final)
-    sync(root)
+        remove(final)
+    finish(final)
     others = [entry for entry in finished(run_dir) if entry[0] != step]
     abandoned = [path for other, path in others if other > step]
     outdated = [path for other, path in others if other < step][: len(others) - len(abandoned) - (keep - 1)]
     for path in (*abandoned, *outdated):
-        _discard(path)
+        remove(path)
     return final
 
 

@@ -53,7 +53,7 @@ def save_shards(
     Raises ValueError if `state` is not plain JSON, and if the disk is full (earlier checkpoints are intact).
     """
     check_json(state, "state", holder="a checkpoint's state")
-    folder = Path(ranks.agree(lambda: str(folders.begin(run_dir, step)[1])))
+    folder = Path(ranks.agree(lambda: str(folders.begin(run_dir, step))))
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(dict(_tensors(model, optimizer, objective)), storage_writer=writer)
@@ -78,7 +78,7 @@ def save_shards(
         folders.seal(folder, step, files=every, aliases={}, optimizer={}, state=state)
         sync(folder / folders.STATE_FILE)
         sync(folder)
-        folders.publish(run_dir, step, folder, keep=keep)
+        folders.publish(run_dir, step, keep=keep)
     ranks.barrier()
 
 

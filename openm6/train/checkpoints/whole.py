@@ -123,7 +123,7 @@ def save_checkpoint(
     """
     assert step >= 0 and keep >= 1
     check_json(state, "state", holder="a checkpoint's state")
-    root, folder = begin(run_dir, step)
+    folder = begin(run_dir, step)
     model_tensors, aliases = _model_tensors(model)
     optimizer_tensors, optimizer_values = _optimizer_parts(model, optimizer)
     check_json(optimizer_values, "optimizer", holder="a checkpoint's state")
@@ -143,12 +143,12 @@ def save_checkpoint(
             raise
         needed = sum(_bytes_of(tensors.values()) for tensors in contents.values())
         raise ValueError(
-            f"the disk is full: the checkpoint of step {step} needs about {needed:,} bytes and {root} has "
-            f"{shutil.disk_usage(root).free:,} free; free some space and start the same command again: "
+            f"the disk is full: the checkpoint of step {step} needs about {needed:,} bytes and {folder.parent} has "
+            f"{shutil.disk_usage(folder.parent).free:,} free; free some space and start the same command again: "
             "it goes on from the last checkpoint."
         ) from error
 
-    return publish(run_dir, step, folder, keep=keep)
+    return publish(run_dir, step, keep=keep)
 
 
 def _check_same(path: Path, what: str, saved: Iterable[str], present: Iterable[str]) -> None:

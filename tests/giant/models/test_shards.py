@@ -108,6 +108,18 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / WEIGHTS)["a"], tensors["a"])
 
 
+def test_a_save_that_is_killed_leaves_what_was_there_and_can_be_repeated(tmp_path: Path) -> None:
+    tensors = some()
+    save(tmp_path, tensors)
+    killed = ShardWriter(tmp_path, specs_of(tensors))
+    killed.write("a", torch.zeros(3, 5))
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, f"{WEIGHTS}.tmp"}
+    assert torch.equal(load_file(tmp_path / WEIGHTS)["a"], tensors["a"])
+    save(tmp_path, {**tensors, "a": torch.ones(3, 5)})
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+    assert torch.equal(load_file(tmp_path / WEIGHTS)["a"], torch.ones(3, 5))
+
+
 def test_a_disk_without_space_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

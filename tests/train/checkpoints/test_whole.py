@@ -169,7 +169,7 @@ def test_no_pickle_in_a_checkpoint(tmp_path):
 def test_only_the_newest_are_kept_and_later_ones_of_an_abandoned_past_go(tmp_path):
     model, optimizer = saved(tmp_path, [1, 2, 3, 4], keep=2)
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
-    (tmp_path / "checkpoints" / ".tmp-step-00000009").mkdir()
+    (tmp_path / "checkpoints" / "step-00000009.tmp").mkdir()
     save_checkpoint(tmp_path, 3, model=model, optimizer=optimizer, state={"again": True})
     assert names(tmp_path) == ["step-00000003"]
     assert read_checkpoint_state(tmp_path / "checkpoints/step-00000003") == {"again": True, "step": 3}
@@ -179,7 +179,7 @@ def test_only_the_newest_are_kept_and_later_ones_of_an_abandoned_past_go(tmp_pat
 
 def test_no_checkpoint_yet(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    (tmp_path / "checkpoints" / ".tmp-step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001.tmp").mkdir(parents=True)
     assert latest_checkpoint(tmp_path) is None
 
 
