@@ -26,8 +26,8 @@ class LiveBytes(TorchDispatchMode):
         self.live += nbytes
         self.peak = max(self.peak, self.live)
 
-        # The registry of finalizers holds its arguments for as long as the storage lives, which may be longer than the
-        # counter's run: by a weak reference the counter, and all that its owner holds, can be freed before.
+        # The registry of finalizers keeps its arguments for as long as the storage lives, and the storage may
+        # outlive the counter's run. A weak reference lets the counter, and all that its owner holds, go earlier.
         weakref.finalize(storage, _freed, weakref.ref(self), key, nbytes).atexit = False
 
 
