@@ -23,18 +23,20 @@ help:
 quickstart: $(VENV)/.quickstart
 	@$(BIN)/python -m openm6 quickstart
 
+# One process for each core, and each takes the next test when it is free.
+EACH_CORE := -n logical --maxprocesses 8 --dist worksteal
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(EACH_CORE)
 
 # Exit code 5 says that no test is marked slow.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow --durations 5 || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -m slow --durations 5 $(EACH_CORE) || [ $$? -eq 5 ]
 
 # The lines that the tests of the lower folders reach; fails below the floor in pyproject.toml. Only those folders, because
 # counting doubles the time of a test, and the lines of other processes (ranks, the service) are not counted.
 COVERED := data modalities model tasks
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow" $(COVERED:%=tests/%) $(COVERED:%=--cov=openm6/%) --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -m "not slow" $(COVERED:%=tests/%) $(COVERED:%=--cov=openm6/%) --cov-report=term:skip-covered $(EACH_CORE)
 
 wheel: $(VENV)/.dev
 	$(BIN)/python .ci/wheel.py

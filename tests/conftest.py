@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# One of several processes shares the cores with the others, and so do the processes that its tests start.
+if shares := "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1 if shares else min(2, torch.get_num_threads()))
 
 # Examples are derived from the test itself, so a failure on one machine is a failure on all. Timings of a
 # shared machine say nothing about the code, hence no deadline.

@@ -8,9 +8,15 @@ import pytest
 from benchmarks import stream
 
 TINY = """
-    --layers 2 --width 64 --ffn 96 --vocab 64 --row 16 --micro-rows 2 --tokens 64 --small-row 8
+    --layers 6 --width 64 --ffn 96 --vocab 64 --row 16 --micro-rows 2 --tokens 64 --small-row 8
     --small-steps 2 --rounds 1 --raw-mib 64 --raw-seconds 0.02 --durability none
 """
+
+
+@pytest.fixture(autouse=True)
+def _small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots and no more, so that every step moves bytes."""
+    monkeypatch.setattr(stream, "BUFFERS", 1 << 20)
 
 
 def test_both_figures_and_equal_losses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -22,6 +28,12 @@ def test_both_figures_and_equal_losses(capsys: pytest.CaptureFixture[str], tmp_p
     assert figures["must_read_bytes"] > figures["must_write_bytes"] > 0
     assert str(tmp_path) not in figures["command"] and "--durability none" in figures["command"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_that_read_nothing_are_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stream, "BUFFERS", 1 << 26)
+    with pytest.raises(ValueError, match="no step reads"):
+        stream.main(["--disk", str(tmp_path), *TINY.split()])
 
 
 def test_a_difference_in_one_bit_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def stopped(content: Content, run_dir: Path, stop: int) -> None:
         parallel_run.save_shards, alone.save_checkpoint = save, save_alone
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_bit_for_bit_the_same_on_as_many_ranks(folder: Path, tmp_path: Path):
     content = recipe(folder, "experts")
     unbroken = run(content, tmp_path / "a", 2)

@@ -77,6 +77,7 @@ def test_ranks_compute_what_one_process_computes(folder: Path, tmp_path: Path, k
     assert last["b"]["read_bytes"] == pytest.approx(last["a"]["read_bytes"] / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_in_a_commit_has_committed(folder: Path, tmp_path: Path):
     content = streamed(folder, "dense")
     on_ranks(on_disk, 2, content, tmp_path / "a")
