@@ -207,7 +207,9 @@ def io_bound(streamed: Streamed, batches: Sequence[Sequence[Texts]], disk: RawDi
         before = time.process_time()
         elapsed, report = timed(lambda batch=micro_batches: streamed.step(batch))
         if not report.bytes_read:
-            raise ValueError("the buffers hold every part, so that no step reads: take more layers, or wider ones")
+            raise ValueError(
+                "the buffers hold every part, so that no step reads: take more layers, or wider ones"
+            )
         work.append((time.process_time() - before) / streamed.moved(report))
         rates.append(streamed.moved(report) / elapsed)
         took.append(elapsed)
