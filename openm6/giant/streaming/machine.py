@@ -70,13 +70,16 @@ class Machine:
             torch.set_grad_enabled(micro_batch.training),
             self.precision.autocast(),
             micro_batch.watching(),
+            self.trials.at(micro_batch.index, None),
         ):
             micro_batch.run.go_on(*answer)
+        self.trials.crossed()
         for (name, mark), now in zip(before, self.frame.outer_versions(), strict=True):
             if now != (name, mark):
                 self._moved(name, stretch, micro_batch)
         micro_batch.arrive(self.activations)
-        if (visit := micro_batch.visit) is not None:
+        if micro_batch.training and (visit := micro_batch.visit) is not None:
+            self.trials.check_call(self, visit)
             for origin in visit.origins.values():
                 if isinstance(origin, FromGraph):
                     self.trials.check(self, origin.tensor)

@@ -133,8 +133,27 @@ def rehearse(
     `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
     random state are as before; the machine's `way` is that of the model from now on.
     """
+    for everyone in (False, True):
+        cast = Cast(machine.slots, everyone=everyone)
+        try:
+            return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
+        except Exception:
+            # The model's code may need what a layer that was stood in for leaves in an attribute, or in a list.
+            if not cast.stood_in:
+                raise
+    raise AssertionError("no layer is stood in for the second time")
+
+
+def _rehearse(
+    machine: Machine,
+    batches: Sequence[Any],
+    weights: Callable[[Slot, str], Weights],
+    cast: Cast,
+    *,
+    training: bool,
+    loss_weights: Sequence[float] | None,
+) -> tuple[int, dict[str, int]]:
     updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
-    cast = Cast(machine.slots)
     place = machine.place
     on_device = place.device is not None and isinstance(machine.activations, HostActivations)
     activations = place.open_activations("device" if on_device else "host", None)
