@@ -73,7 +73,6 @@ class Machine:
             self.trials.at(micro_batch.index, None),
         ):
             micro_batch.run.go_on(*answer)
-        self.trials.crossed()
         for (name, mark), now in zip(before, self.frame.outer_versions(), strict=True):
             if now != (name, mark):
                 self._moved(name, stretch, micro_batch)
@@ -83,6 +82,8 @@ class Machine:
             for origin in visit.origins.values():
                 if isinstance(origin, FromGraph):
                     self.trials.check(self, origin.tensor)
+        if not micro_batch.run.done:
+            self.trials.crossed()
 
     def run(
         self,

@@ -238,6 +238,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     with torch.set_grad_enabled(training), machine.precision.autocast():
         loss = machine.total(losses)
     machine.trials.check(machine, loss)
+    machine.trials.crossed()
     if micro_batch.balance is not None:  # its gradients come from the layers themselves
         losses["balance"] = micro_batch.balance
         loss = loss + machine.balance_weight * micro_batch.balance

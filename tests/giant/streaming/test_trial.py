@@ -118,9 +118,10 @@ class ReadsOthers(Layer):
 
 
 def _with_kept(net: Net, h: Tensor, ids: Tensor) -> Tensor:
-    for layer in net.layers:
+    layers: list[Any] = list(net.layers)
+    for layer in layers:
         h = layer(h)
-    return net.lm(h, ids) + sum(layer.seen for layer in net.layers)  # pyright: ignore[reportReturnType, reportArgumentType]
+    return net.lm(h, ids) + sum(layer.seen for layer in layers)
 
 
 def _kept_on_the_model(net: Net, h: Tensor, ids: Tensor) -> Tensor:
@@ -131,10 +132,11 @@ def _kept_on_the_model(net: Net, h: Tensor, ids: Tensor) -> Tensor:
 
 
 def _with_a_table(net: Net, h: Tensor, ids: Tensor) -> Tensor:
-    if len(getattr(net, "table", ())) < h.shape[1]:
-        net.table = torch.arange(h.shape[1])[:, None] / 10 + torch.ones(D)
+    table: Any = getattr(net, "table", ())
+    if len(table) < h.shape[1]:
+        net.table = table = torch.arange(h.shape[1])[:, None] / 10 + torch.ones(D)
     for layer in net.layers:
-        h = layer(h, scale=net.table[: h.shape[1]])
+        h = layer(h, scale=table[: h.shape[1]])
     return h
 
 
