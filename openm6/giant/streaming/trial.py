@@ -1,10 +1,9 @@
-"""What a model must be for a streamed step to be exact; tried before anything is updated.
+"""Tests each layer once, before anything is updated: can a streamed step compute it exactly?
 
-A layer is run in the forward pass without a graph and again in the backward pass. So it must be a function of its
-inputs and its weights: the same outputs when it is run again, nothing that it is given changed, nothing kept in it
-or elsewhere that carries a gradient, no parameter read but its own. Each layer is tried once, and where that is not
-so, the sentence says what was seen. What is computed for one micro-batch must not be read for another: see
-`crossings`.
+A layer runs in the forward pass without a graph and again in the backward pass with one. So it must be a function
+of its inputs and its weights. It must return the same outputs when it runs again. It must not change its inputs,
+store anything with a gradient, or read parameters other than its own. The error message says which rule the layer
+broke. Besides, nothing that is computed for one micro-batch may be read for another: see `crossings`.
 """
 
 from __future__ import annotations
