@@ -31,6 +31,7 @@ from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
 from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.buffers import Pins
 from openm6.giant.tiers.commit import CommitRecord, read_record
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
@@ -322,6 +323,7 @@ def open_store(
     buffer_bytes: int,
     resumes: bool,
     trace: Trace,
+    pins: Pins | None,
 ) -> TieredStore:
     """The store of the last commit if the run `resumes`, else a new one with first values."""
     kind = TieredStore if settings.group is None else RankedStore
@@ -333,6 +335,7 @@ def open_store(
             buffer_bytes=buffer_bytes,
             threads=settings.threads,
             trace=trace,
+            pins=pins,
         )
     else:
         store = kind(
@@ -342,6 +345,7 @@ def open_store(
             durability=settings.durability,
             threads=settings.threads,
             trace=trace,
+            pins=pins,
         )
     if isinstance(store, RankedStore):
         assert settings.group is not None

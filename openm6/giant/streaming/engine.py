@@ -399,6 +399,7 @@ class Giant:
             buffer_bytes=placement.buffer_bytes,
             resumes=self._resumes,
             trace=self.trace,
+            pins=machine.place.device,
         )
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
