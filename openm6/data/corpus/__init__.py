@@ -1,7 +1,7 @@
 """The embedded corpus: emoji pictures with names in two languages, and Chinese poems.
 
-Both tables ship inside the package. Reading one costs a fraction of a second; pictures stay encoded until
-`decode_image` is called on them. How the tables were made: `build.py`; what is in them: `docs/data-card.md`.
+Both tables ship inside the package. Reading one takes a fraction of a second. Pictures stay encoded until
+`decode_image` is called on them. `build.py` made the tables; `docs/data-card.md` describes their content.
 """
 
 # pyarrow declares no types.

@@ -1,9 +1,9 @@
-"""What a layer must be for a streamed step to be exact; tried once for each layer, before anything is updated.
+"""Tests each layer once, before anything is updated: can a streamed step compute it exactly?
 
-A layer is run in the forward pass without a graph and again in the backward pass. So it must be a function of its
-inputs and its weights: the same outputs when it is run again, nothing that it is given changed, nothing kept in it
-or elsewhere that carries a gradient, no parameter read but its own. Where that is not so, the sentence says what
-was seen.
+A layer runs in the forward pass without a graph and again in the backward pass with one. So it must be a function
+of its inputs and its weights. It must return the same outputs when it runs again. It must not change its inputs,
+store anything with a gradient, or read parameters other than its own. The error message says which rule the layer
+broke.
 """
 
 from __future__ import annotations
