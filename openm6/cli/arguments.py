@@ -1,4 +1,4 @@
-"""Checks of arguments that several verbs share. They come before a model is loaded."""
+"""Checks of arguments that several verbs share. They run before a model is loaded."""
 
 from __future__ import annotations
 

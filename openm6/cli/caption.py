@@ -1,4 +1,4 @@
-"""openm6 caption: captions of pictures."""
+"""openm6 caption: writes captions for pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 data: read data as training would, and say what is there and what is wrong with it."""
+"""openm6 data: reads data as training would, and reports its content and its faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 draw: words become pictures."""
+"""openm6 draw: draws pictures from words."""
 
 from __future__ import annotations
 

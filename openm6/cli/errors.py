@@ -1,4 +1,4 @@
-"""A user's mistake gives one sentence and exit code 2, never a traceback. Finished work stays."""
+"""Reports a user's mistake as one sentence with exit code 2, without a traceback. Finished work stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 match: how well do texts fit pictures?"""
+"""openm6 match: scores how well texts fit pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Printing results: one line for people, or one JSON object on a line for programs (`--json`)."""
+"""Prints results: one line for people, or one JSON object per line for programs (`--json`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 plan: memory, time and price of a run before it runs; or a profile of this machine."""
+"""openm6 plan: predicts the memory, time and price of a run, or measures this machine into a profile."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The live display of a training run: a bar, the loss below it, and a row of held-out losses now and then.
+"""The live display of a training run: a bar, the loss below it, and a row whenever held-out losses are measured.
 
-Without a terminal (a pipe, a log file) the bar becomes a line every twentieth of the run. What takes longer than a
-step is announced: measuring, saving, and what comes after the last step (`Waiting`).
+Without a terminal (a pipe, a log file) the bar becomes a line after every twentieth of the run. `Waiting` announces
+work that takes longer than a step: measuring, saving, and everything after the last step.
 """
 
 from __future__ import annotations

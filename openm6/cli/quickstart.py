@@ -1,4 +1,4 @@
-"""openm6 quickstart: train a small M6 Pseudo-to-Real, and show its answers beside those of the shipped model."""
+"""openm6 quickstart: trains a small M6 Pseudo-to-Real, and shows its answers beside those of the included model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 run: any registered task, decoded from records; a task of your own needs no verb."""
+"""openm6 run: runs any registered task on records. Your own task needs no verb of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 search: a catalogue becomes an index; a picture or words find in it."""
+"""openm6 search: indexes a catalogue, and searches it by picture or by words."""
 
 from __future__ import annotations
 

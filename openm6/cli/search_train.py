@@ -1,4 +1,4 @@
-"""openm6 search train, openm6 search simulate: photo search learned from somebody's catalogue and clicks."""
+"""openm6 search train, openm6 search simulate: trains photo search on a catalogue and its clicks."""
 
 from __future__ import annotations
 

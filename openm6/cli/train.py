@@ -1,4 +1,4 @@
-"""openm6 train: run a recipe, watch it, get a model and a report."""
+"""openm6 train: trains a recipe, shows the progress, and writes a model and a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 write: a poem for a title, or a text continued."""
+"""openm6 write: writes a poem for a title, or continues a text."""
 
 from __future__ import annotations
 

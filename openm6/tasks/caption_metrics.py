@@ -1,10 +1,10 @@
-"""How near captions come to what people wrote: BLEU, ROUGE-L and CIDEr, by the formulas of the COCO evaluation.
+"""Scores captions against texts that people wrote: BLEU, ROUGE-L and CIDEr, by the formulas of the COCO evaluation.
 
     bleu(captions, references)[3]            # BLEU-4 of the whole set
     cider(captions, references).mean()
 
-`references` holds one or several texts for each caption. Figures are shares (0.568, not 56.8); CIDEr may
-exceed 1. All agree with pycocoevalcap, which the literature quotes, on equal words.
+`references` holds one or several texts for each caption. Figures are shares (0.568, not 56.8); CIDEr may exceed 1.
+For equal words, all figures agree with pycocoevalcap, which the literature uses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Branches -> one batch: examples packed into rows of the stream, with the positions that each loss reads.
+"""Collates branches into one batch: packs examples into rows of the stream, and lists the positions of each loss.
 
 Legend: R rows, T row length, N images, P tokens an image, M text targets, L cells to draw, K codes a cell.
 """

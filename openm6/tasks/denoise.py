@@ -1,4 +1,4 @@
-"""M6's pretraining by infilling: spans of a text are taken out and written again.
+"""M6's pretraining by infilling: spans of a text are removed, and the model writes them again.
 
 text_denoise   text with gaps -> the missing spans (T5's layout, 1910.10683)
 image_denoise  a picture and its caption with gaps -> the whole caption (M6's image-based text denoising)

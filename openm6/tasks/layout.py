@@ -1,15 +1,16 @@
-"""A task's one-line instruction, read once, then used to lay records out as branches of the stream.
+"""The one-line instruction of a task. It is parsed once, and then lays out records as branches of the stream.
 
     [IMAGE:image] <caption> <{lang}> -> [TEXT:caption]
 
-Left of the arrow is the source (seen both ways), right of it the target (predicted, left to right).
+Left of the arrow stands the source, which attends in both directions. Right of it stands the target, which is
+predicted from left to right.
 
     [IMAGE:field]   the picture in that field of the record
     [TEXT:field]    text, as tokens
     [CODES:field]   a drawing, as cells of image codes
     <mark>          a special token; <{field}>: the special token named by that field
 
-The idea of a task as one declarative line is OFASys's (2212.04408).
+The idea of one declarative line per task comes from OFASys (2212.04408).
 """
 
 from __future__ import annotations

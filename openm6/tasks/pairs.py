@@ -1,4 +1,4 @@
-"""Where in the stream the two sides of `match` stand: what the cross encoders (`openm6.model.ranking`) read.
+"""Finds the two sides of each `match` example in the stream, for the cross encoders (`openm6.model.ranking`).
 
 Legend: M pictures or texts, T their positions, D width, N images, P tokens an image.
 """

@@ -1,4 +1,4 @@
-"""Questions that a picture's annotations answer, in English and Chinese, in several wordings."""
+"""Makes questions that the annotations of a picture answer, in English and Chinese, in several wordings."""
 
 from __future__ import annotations
 

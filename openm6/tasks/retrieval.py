@@ -1,6 +1,6 @@
-"""How well pictures find their texts, and texts their pictures: recall among the first 1, 5 and 10.
+"""Measures retrieval between pictures and texts, in both directions: recall among the first 1, 5 and 10.
 
-Legend: Q queries, G what they search among.
+Legend: Q queries, G items that they are searched in.
 """
 
 from __future__ import annotations

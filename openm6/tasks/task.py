@@ -1,4 +1,4 @@
-"""What a task is: a name, an instruction line a branch, a function that reads its fields off a record."""
+"""A task: its name, one instruction line for each branch, and a function that reads its fields from a record."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Records -> batches: draw records from the mix, let their tasks lay them out, augment the pictures, pack.
+"""Makes batches from records: draws records from the mix, lays them out by task, augments the pictures, and packs.
 
-Batch number `s` depends on the seed, on `s` and on the records: one generator, seeded with (seed, s), makes all of
-its random choices. So the position of the sources is the only state that a resumed run needs.
+Batch number `s` depends on the seed, on `s` and on the records. One generator, seeded with (seed, s), makes all of
+its random choices. So a resumed run needs no other state than the position of the sources.
 """
 
 from __future__ import annotations

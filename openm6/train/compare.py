@@ -1,7 +1,7 @@
-"""Runs side by side: the settings that differ, losses at equal tokens and at equal seconds, and figures.
+"""Compares runs: settings that differ, losses at equal tokens and at equal seconds, and figures.
 
-Losses are read between two evaluations by a straight line, so that runs that were measured at other steps can be
-compared. Nothing is read beyond a run's last evaluation.
+Runs may have measured their losses at different steps, so a loss between two evaluations is read on a straight
+line. No loss is read beyond a run's last evaluation.
 """
 
 from __future__ import annotations

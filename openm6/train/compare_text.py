@@ -1,4 +1,4 @@
-"""Words and numbers of a comparison, for the terminal and the page."""
+"""Words and numbers of a comparison, for the terminal and for the page."""
 
 from __future__ import annotations
 

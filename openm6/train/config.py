@@ -1,4 +1,4 @@
-"""A recipe: all settings that decide the numbers of a run."""
+"""The schema of a recipe: all settings that decide the numbers of a run."""
 
 from __future__ import annotations
 

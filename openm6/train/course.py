@@ -1,6 +1,6 @@
-"""The course of a run, the same for models in memory and streamed ones.
+"""The course of a run, the same for models in memory and for streamed models.
 
-Draw the batches of a step, delink when it is time, take the step, report, measure on held-out data, save.
+For each step: draw the batches, delink if it is time, take the step, log, evaluate on held-out data, save.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Training of the image tokenizer: pictures in, `ImageTokenizer` out.
+"""Trains the image tokenizer: pictures in, `ImageTokenizer` out.
 
     tokenizer = train_image_tokenizer(images, load_recipe(path, [], ImageTokenizerRunConfig), run_dir)
 
-Every random choice of a step is drawn from a generator seeded with (seed, step), so a run that was killed and
-started again ends bit for bit like one that was not, and the checkpoint needs no generator state.
+Every random choice of a step comes from a generator seeded with (seed, step). So a run that was killed and started
+again ends bit for bit like an unbroken run, and a checkpoint needs no generator state.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """

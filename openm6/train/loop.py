@@ -1,9 +1,9 @@
-"""The training loop: Pseudo Giant, delink, Real Giant, resumable at any moment.
+"""The training loop: Pseudo Giant, delink, Real Giant. It can resume at any moment.
 
     train(load_recipe(Path("openm6/configs/quickstart.yaml"), [], RunConfig), Path("runs/quickstart"))
 
-A step depends on nothing but the checkpoint before it and the recipe. So a run that was killed and started again
-ends bit for bit like one that was not.
+A step depends only on the checkpoint before it and on the recipe. So a run that was killed and started again ends
+bit for bit like an unbroken run.
 """
 
 from __future__ import annotations

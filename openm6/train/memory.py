@@ -1,8 +1,7 @@
 """Facts about this process and this machine: resident memory, processor, bf16.
 
-`keep_large_blocks` is the one function here that changes something: it stops glibc from handing large
-blocks back to the kernel after every operation, which on a CPU costs up to a third of a training step in
-page faults.
+Only `keep_large_blocks` changes something. It stops glibc from handing large blocks back to the kernel after every
+operation. On a CPU the page faults of this cost up to a third of a training step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Metrics of a run: one JSON object a line in `metrics.jsonl`, and the same scalars for TensorBoard.
+"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and the same scalars for TensorBoard.
 
-The report, the benchmarks and a resumed run read this file. A resumed run first drops the lines that the killed run
-wrote after its last checkpoint. So both end with the same lines, except for wall-clock keys.
+The report, the benchmarks and resumed runs read this file. A resumed run first drops the lines that the killed run
+wrote after its last checkpoint. So a resumed run and an unbroken run end with the same lines, except for wall-clock
+keys.
 """
 
 import json

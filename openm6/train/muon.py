@@ -1,4 +1,4 @@
-"""Muon for a model in memory, as an optimizer of PyTorch; `openm6.giant.optimizers.muon` has the rule."""
+"""Muon for a model in memory, as a PyTorch optimizer. `openm6.giant.optimizers.muon` implements the rule."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""One optimizer for a model: fused AdamW, or Muon on the matrices with Adam on the rest."""
+"""Builds one optimizer for a model: fused AdamW, or Muon for the matrices with Adam for the rest."""
 
 from __future__ import annotations
 

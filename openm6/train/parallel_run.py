@@ -1,7 +1,7 @@
-"""Runs on several ranks: `Run` and `StreamedRun`, where each rank computes its rows of every batch.
+"""Runs on several ranks: like `Run` and `StreamedRun`, but each rank computes its rows of every batch.
 
-The Pseudo Giant is on every rank. At the delink the same processes cut the Real Giant among themselves. A step
-gives the numbers of a run in one process, up to the order of sums.
+The whole Pseudo Giant is on every rank. At the delink the same processes divide the Real Giant among themselves. A
+step gives the same numbers as a run in one process, up to the order of sums.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Charts of a run as inline SVG, drawn by matplotlib (extra `report`).
 
-Nothing is written over a curve: the page has one legend for all charts, and "delink" stands above the axes.
-Text stays text, so that the page's own fonts draw it; colours are variables of the page.
+No text covers a curve: the page has one legend for all charts, and "delink" stands above the axes. Text stays text,
+so the page's own fonts draw it. Colours are variables of the page.
 """
 
 import io

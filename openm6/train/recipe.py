@@ -1,13 +1,13 @@
-"""Recipes: a YAML file, what it inherits and dotted overrides become one checked pydantic config.
+"""Reads recipes: a YAML file, its base and dotted overrides become one checked pydantic config.
 
     base: m6-small.yaml          # optional: read first, relative to this file; mappings merge, all else replaces
     optimizer: {lr: 3e-4}
 
     load_recipe(Path("openm6/configs/quickstart.yaml"), ["optimizer.lr=1e-3", "data.0.weight=2"], TrainConfig)
 
-YAML is read by the rules that people expect (those of YAML 1.2): only true and false are booleans (`no` is a
-word), 3e-4 is a number, a date is text; and a key that stands twice is an error. Types are strict: "3" is no
-number, 1 is no boolean.
+YAML follows the rules of YAML 1.2, which most people expect: only true and false are booleans (`no` is a word),
+3e-4 is a number, and a date is text. A repeated key is an error. Types are strict: "3" is not a number, and 1 is
+not a boolean.
 """
 
 import difflib

@@ -1,11 +1,11 @@
 """The report of a run: one HTML file with its losses, its figures and samples of the trained model.
 
-`write_report` reads metrics.jsonl, config.yaml and samples/samples.json of the run folder. It may be called at any
-time, in the middle of a run too. A sample is an object with
+`write_report` reads metrics.jsonl, config.yaml and samples/samples.json from the run folder. It may be called at
+any time, even during a run. A sample is an object with
 
     task, lang, input, input_image, output, output_image, reference, step
 
-whose images are file names in samples/, or null.
+The two images are names of files in samples/, or null.
 """
 
 import base64

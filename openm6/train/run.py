@@ -1,4 +1,4 @@
-"""A training run in memory: the model, the optimizer and one step, as PyTorch has them."""
+"""A training run in memory: the model, the optimizer and one training step, in plain PyTorch."""
 
 from __future__ import annotations
 

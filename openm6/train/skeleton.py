@@ -1,7 +1,8 @@
-"""An M6 whose layers take no memory, and the values with which they begin.
+"""An M6 whose layers take no memory, and the first values of their tensors.
 
-A giant is never built in memory as a whole. Its frame is built there; its slots stay on meta. Each tensor of a slot
-(in a mixture, of each expert) gets its first values where it will live. They depend on the seed and on its name.
+A giant is never built in memory as a whole. Its frame is built in memory, but its slots stay on meta. Each tensor
+of a slot (in a mixture, of each expert) gets its first values in its final place. The values depend on the seed and
+on the tensor's name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A run through `openm6.giant.stream`: it keeps to a memory budget, and the rest of the model lives on disk.
+"""A run through `openm6.giant.stream`: it keeps a memory budget, and the rest of the model lives on disk.
 
 The Pseudo Giant's slot stays in memory. At the delink the same run becomes a Real Giant, whose slots are read and
 written as a step needs them. Schedule, guard, metrics, held-out losses and the exported model are those of a run in
-memory. After a kill it goes on from the last commit; there is one every `checkpoint_every` steps, and none with
+memory. A killed run continues from its last commit. A run commits every `checkpoint_every` steps, or never with
 `memory.durability: none`.
 """
 

@@ -1,4 +1,6 @@
-"""The two tokenizers of a run. That of texts is opened, or trained on the run's texts; that of images is opened."""
+"""The two tokenizers of a run. The text tokenizer is opened, or trained on the run's texts. The image tokenizer is
+opened.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The embedded corpus: emoji pictures with names in two languages, Chinese poems, and a game's music.
 
-The tables ship inside the package. Reading one costs a fraction of a second; pictures stay encoded until
-`decode_image` is called on them. How the tables were made: `build.py`, and `openm6/data/music/freedoom.py` for the
-music; what is in them: `docs/data-card.md`.
+The tables ship inside the package. Reading one takes a fraction of a second. Pictures stay encoded until
+`decode_image` is called on them. `build.py` made the first two, `openm6/data/music/freedoom.py` made the music;
+`docs/data-card.md` describes their content.
 """
 
 # pyarrow declares no types.

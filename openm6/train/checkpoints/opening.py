@@ -1,4 +1,4 @@
-"""Reading a checkpoint, whoever wrote it: one process or several ranks."""
+"""Reads a checkpoint of either layout, written by one process or by several ranks."""
 
 from __future__ import annotations
 

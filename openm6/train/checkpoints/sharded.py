@@ -1,13 +1,13 @@
-"""Checkpoints of several ranks, by `torch.distributed.checkpoint`: every rank writes its shards, as safetensors.
+"""Checkpoints of several ranks, by `torch.distributed.checkpoint`: every rank writes its shards as safetensors.
 
     run_dir/checkpoints/step-00000500/
-        shard-00001-model-00001-of-00001.safetensors    what rank 0 wrote: shards, and where each begins
-        shard-00002-...                                 what rank 1 wrote
+        shard-00001-model-00001-of-00001.safetensors    the shards of rank 0, and the place of each
+        shard-00002-...                                 the shards of rank 1
         state.json                                      as in `openm6.train.checkpoints.folder`
 
 Tensors are named "model/<name>", "optimizer/<parameter>/<key>" and "objective/<name>". Any number of ranks, or one
-process, can load them: each takes the shards that it needs. A checkpoint of one process loads on several ranks
-as well. All ranks need the run folder, so on several machines it must lie on a file system that all of them see.
+process, can load them: each rank reads the shards that it needs. Several ranks can also load a checkpoint of one
+process. All ranks need the run folder, so on several machines it must lie on a shared file system.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints that one process writes: equal to the last bit when they are read again.
+"""Checkpoints that one process writes. Reading one restores every tensor to the last bit.
 
 run_dir/checkpoints/step-00000500/
     model.safetensors       every tensor of the model's state dict, once

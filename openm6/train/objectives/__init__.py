@@ -1,4 +1,4 @@
-"""Objectives by the `kind` that a recipe names."""
+"""All objectives, by the `kind` that a recipe names."""
 
 from __future__ import annotations
 

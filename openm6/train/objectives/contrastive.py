@@ -1,7 +1,7 @@
-"""SimCTG's contrastive loss (2202.06417): states of different tokens of a text must not be alike.
+"""SimCTG's contrastive loss (2202.06417): it pushes the states of different tokens of a text apart.
 
-A language model trained with it has a space in which the degeneration penalty of contrastive search and MAGIC
-(`openm6.decode.magic`) can tell a repetition from a new word.
+Contrastive search and MAGIC (`openm6.decode.magic`) penalise a token whose state is like earlier states. After
+training with this loss, that penalty tells repetitions from new words.
 
 Legend: M positions, D width, G texts, N positions of the longest text.
 """

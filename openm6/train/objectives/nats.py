@@ -1,4 +1,4 @@
-"""Cross-entropy at every predicted position, in nats, task by task.
+"""Cross-entropy at every predicted position, in nats, for each task.
 
 Legend: D width, M chosen positions, V text tokens, L cells, K codes a cell, Q codebook.
 """

@@ -1,4 +1,4 @@
-"""The interface of objectives: named losses of a batch, and state that lasts from step to step."""
+"""The interface of objectives: an objective computes named losses of a batch and may keep state between steps."""
 
 from __future__ import annotations
 

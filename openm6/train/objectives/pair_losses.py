@@ -1,7 +1,8 @@
-"""R2D2's losses of pictures and texts (2205.03860), and the pairs that ranking learns from.
+"""R2D2's losses for pictures and texts (2205.03860), and the pairs that ranking learns from.
 
 Pre-ranking and ranking follow the authors' fine-tuning code (`compute_gcpr_loss`, `compute_it_similarity`,
-`compute_fgr_loss`); how weights and a teacher enter the first, and the form of `feature_guided_loss`, are ours.
+`compute_fgr_loss`). Two things are ours: how weights and a teacher enter pre-ranking, and the form of
+`feature_guided_loss`.
 
 Legend: M queries, V candidates, I pictures, T texts, B pairs, S positions of a text, D width.
 """

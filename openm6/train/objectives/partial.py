@@ -1,6 +1,6 @@
-"""A rank's part of every task's loss: over all ranks the parts add up to the losses of the whole batch.
+"""One rank's part of the loss of every task. Summed over all ranks, the parts are the losses of the whole batch.
 
-Legend: M chosen positions of this rank, D size of the match embedding, V of all ranks.
+Legend: M chosen positions of this rank, D size of the match embedding, V positions of all ranks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A queue of past features that count the less the older they are.
+"""A queue of past features. The older a feature, the smaller its weight.
 
-Legend: M new ones, Q places, V filled places, D size of a feature, W most tokens of a text.
+Legend: M new features, Q places, V filled places, D size of a feature, W most tokens of a text.
 """
 
 from __future__ import annotations

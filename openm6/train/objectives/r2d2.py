@@ -5,18 +5,17 @@ The losses of a batch of the task `match`:
   pre_ranking      the dual encoder: every picture against every text, and back. Pictures and texts of one thing
                    share the target. Target-guided distillation mixes the teacher's scores into the target, and
                    contrasts with the teacher's embeddings of the latest batches (`Queue`).
-  ranking          the two cross encoders: does this picture belong to this text? Pairs, and for each a wrong
+  ranking          the two cross encoders decide whether a picture belongs to a text. Each pair comes with a wrong
                    picture and a wrong text, drawn where pre-ranking errs most.
   masked_text      the text-image encoder predicts the masked tokens of a text from its picture. Ranking reads the
-                   same masked texts, so both take one forward pass.
-  feature_guided   the stack's states of a masked text imitate the teacher's of the whole one.
+                   same masked texts, so both losses take one forward pass.
+  feature_guided   the stack's states of a masked text imitate the teacher's states of the whole text.
 
-The teacher is a moving average of the model. One thing is ours: wrong texts are drawn from the queue too, and read
-anew, because the batch of one machine is too small to hold texts that are much alike.
+The teacher is a moving average of the model. One thing is ours: wrong texts are also drawn from the queue, and then
+encoded again. The batch of one machine is too small to hold texts that are very alike.
 
-Legend: I pictures and T texts of the batch, M either of them, V the candidates (the batch's, then
-the queue's), N texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a
-text, D width.
+Legend: I pictures and T texts of the batch, M either of them, V the candidates (the batch's, then the queue's), N
+texts that ranking reads (the batch's, then those drawn from the queue), B pairs, S positions of a text, D width.
 """
 
 from __future__ import annotations

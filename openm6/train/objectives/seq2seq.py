@@ -1,4 +1,4 @@
-"""The losses of M6's tasks: cross-entropy at predicted positions, InfoNCE for `match`.
+"""The losses of M6's tasks: cross-entropy at predicted positions, and InfoNCE for `match`.
 
 Legend: D width, M chosen positions.
 """
