@@ -7,7 +7,8 @@ With an arena, anyone can try and test three tiers on any machine. An arena is a
 - Freed memory is poisoned.
 - Tensors of the host and of the arena are kept apart. Inside `computing`, an operation that reads a host tensor (of
   one axis or more, as with CUDA) raises HostTensorError.
-- `pageable_bytes` counts what is copied to or from memory that is not pinned: on a device such a copy blocks the host.
+- `pageable_bytes` counts what is copied to or from host memory that is not pinned; on a device such a copy blocks
+  the host.
 - Every tensor that an operation makes counts towards `limit`. Beyond the limit, torch.OutOfMemoryError is raised.
 """
 
