@@ -11,7 +11,7 @@ from openm6.giant.tiers.parts import PAGE, TensorSpec, packed_bytes, views
 
 
 class Landing:
-    """Buffers pinned by `pins`. If all take more than `limit` bytes, those that rest give way, the smallest first."""
+    """Buffers pinned by `pins`. If they take more than `limit` bytes, resting ones give way, the smallest first."""
 
     def __init__(self, pins: Pins, limit: int) -> None:
         self.limit = limit
