@@ -8,7 +8,7 @@ parts      are filled one by one, or opened as the last commit left them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -238,6 +238,7 @@ def solve_placement(
     *,
     fixed_bytes: int,
     staying: Mapping[str, Mapping[Section, Tier]],
+    held: Collection[str] = (),
 ) -> Placement:
     """Where parts live. What the settings say goes before the budget, and `staying` parts stay where they are.
 
@@ -251,6 +252,7 @@ def solve_placement(
         fixed_bytes=fixed_bytes,
         buffer_bytes=settings.buffer_bytes,
         override={**_together(slots, "host"), **_wanted(settings, parts), **staying},
+        held=held,
     )
 
 

@@ -51,6 +51,9 @@ class Machine:
     ranked: bool = False
     way: Way = "replayed"  # how gradients find their way between layers; see `visits`
     order: list[int] | None = None  # slots by number, in the order of the last pass; None: that of the layers
+    held: list[str] = field(
+        default_factory=list
+    )  # slots that a step visits more than once, in use between visits
     last: int | None = None  # the layer after which the last pass ended
     moved: dict[str, set[int]] = field(default_factory=dict)  # by buffer: places of a pass that change it
     moving: set[int] = field(default_factory=set)  # layers that change buffers of theirs

@@ -339,6 +339,8 @@ def _group_backward(machine: Machine, running: Running, group: Group, gradients:
                 pass
             elif not visit.played:
                 micro_batch.pass_back(visit)
+                if gradients is not None:
+                    gradients.stand_in()
             elif gradients is not None:
                 _visit_backward(machine, micro_batch, visit, gradients)
             visit.let_go(machine.activations, outputs=not running.deferred)
