@@ -8,8 +8,8 @@ An event is a cell of four fields of unequal size, which a model predicts one af
     rest      the fine part of a long duration, of the steps that a bar lacks, of a tempo's onset
 
 A piece is a header, in which every track says its number and program, and then its bars. A bar's event comes first,
-then the bar's tempi, then its tracks: a track's event, then its notes by onset, pitch and duration. Tracks that rest
-in a bar are not in it. The last event is the end.
+then the bar's tempi, then its tracks: a track's event, then its notes by onset, pitch and duration. Tracks that
+rest in a bar are not in it. The last event is the end.
 
 Scores come back exactly (`decode(encode(score))`) except for the velocities of notes and the names of tracks, which
 events do not hold. Rotary positions are musical time (`onsets`), so the order of tracks within a bar does not move
