@@ -1,12 +1,12 @@
-"""OpenM6: one transformer that captions, answers, draws, writes and matches, trained Pseudo-to-Real.
+"""OpenM6: one transformer that captions, answers, draws, writes and matches, and a way to train giants.
 
     import openm6
-    m6 = openm6.load()                      # the shipped model knows emoji; train it on photos for photos
+    m6 = openm6.load()                      # the included model knows emoji; train it on photos for photos
     print(m6.caption("apple-emoji.png"))
 
-    giant = openm6.giant.stream("Qwen3-4B", budget="6GiB", disk="/nvme")    # train what does not fit
+    giant = openm6.giant.stream("Qwen3-4B", budget="6GiB", disk="/nvme")    # train a model larger than memory
 
-Importing the package costs a few milliseconds; PyTorch is imported by what needs it.
+Importing the package takes a few milliseconds. PyTorch is imported only when something needs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m openm6` is the same program as the `openm6` command."""
+"""Makes `python -m openm6` run the same program as the `openm6` command."""
 
 from openm6.cli import main
 

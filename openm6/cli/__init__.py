@@ -1,4 +1,4 @@
-"""The command line: one module a verb, listed here in the order in which a newcomer meets them."""
+"""The command line: one module for each verb, in the order in which a newcomer meets the verbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 ask: questions about pictures."""
+"""openm6 ask: answers questions about pictures."""
 
 from __future__ import annotations
 

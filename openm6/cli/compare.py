@@ -1,4 +1,4 @@
-"""openm6 compare: runs side by side, in the terminal and as a page."""
+"""openm6 compare: shows runs side by side, in the terminal and as a page."""
 
 from __future__ import annotations
 

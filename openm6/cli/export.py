@@ -1,4 +1,4 @@
-"""openm6 export: the text side of a model as a Hugging Face folder."""
+"""openm6 export: writes the text side of a model as a Hugging Face folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openm6 search: a catalogue becomes an index; a picture or words find in it."""
+"""openm6 search: indexes a catalogue, and searches it by picture or by words."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error: items read, then items indexed. Nothing where nobody looks."""
+    """A bar on standard error: items read, then items indexed. Without a terminal it shows nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

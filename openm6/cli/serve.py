@@ -1,4 +1,4 @@
-"""openm6 serve: everything over HTTP, with a page."""
+"""openm6 serve: serves all tasks over HTTP, with a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: one YAML file each, known by their names."""
+"""The recipes that come with the package: one YAML file each, found by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From pictures to model input, plain or augmented: one batched warp, then colour and background.
+"""Turns pictures into model input, plain or augmented: one batched warp, then colour and background.
 
 Legend: N pictures, C channels (RGBA), S side in pixels. Values lie in [0, 1] until `normalise`.
 """

@@ -1,4 +1,4 @@
-"""Bad records are skipped, counted and named. Too many of them stop the run."""
+"""Bad records are skipped, counted and named in a warning. Too many of them stop the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column holds what: guesses by name and by value, for data that nobody has mapped yet."""
+"""Guesses the meaning of columns by their names and values, for data without a mapping."""
 
 from __future__ import annotations
 

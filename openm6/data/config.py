@@ -1,4 +1,4 @@
-"""The settings of a source of records, as recipes write them."""
+"""The settings of a source of records, as a recipe writes them."""
 
 from __future__ import annotations
 

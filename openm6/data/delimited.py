@@ -1,13 +1,14 @@
-"""CSV: a header, then one row a record. Fields are parted by commas, semicolons, tabs or bars.
+"""CSV files: a header, then one record per row. Commas, semicolons, tabs or bars separate the fields.
 
-A field in quotes may hold delimiters and line ends, and a doubled quote for a quote (RFC 4180). So one stray quote
-could swallow the rest of a file. Three rules keep it to its own line, which is then a bad record:
+A field in quotes may hold delimiters and line ends, and a doubled quote stands for a quote (RFC 4180). So one stray
+quote could swallow the rest of a file. Three rules confine a stray quote to its own line, which is then a bad
+record:
 
-- A quote that closes a field is followed by a delimiter or the end of the line; anything else is a fault.
-- A quote that opens a field has to close before the file ends.
-- If nearly all lines between the two quotes look like rows by themselves, they are rows, and the quote is stray.
+- A quote that closes a field must be followed by a delimiter or the end of the line.
+- A quote that opens a field must close before the file ends.
+- If nearly all lines between two quotes look like complete rows, they are rows, and the quote is stray.
 
-In each case reading resumes at the next line.
+After a fault, reading resumes at the next line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Readers of the embedded corpus, whose records are in memory."""
+"""Readers of the embedded corpus. They keep its records in memory."""
 
 # pyarrow declares no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

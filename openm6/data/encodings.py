@@ -1,9 +1,9 @@
-"""Text files of any encoding, made ready to be read line by line as UTF-8.
+"""Makes text files of any encoding ready to be read line by line as UTF-8.
 
-A file in UTF-8 with line feeds is read where it lies. Anything else (UTF-16 and GB 18030, as spreadsheets save
-them, an encoding that the user names, or the lone carriage returns of old Macs) is copied as UTF-8 into a temporary
-file, which goes away with its `TextFile`. Bytes that do not belong to the encoding become one that UTF-8 does not
-have, so that the record with them is found to be bad, and no other.
+A UTF-8 file with line feeds is read in place. Any other file is copied as UTF-8 into a temporary file: UTF-16 and
+GB 18030 (as spreadsheets save them), an encoding that the user names, or the lone carriage returns of old Macs. The
+temporary file goes away with its `TextFile`. Bytes that the encoding does not allow become a byte that UTF-8 does
+not allow. So the reader finds exactly the records with such bytes to be bad.
 """
 
 from __future__ import annotations

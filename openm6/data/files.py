@@ -1,4 +1,4 @@
-"""Finding the files of a source, and the kind of the source that they make."""
+"""Finds the files of a source, and the kind of source that they make."""
 
 from __future__ import annotations
 

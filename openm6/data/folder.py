@@ -1,4 +1,4 @@
-"""A folder of pictures, one subfolder a class."""
+"""A folder of pictures, with one subfolder for each class."""
 
 from __future__ import annotations
 

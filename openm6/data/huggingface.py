@@ -1,4 +1,4 @@
-"""Hugging Face datasets: saved on disk, or any dataset that is already loaded. Needs the extra `hf`."""
+"""Hugging Face datasets: saved on disk, or already loaded. Needs the extra `hf`."""
 
 # datasets and pyarrow declare no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

@@ -1,9 +1,8 @@
-"""Decoding pictures from strangers.
+"""Decodes pictures from untrusted sources.
 
-`read_image` takes bytes or a path and returns an array, or raises a `BadRecord` that names the fault. Only the
-formats in `FORMATS` are tried (PIL also knows formats that start other programs, such as EPS), the size
-in the header is checked before a pixel is decoded, and no setting of PIL is changed for the rest of the
-process.
+`read_image` takes bytes or a path. It returns an array, or raises a `BadRecord` that names the fault. It tries only
+the formats in `FORMATS`, because PIL also knows formats that start other programs (such as EPS). It checks the size
+in the header before it decodes any pixel. It changes no setting of PIL for the rest of the process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""CSV and JSONL files: text files whose records are found once, then read where they lie.
+"""CSV and JSONL files: text files that are scanned once for their records and then read in place.
 
-Opening a file reads it once to find where its records begin; only every 65,536th place is kept. A block is
-that many records. So smaller files are shuffled as a whole, and memory does not grow with the file.
+Opening a file reads it once to find the beginnings of its records. Only the place of every 65,536th record is kept,
+and a block is that many records. So smaller files are shuffled as a whole, and memory does not grow with the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several sources as one, in exact proportions."""
+"""Mixes several sources into one, in exact proportions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config to a source. Only this file knows every kind of data."""
+"""Opens the source that a config describes. Only this file knows every kind of data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing sequences of different lengths into rows of one length."""
+"""Packs sequences of different lengths into rows of one length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Parquet files, streamed by row group.
 
-A block is a row group or, if that would not fit in `BLOCK_BYTES`, an equal part of one. The parts of a row group
-are read one after the other, because Parquet cannot start in the middle. Only the needed columns are read.
+A block is a row group. A row group that is larger than `BLOCK_BYTES` is divided into equal blocks. The blocks of a
+row group are read in order, because Parquet cannot start in the middle. Only the needed columns are read.
 """
 
 # pyarrow declares no types.

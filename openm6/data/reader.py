@@ -1,8 +1,8 @@
-"""Readers: records in a fixed order, in numbered blocks.
+"""Readers give access to records in a fixed order, in numbered blocks.
 
 A source holds one block while it returns the block's records in shuffled order, and a resumed source opens that
-block again. If single records are cheap to reach, all of them are one block, and the shuffle is a full
-permutation (`Indexed`). Otherwise a block is a tar shard, a Parquet row group or 65,536 lines.
+block again. If single records are cheap to reach, all of them form one block, and the shuffle is a full permutation
+(`Indexed`). Otherwise a block is a tar shard, a Parquet row group or 65,536 lines.
 """
 
 from __future__ import annotations

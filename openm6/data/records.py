@@ -1,4 +1,4 @@
-"""Records: plain dicts, made from the rows of somebody's data by `Fields`."""
+"""Records: plain dicts that `Fields` makes from the rows of a user's data."""
 
 from __future__ import annotations
 

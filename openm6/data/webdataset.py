@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files. Members with the same name up to its first dot are one sample.
+"""WebDataset shards: tar files. Members with the same name up to its first dot form one sample.
 
-Opening a shard reads its headers and no member. Members are then read from their places in the file. So a shard
-is shuffled as a whole, and a resumed run reads no more than its headers. Nothing is ever unpacked to disk, so no
-name in an archive can lead anywhere.
+Opening a shard reads only the headers of its members. Members are read from their places in the file when they are
+needed. So a shard is shuffled as a whole, and resuming a run reads only headers. Nothing is unpacked to disk, so no
+name in an archive can point to another place.
 """
 
 from __future__ import annotations

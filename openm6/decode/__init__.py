@@ -1,1 +1,1 @@
-"""Turning a model into answers: the key-value cache, sampling, beam search, the pipeline."""
+"""Turns a model's output into answers: the key-value cache, sampling, beam search, the pipeline."""

@@ -1,10 +1,10 @@
-"""Any registered task, decoded: a record goes in, the target of the task's instruction comes out.
+"""Runs any registered task: it reads records, and returns the target of the task's instruction.
 
     run_task(m6, "caption", [{"image": "photo.png", "lang": "zh"}])
     m6.run("caption", {"image": "photo.png", "lang": "zh"})       # the same for users
 
-The instruction of a task (`openm6.tasks.layout`) says which fields it reads and what it predicts. So a task of your
-own is decoded as soon as it stands in `openm6.tasks.TASKS` and a model was trained on it.
+The instruction of a task (`openm6.tasks.layout`) says which fields it reads and what it predicts. So your own task
+runs as soon as it is in `openm6.tasks.TASKS` and a model has been trained on it.
 """
 
 from __future__ import annotations

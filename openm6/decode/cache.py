@@ -1,4 +1,4 @@
-"""The key-value cache: the keys and values of all positions so far, for every layer.
+"""The key-value cache: keys and values of all positions so far, for every layer.
 
 Legend: B rows, K key-value heads, T new positions, S positions so far, C head size.
 """

@@ -1,4 +1,4 @@
-"""How likely the model is to caption a picture with a given text. This judges pairs without any training.
+"""Scores pairs by the likelihood of the text as a caption of the picture. This needs no further training.
 
 Legend: N pairs, M predicted tokens, P tokens an image.
 """

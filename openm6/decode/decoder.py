@@ -1,4 +1,4 @@
-"""Prefix once, then token by token: the model behind a key-value cache.
+"""The model behind a key-value cache: it reads the prefix once, and then one token at a time.
 
 Legend: B rows, T source positions, S positions so far, D width, P tokens an image, K candidates.
 """

@@ -1,6 +1,6 @@
-"""Choosing tokens: sampling (greedy at temperature 0) and beam search, on a `Decoder`.
+"""Chooses tokens by sampling (greedy at temperature 0) or by beam search, on a `Decoder`.
 
-All chance comes from outside, as numbers in [0, 1) that belong to a row. So the samples of a row do not depend
+All randomness comes from outside, as numbers in [0, 1) that belong to a row. So the samples of a row do not depend
 on the rows beside it.
 
 Legend: B rows, W beams, V tokens that may be chosen, T choices, K codes a cell.

@@ -1,8 +1,9 @@
-"""The language of a caption, kept by a mask: which tokens may come next.
+"""Keeps a caption in its language, with a mask over the next tokens.
 
-English is written in Latin letters; Chinese has no words in small Latin letters. Where a checkpoint lists words
-(`words.json`: {"en": [...], "zh": [...]}), Latin letters spell only these words. Tokens are parts of words: without
-a list, a model may put parts together that are no word. The shipped model lists the words of its training data:
+English uses Latin letters. Chinese text may not contain words in small Latin letters. A checkpoint may list words
+(`words.json`: {"en": [...], "zh": [...]}). Then Latin letters may spell only these words. Tokens are parts of
+words, so without a list a model may join parts that form no word. The shipped model lists the words of its training
+data:
 
     python -m openm6.decode.language openm6/checkpoints/m6-small
 

@@ -1,4 +1,4 @@
-"""Texts and drawings, streamed while they are generated: many at a time, each with a seed of its own.
+"""Generates many texts and drawings at once and streams them, each with its own seed.
 
     write_poems(m6, [Poem("春望", form="五绝"), Poem("moon", seed=3)], on_text=lambda i, text: print(i, text))
 

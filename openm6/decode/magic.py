@@ -1,14 +1,15 @@
-"""MAGIC (2205.02655): a language model without eyes describes a picture, steered by an image score.
+"""MAGIC (2205.02655): an image score guides a language model without image input to describe a picture.
 
     score(v) = (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) + beta softmax_v(logits(picture, text so far + v))
 
-The next token is the best of the k likeliest. p is over the whole vocabulary; h are states behind the last
-layer, h_v those after v was read, and j runs over all of the context, the prompt included; the image score's
-softmax is over the k candidates. beta = 0 is contrastive search (2202.06417), alpha = beta = 0 greedy search.
+The next token is the best of the k likeliest tokens. p is over the whole vocabulary. h are states of the last
+layer: h_v is the state after v was read, and j runs over the whole context, with the prompt. The softmax of the
+image score is over the k candidates. beta = 0 is contrastive search (2202.06417), and alpha = beta = 0 is greedy
+search.
 
-With `plausible` above 0, tokens that are much less probable than the likeliest are no candidates, as in contrastive
-decoding (2210.15097): a picture likes the word for its subject at every place, and the language model knows where
-that word can stand.
+With `plausible` above 0, tokens that are much less probable than the likeliest token are not candidates, as in
+contrastive decoding (2210.15097). The image score prefers the word for its subject at every place. The language
+model knows in which places this word can stand.
 
 Legend: B rows, K candidates, V text tokens, S positions so far, D width.
 """

@@ -1,9 +1,10 @@
-"""MAGIC's guide and teller in a beam search (ours): it compares whole texts and can take a first word back.
+"""A beam search with MAGIC's guide and teller (ours). It compares whole texts, so it can replace an early word.
 
     score(text) = logit(picture, text) + fluency log p(text)
 
-The image logit of a text, as contrastive learning leaves it, is the log of how much more probable the picture makes
-it, so with `fluency` 1 this is Bayes' log p(text | picture); less of it trusts the picture more than the teller.
+Contrastive learning makes the image logit of a text the log of a ratio: how much more probable the picture makes
+the text. So `fluency` 1 gives Bayes' log p(text | picture). With a lower `fluency`, the picture counts more than
+the teller.
 
 Legend: B open texts, K candidates, V text tokens.
 """

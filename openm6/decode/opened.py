@@ -1,6 +1,6 @@
-"""A checkpoint, opened: the model, its tokenizers, and the steps that all ways of decoding share.
+"""An opened checkpoint: the model, its tokenizers, and the steps that all ways of decoding share.
 
-`Pipeline`, which `openm6.load()` returns, adds one method a task.
+`Pipeline`, which `openm6.load()` returns, adds one method for each task.
 
 Legend: B prompts, T positions.
 """

@@ -1,4 +1,4 @@
-"""The negative log-likelihood of poems, given their titles: the sum behind a perplexity per character."""
+"""The negative log-likelihood of poems, given their titles, from which the perplexity per character follows."""
 
 from __future__ import annotations
 

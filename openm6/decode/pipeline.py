@@ -1,17 +1,17 @@
-"""A trained M6 with its tokenizers: one method a task.
+"""A trained M6 with its tokenizers: one method for each task.
 
-What `openm6.load()` returns:
+`openm6.load()` returns a pipeline:
 
     m6 = openm6.load()
     m6.caption("photo.png")                      # "red apple"
     m6.caption(["a.png", "b.png"], lang="zh")    # a list in, a list out
-    m6.tell("photo.png", openm6.load("runs/tell"))    # in the words of a model that was trained on texts alone
+    m6.tell("photo.png", openm6.load("runs/tell"))    # in the words of a model that was trained only on texts
     m6.ask("photo.png", "what colour is it?")
     m6.ask("photo.png", ["what is it?", "这是什么？"])
     m6.draw("soccer ball").save("ball.png")
     m6.write("春望", form="五绝")
     m6.match(["a.png", "b.png"], ["red apple", "dog face"])
-    m6.rank_texts("a.png", names)                # match; captions and cross encoders judge its best again
+    m6.rank_texts("a.png", names)                # match; then captions and cross encoders score the best again
     m6.run("caption", {"image": "a.png", "lang": "zh"})    # any task of openm6.tasks.TASKS, yours too
 """
 

@@ -1,7 +1,7 @@
-"""Pre-ranking, then ranking (R2D2, 2205.03860): judges score each query's best by cosine again.
+"""Pre-ranking, then ranking (R2D2, 2205.03860): judges score the best matches of each query again.
 
-There are two judges: R2D2's cross encoders, which only a model trained with R2D2 has, and the model's own captions
-(`captions.py`).
+Pre-ranking is by cosine. There are two judges: R2D2's cross encoders, which only a model trained with R2D2 has, and
+the model's own captions (`captions.py`).
 
 Legend: I pictures, T texts, N pairs, D width.
 """

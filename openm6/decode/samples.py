@@ -1,4 +1,4 @@
-"""Samples of every task that a run has trained, on held-out records, with pictures: for its report."""
+"""Samples of every trained task on held-out records, with pictures, for the report of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that does `match` guides a model trained on texts alone: MAGIC, with `match` as the image score.
+"""MAGIC with `match` as the image score: a model that does `match` guides a model trained only on texts.
 
 Legend: B pictures, K candidates, U different texts, D match_dim.
 """

@@ -1,4 +1,4 @@
-"""What makes a model a giant: layers on slots (sharing, delinking), and where the slots live (streaming)."""
+"""Makes a model a giant: its layers run on slots (sharing, delinking), and its slots live in tiers (streaming)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The planner: memory, time and cost of a run before it runs (`openm6 plan`).
 
-In the order in which to read: `hardware` (what a machine is), `job` (what is planned), `tally` and `workload` (what
-a piece of the model costs, traced from its code), `step` and `memory` (a step as the engine runs it), `lanes` (when
-what happens), `plan` (all of it), `advice`; then `probe` (measures this machine), `simulate` (other sizes,
-stragglers, failures), `text` and `page` (what people see).
+Read the modules in this order: `hardware` (a description of a machine), `job` (a description of a run), `tally` and
+`workload` (the cost of a piece of the model, traced from its code), `step` and `memory` (a step as the engine runs
+it), `lanes` (its timeline), `plan` (everything together), `advice`. Then `probe` (measures this machine),
+`simulate` (other sizes, stragglers, failures), `text` and `page` (the output).
 """

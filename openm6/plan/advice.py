@@ -1,4 +1,4 @@
-"""What to change for the most gain: each single change is planned, and the best one is said in a sentence."""
+"""Finds the single change that gains the most: plans each change, and reports the best one in a sentence."""
 
 from __future__ import annotations
 

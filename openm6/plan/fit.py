@@ -1,9 +1,9 @@
-"""Rates from measured times: how fast a machine does each kind of work.
+"""Fits rates to measured times: how fast a machine does each kind of work.
 
-Each piece of training that was timed has a cost by kinds of work (`tally.Cost`). Its time is taken to be the sum
-over the kinds of amount over rate, and the rates are those with the least relative errors, squared. Two bounds keep
-a fit of few, noisy times honest: no product is faster than the directly timed one, and a matrix product is slower
-by a tenth at most (the rest of what smaller products lose goes to their bytes and operations).
+Each timed piece of training has a cost by kind of work (`tally.Cost`). The model of its time is a sum over the
+kinds: amount divided by rate. The fit finds the rates with the least squared relative errors. Two bounds keep it
+sound for few, noisy times. No product may be faster than the directly timed one. A matrix product may be slower by
+a tenth at most; the fit attributes any further loss of smaller products to their bytes and operations.
 """
 
 from __future__ import annotations

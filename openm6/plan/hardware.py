@@ -1,10 +1,10 @@
-"""What a plan has to know of a machine: its devices and memory, its links, its rates, its power and price.
+"""The facts about a machine that a plan needs: devices, memory, links, rates, power and price.
 
-A profile is a YAML file of this schema. Those in `profiles/` come with the package and are known by their names;
-`openm6 plan --probe` writes one of the machine that it runs on.
+A profile is a YAML file of this schema. The profiles in `profiles/` come with the package and are found by name.
+`openm6 plan --probe` writes a profile of the machine that it runs on.
 
-Where the device is the processor itself (`host_link: null`), device memory and host memory are one. Rates are
-those that programs reach, not those of data sheets.
+If the device is the processor itself (`host_link: null`), device memory and host memory are one. Rates are those
+that programs reach, not those of data sheets.
 """
 
 from __future__ import annotations

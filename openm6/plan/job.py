@@ -1,8 +1,9 @@
-"""What is planned: a model, its micro-batches, its optimizer, and the stage that it is in; and its parts.
+"""The subject of a plan: a model with its micro-batches, its optimizer and its stage, and its parts.
 
-The parts come from the functions that the engine itself calls on the same model, which is on meta: layouts, slots,
-placement. On several devices a device holds its share: of a mixture some of each layer's experts (expert parallel)
-and every body; of a dense model a slice of every tensor (fully sharded data parallel). The frame is on all of them.
+The engine's own functions make the parts (layouts, slots, placement) from the same model, which is on meta. On
+several devices, each device holds its share. In a mixture that is some experts of each layer (expert parallel) and
+every body. In a dense model it is a slice of every tensor (fully sharded data parallel). Every device holds the
+frame.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The lanes of one step: when computing, reading, writing and exchanging happen, as a small simulation of events.
+"""The timeline of one step: when the lanes compute, read, write and exchange, as a small simulation of events.
 
-The rules are the engine's (`readahead`): reads are begun in the order of use, as far as buffers have room; writes
-go behind; a buffer keeps its bytes until the room is needed, so what comes back soon is not read again; an I/O lane
-serves what it was asked for in that order. Two steps are run, one behind the other, and the second one is told: it
-begins with what the first left in the buffers and on its way to the disk.
+The rules are those of the engine (`readahead`). Reads start in the order of use, as far as buffers have room.
+Writes follow behind. A buffer keeps its bytes until the room is needed, so a section that comes back soon is not
+read again. An I/O lane serves its requests in order. The simulation runs two steps in a row and reports the second.
+That step begins with the buffers and the unfinished writes that the first step left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures the links of this machine: the disk with direct I/O, and TCP between two of its processes."""
+"""Measures the links of this machine: the disk with direct I/O, and TCP between two processes."""
 
 from __future__ import annotations
 

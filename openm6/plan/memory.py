@@ -1,7 +1,7 @@
-"""How much memory a step takes, in closed form over the traced pieces, for the largest micro-batch that was drawn.
+"""The memory of a step, in closed form over the traced pieces, for the largest micro-batch that was drawn.
 
-A streamed run measures this instead (`workspace.rehearse`), with the batches and the machine at hand; a plan has
-neither. The terms are those of the streamed step, term by term, with the engine's own margins on top.
+A streamed run measures its memory (`rehearse`) with the real batches on the real machine. A plan has neither. Its
+terms are those of the streamed step, one by one, plus the engine's own margins.
 """
 
 from __future__ import annotations

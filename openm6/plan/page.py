@@ -1,4 +1,4 @@
-"""A plan as one HTML page, with a picture of a step's lanes: self-contained, no script, light and dark."""
+"""A plan as one HTML page with a picture of a step's lanes, self-contained, without scripts, light and dark."""
 
 from __future__ import annotations
 

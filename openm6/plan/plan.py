@@ -1,12 +1,12 @@
-"""What a run will take on a machine, before it runs: parameters, bytes in every tier, traffic, time, energy, price.
+"""Predicts a run on a machine: parameters, bytes in every tier, traffic, time, energy and price.
 
     plan = make_plan(job, hardware, tokens=1e9)
     print(plan.stages[-1].step_seconds, plan.days, plan.advice)
 
-Parts, their bytes and their placement come from the engine's own functions; what a step computes is traced from
-the model's own code; times are these over the machine's rates, laid out in lanes by the engine's rules. What a
-plan does not know: how well devices share a network with others, how uneven the routing of experts becomes, how
-long data takes to prepare.
+The engine's own functions give the parts, their bytes and their placement. The work of a step is traced from the
+model's own code. Times are work divided by the machine's rates, laid out in lanes by the engine's rules. A plan
+does not know how well devices share a network with others, how uneven the routing of experts becomes, or how long
+the data takes to prepare.
 """
 
 from __future__ import annotations

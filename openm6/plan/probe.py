@@ -6,9 +6,9 @@
     updates           each optimizer on one part
     disk, loopback    direct I/O in large blocks, and TCP between two processes (`links`)
 
-A rate is what the model's own code reaches while the probe runs, beside whatever else the machine does. Every
-piece is timed once a round and the median over the rounds counts, so other work on the machine slows all pieces
-alike and not those alone that it happened to meet. The probe ends within its limit, or raises.
+A rate is the speed that the model's own code reaches while the probe runs, beside any other work on the machine.
+Every round times each piece once, and the median over the rounds counts. So other work slows all pieces alike, and
+not only the pieces that it happens to meet. The probe ends within its time limit, or raises an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a recipe to a job that can be planned: what its micro-batches hold is seen from some of them."""
+"""Turns a recipe into a job that can be planned. Some drawn micro-batches show how much the batches hold."""
 
 from __future__ import annotations
 

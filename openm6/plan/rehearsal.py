@@ -1,9 +1,9 @@
 """Corrects a plan by a rehearsal: two copies of the run with fewer layers train a few steps on this machine.
 
-Times by a profile's rates are too short where kernels do worse on this model's shapes than on the probed ones, and
-where the machine is slower today. So two copies are timed: one with half of the layers (eight at most), and one
-with a single sharing unit. Every layer computes for the same time, and the rest of the model adds a constant: the
-line through both copies gives the time of all layers.
+A plan from a profile's rates is too fast if kernels do worse on this model's shapes than on the probed shapes, or
+if the machine is slower today. So two copies are timed: one with half of the layers (eight at most), and one with a
+single sharing unit. Every layer computes for the same time, and the rest of the model adds a constant. So the line
+through both copies gives the time of all layers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A plan at other numbers of devices, with what stragglers and failures cost.
+"""Plans for other numbers of devices, with the cost of stragglers and failures.
 
 `scale`       step time and efficiency against the number of devices, for each stage
 `mean_step`   a step waits for its slowest device: the mean of the slowest of n, exact by integration
-`goodput`     the expected share of the time that counts, with failures and checkpoints, in closed form; and the
-              best interval between checkpoints. Failures come at a constant rate, so the time to get through an
-              interval and its checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7)
+`goodput`     the expected share of useful time, with failures and checkpoints, in closed form, and the best
+              interval between checkpoints. Failures come at a constant rate. So the time for an interval and its
+              checkpoint, with repeats, is Daly's exact formula (Daly 2006, eq. 7)
 
 The tests compare the closed forms with runs that are simulated step by step, and with Young's and Daly's
 approximations.

@@ -1,7 +1,8 @@
-"""The stretches of one step, in the engine's order: what each computes, reads, writes and exchanges.
+"""The stretches of one step, in the engine's order: how much each stretch computes, reads, writes and exchanges.
 
-Streamed, a slot is fetched once forward and once backward for all micro-batches, and backward computes forward once
-more (`streaming`, `mixture`). In memory the layers keep what backward needs, and the update comes at the end.
+A streamed step fetches a slot once in the forward pass and once in the backward pass, for all micro-batches. The
+backward pass also repeats the forward computation (`streaming`). In memory the layers keep everything that the
+backward pass needs, and the update comes at the end.
 """
 
 from __future__ import annotations

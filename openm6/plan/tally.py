@@ -1,15 +1,15 @@
-"""What a piece of a model would do, counted without doing it: the code runs on tensors that have no memory.
+"""Counts the work of a piece of a model without doing it: the code runs on tensors that have no memory.
 
     with tracing():
         layer, x = Block(config), torch.empty(4, 96, 512)
         with Tally() as tally:
             layer(x, ...)
     tally.cost              # multiplications, bytes, operations
-    tally.live, tally.peak  # bytes of the tensors that it made: what is left of them, and the most at once
+    tally.live, tally.peak  # bytes of the tensors that it made: at the end, and the most at one time
 
-The counts come from the operations that PyTorch dispatches (on the CPU's code path), so they follow the model's
-code and need no upkeep beside it. Everything counted here grows linearly with the rows of a batch; `Affine` makes
-use of that: two traces tell the cost of any number of rows.
+The counts come from the operations that PyTorch dispatches (on the CPU's code path). So they follow the model's
+code, and no table must be kept up to date. Every count grows linearly with the rows of a batch. `Affine` uses this:
+two traces give the cost of any number of rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plan in words and as plain JSON values."""
+"""A plan as text for people, and as plain JSON values."""
 
 from __future__ import annotations
 

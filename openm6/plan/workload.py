@@ -1,12 +1,12 @@
-"""What a step computes and holds, piece by piece, from the code of the model itself (see `tally`).
+"""The work and the memory of a step, piece by piece, traced from the model's own code (see `tally`).
 
     pieces = Pieces(config, bf16=True)
     pieces.layer(rows, row)    # a dense layer, or the body of a mixture layer: forward, backward, memory
     pieces.expert(tokens)      # one expert on that many tokens
     pieces.head(work)          # norm, text head, code head
 
-Weights are taken in the type that products are computed in, as the streamed step casts them once for all
-micro-batches; what casts and sums of gradients cost is `cast` and `accumulate`.
+The weights have the type of the products, because the streamed step casts them once for all micro-batches. `cast`
+and `accumulate` are the costs of the casts and of the sums of gradients.
 
 Legend: N positions, D width, E experts, K experts that a token goes to.
 """

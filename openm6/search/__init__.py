@@ -1,5 +1,7 @@
-"""Visual search after Alibaba's Pailitao ("Visual Search at Alibaba", KDD 2018, 2102.04674); see
-`docs/search.md`."""
+"""Visual search after Alibaba's Pailitao ("Visual Search at Alibaba", KDD 2018, 2102.04674).
+
+`docs/search.md` describes it.
+"""
 
 from openm6.search.index import Hit, Index
 from openm6.search.indexing import Changes

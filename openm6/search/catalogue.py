@@ -1,7 +1,7 @@
-"""A shop's catalogue: a folder of pictures, a CSV file, a Parquet file, ... read as items.
+"""Reads a shop's catalogue (a folder of pictures, a CSV file, a Parquet file, ...) as items.
 
 An item is a picture with attributes (category, price, ...), an id, and a hash of its picture and its attributes.
-Reading does not decode the picture. An item whose hash is known already need not be decoded again.
+Reading does not decode the picture. An item with a known hash need not be decoded again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Binary codes: a bit says on which side of a hyperplane a vector lies.
+"""Binary codes: each bit says on which side of a hyperplane a vector lies.
 
-Sign random projections (Charikar, "Similarity estimation techniques from rounding algorithms", 2002): two
-vectors at the angle t differ in a share t/pi of their bits. So the Hamming distance estimates the angle. The
-planes are orthogonal in groups of D, which lowers the variance (Ji et al., "Super-bit locality-sensitive
-hashing", 2012). They go through the centre of the catalogue, because embeddings crowd in a cone that planes
-through the origin would not cut.
+These are sign random projections (Charikar, "Similarity estimation techniques from rounding algorithms", 2002). Two
+vectors at the angle t differ in a share t/pi of their bits, so the Hamming distance estimates the angle. The planes
+are orthogonal in groups of D, which lowers the variance (Ji et al., "Super-bit locality-sensitive hashing", 2012).
+The planes go through the centre of the catalogue. Embeddings crowd in a cone, and planes through the origin would
+not cut it.
 
 Shape suffixes: N vectors, D dimensions, B bits, W = B / 8 bytes.
 """

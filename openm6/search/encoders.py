@@ -1,4 +1,4 @@
-"""Encoders make unit vectors from pictures, and some of them from words.
+"""Encoders turn pictures into unit vectors. Some also encode words.
 
     m6            the match embedding of the shipped model: pictures and words in one space
     m6:FOLDER     the match embedding of another checkpoint or run

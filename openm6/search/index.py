@@ -1,4 +1,4 @@
-"""The front of visual search: open an index, bring it up to date with a catalogue, ask it.
+"""The main interface of visual search: open an index, update it from a catalogue, query it.
 
     index = Index.open("shop-index")                       # a folder; or http://host:19530 for Milvus
     index.update("catalogue.csv")                          # Changes(added=1000, ...)
@@ -7,7 +7,7 @@
     index.query(image="photo.jpg", text="in red", quality={"sales": 0.05})
     index.query(where="price < 300", after="a17")          # in the order of the ids, the page after that item
 
-An index may be queried from several threads at once; `update` is for one at a time.
+Several threads may query an index at once, but only one at a time may call `update`.
 
 Shape suffixes: D dimensions.
 """

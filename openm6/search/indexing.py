@@ -1,12 +1,12 @@
-"""Bringing an index up to date with its catalogue: it adds new items, replaces changed ones, deletes missing ones.
+"""Updates an index from its catalogue: adds new items, replaces changed items, deletes missing items.
 
-The catalogue is read twice. The first pass hashes every item and decodes nothing. By the hashes it finds out which
-items the index already has. The second pass decodes (in threads), encodes and stores the rest, a few hundred items
-at a time, each lot at once or not at all. So the same command resumes a run that was stopped. An item whose picture
-has not changed, such as one with a new price, keeps its vector.
+The catalogue is read twice. The first pass hashes every item and decodes nothing. The hashes show which items the
+index already has. The second pass decodes (in threads), encodes and stores the other items, a few hundred at a
+time. Each lot is stored completely or not at all. So the same command resumes a run that was stopped. An item whose
+picture has not changed, such as one with a new price, keeps its vector.
 
 A catalogue that was cut short looks like one with few items. So an update that would delete more than a tenth of an
-index is refused before it writes anything, unless it is allowed to.
+index is refused before it writes anything, unless the user allows it.
 
 Shape suffixes: N items, D dimensions.
 """

@@ -1,9 +1,9 @@
-"""The default store: LanceDB, embedded, a folder of files; or any place LanceDB takes, such as `s3://bucket/shop`.
+"""The default store: LanceDB, embedded, in a folder or in any place that it takes, such as `s3://bucket/shop`.
 
-One table; the `About` is in the metadata of its schema. The codes of a large table get an index, and every
-search looks at all of its partitions. The index keeps the codes in memory, which takes a quarter of the time of
-reading them from the table. A search compares with every code, so the answer does not depend on how items lie
-in files or shards. Each search reads one version of the table, attributes and all.
+The store is one table. The metadata of its schema holds the `About`. A large table gets an index of codes, and
+every search looks at all partitions of this index. The index keeps the codes in memory, which takes a quarter of
+the time of reading them from the table. A search compares with every code, so the answer does not depend on the
+layout of items in files or shards. Each search reads one version of the table, with its attributes.
 """
 
 from __future__ import annotations

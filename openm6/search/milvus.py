@@ -1,7 +1,7 @@
-"""The same store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
+"""A store on Milvus: a server or cluster (`http://host:19530`), or Milvus Lite in a file (`shop.db`).
 
-One collection holds the items, another the `About`. The attributes are one JSON field, so a column may have any
-name. Milvus Lite 3 has no binary vectors. There a code is a vector of +1 and -1, whose inner product is `bits -
+One collection holds the items, another holds the `About`. The attributes are one JSON field, so a column may have
+any name. Milvus Lite 3 has no binary vectors. There a code is a vector of +1 and -1, whose inner product is `bits -
 2 Hamming`.
 """
 

@@ -1,4 +1,4 @@
-"""From a name to an encoder, from an address to a store: the one place that knows every kind of both."""
+"""Opens encoders by name and stores by address. Only this file knows every kind of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name under which version 0.1 documented `LearnedEncoder`; it lives in `openm6.search.learned.encoder`."""
+"""Keeps the import path of `LearnedEncoder` from version 0.1; it lives in `openm6.search.learned.encoder`."""
 
 from openm6.search.learned.encoder import LearnedEncoder
 

@@ -1,4 +1,4 @@
-"""The category of a picture, from an index: predicted by a trained encoder, or by a vote of the nearest items.
+"""Predicts the category of a picture from an index, by a trained encoder or by a vote of the nearest items.
 
 predict_category(Index.open("shop-index"), "photo.jpg")      # {"dress": 0.93, "skirt": 0.05, ...}
 """

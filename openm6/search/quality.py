@@ -2,11 +2,11 @@
 
     score = similarity + sum over signals of weight x standing
 
-A signal is a column of numbers, such as sales or praise. An item's standing in it is its rank among the
-candidates: 0 for the lowest, 1 for the highest. Equal values share the middle of their ranks, and an item
-without a value has 0.5. Ranks are used because sales spread over orders of magnitude. With a weight of 0.05 the
-best seller among the candidates passes the worst seller, if that one is at most 0.05 more similar. A weight
-below 0 prefers low values (a price).
+A signal is a column of numbers, such as sales or praise. An item's standing is its rank among the candidates: 0 for
+the lowest, 1 for the highest. Equal values share the middle of their ranks, and an item without a value has 0.5.
+Ranks are used because sales spread over orders of magnitude. With a weight of 0.05, the best seller among the
+candidates passes the worst seller if the worst seller is at most 0.05 more similar. A weight below 0 prefers low
+values (a price).
 
 Pailitao weighs sales, conversion, praise and the like by a model that was fitted to clicks (2102.04674). With such
 clicks you can fit a better formula, and apply it to the hits' attributes.

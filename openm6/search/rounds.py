@@ -1,7 +1,7 @@
-"""Two rounds: binary codes choose candidates, exact inner products rank them.
+"""A search in two rounds: binary codes choose candidates, and exact inner products rank them.
 
-Every answer is a function of the items alone, not of how they lie in files or shards. Ids break ties, and where
-a store had to cut among equals, it is asked for more.
+The answer depends only on the items, not on their layout in files or shards. Ids break ties. If a store had to cut
+among equal items, it is asked for more.
 
 Shape suffixes: N items, D dimensions.
 """

@@ -1,7 +1,7 @@
-"""Shards: one index over several stores. Each answers from its part, and the answers are merged.
+"""Shards: one index over several stores. Each store answers from its part, and the answers are merged.
 
-The hash of its id says to which shard an item belongs. The two rounds of `rounds.py` run over the merged
-candidates. So the ranking is that of a single store, tie for tie.
+The hash of an item's id decides its shard. The two rounds of `rounds.py` run over the merged candidates. So the
+ranking is that of a single store, tie for tie.
 """
 
 from __future__ import annotations

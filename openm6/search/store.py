@@ -1,8 +1,8 @@
-"""Where items live: what LanceDB in a folder and a Milvus server have in common.
+"""The interface of stores, which keep the items. LanceDB in a folder and a Milvus server implement it.
 
-A store keeps for every item its id, the hash of its content, its vector, its binary code and its attributes. It
-finds by vector (exactly) and by code (Hamming); `rounds.py` puts the two together. What it finds comes from one
-version of the index: an update at the same time changes all of a hit, or nothing.
+For every item a store keeps its id, the hash of its content, its vector, its binary code and its attributes. It
+finds items by vector (exactly) and by code (Hamming); `rounds.py` combines the two. All values of a hit come from
+one version of the index, even during an update.
 
 Shape suffixes: N items, D dimensions of a vector, W bytes of a code.
 """

@@ -1,4 +1,4 @@
-"""Cells of a catalogue as values of an index: texts, numbers and flags; ids; and what no index keeps."""
+"""Converts the cells of a catalogue to values of an index: texts, numbers, flags and ids. Drops all other cells."""
 
 from __future__ import annotations
 

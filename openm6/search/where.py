@@ -1,4 +1,4 @@
-"""Filters: `category = 'dress' and price < 300`, read once and checked, then put into each store's words.
+"""Filters such as `category = 'dress' and price < 300`: parsed and checked once, then translated for each store.
 
     expression := term {"or" term}        term := factor {"and" factor}
     factor     := "not" factor | "(" expression ")" | condition
@@ -6,9 +6,10 @@
                 | column ["not"] "like" text | column "is" ["not"] "null"
 
 Values are 'texts' (a quote inside is doubled), numbers, true and false. In a `like`, `%` stands for any characters
-and `_` for one; nothing escapes them, and a backslash is a backslash. A column name that is no word stands in
-double quotes or backticks. As in SQL, an item without a value passes no condition but `is null`, negated or not. So
-negations are moved down to the conditions, where stores agree on their meaning.
+and `_` for one character. Nothing escapes them, and a backslash is a backslash. A column name with other characters
+than those of a word stands in double quotes or backticks. As in SQL, an item without a value passes no condition
+except `is null`, even if the condition is negated. So negations are moved down to the conditions, where stores
+agree on their meaning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Words against names and attributes, for an index whose encoder reads no words.
+"""Searches names and attributes by words, for an index whose encoder reads no words.
 
-An item's score is the share of the query's words that its id and its texts have. A word matches the beginning of a
-word, in small or large letters; Chinese, which has no blanks, matches by pairs of characters.
+An item's score is the share of the query's words that occur in its id and its texts. A query word matches the
+beginning of a word; case does not matter. Chinese has no spaces between words, so it matches by pairs of
+characters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bodies of requests and of answers, as the OpenAPI document describes them."""
+"""The bodies of requests and answers, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Dynamic batching: requests that arrive while the model is busy are computed together next.
 
-One thread owns the model. It takes the request that has waited longest, with all others of the same kind, up to
-`max_batch`. A lone request starts at once. Under load the thread gathers the next batch for a moment, in proportion
-to the time of the last one: clients that were just answered are likely to ask again. Otherwise the clients would
-split into two halves that wait for each other.
+One thread owns the model. It takes the request that has waited longest, with all other requests of the same kind,
+up to `max_batch`. A single request starts at once. Under load, the thread waits a moment for more requests, in
+proportion to the time of the last batch, because clients that just got an answer often ask again. Otherwise the
+clients would split into two halves that wait for each other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The catalogue that comes with the service: some hundred emoji of the embedded corpus, listed like a shop's items.
 
-Its prices are made up, from a hash of the item's name, so that there is a number to filter by.
+Its prices are invented, from a hash of the item's name, so that filters have a number to work on.
 """
 
 from __future__ import annotations

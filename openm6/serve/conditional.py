@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110, 13): whether a client has what it asks for already."""
+"""Conditional requests (RFC 9110, 13): a client that already has the current answer does not get it again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A connection that is closed when a client takes too long to send the headers of a request.
+"""A connection that is closed if a client takes too long to send the headers of a request.
 
-Uvicorn waits for them for ever, so that a few slow clients would keep all connections to themselves.
+Uvicorn waits for headers without limit, so a few slow clients could occupy all connections.
 """
 
 from __future__ import annotations

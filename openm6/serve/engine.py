@@ -1,4 +1,4 @@
-"""The tasks of the service, a coroutine or a job each: a model, a catalogue and a writer behind one batcher."""
+"""The tasks of the service, one coroutine or job each: a model, a catalogue and a writer behind one batcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All error answers have one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
+"""Error answers. All have one shape: {"error": {"code": ..., "message": ..., "field": ...}}."""
 
 from __future__ import annotations
 

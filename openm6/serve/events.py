@@ -1,9 +1,11 @@
-"""Server-sent events: text that is read while it is written (https://html.spec.whatwg.org/#server-sent-events).
+"""Server-sent events: the client reads a text while it is generated.
 
-event: text       data: {"text": "...what was added..."}
+event: text       data: {"text": "...the added text..."}
 event: progress   data: {"share": 0.25}
-event: done       data: {...what the same request answers without streaming...}
+event: done       data: {...the answer of the same request without streaming...}
 event: error      data: {"error": {...}}
+
+The format: https://html.spec.whatwg.org/#server-sent-events
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facets: the values that a filter may choose from in each column, or the range of its numbers."""
+"""Facets: for each column, the values that a filter can choose from, or the range of its numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Forms, read strictly: their text is UTF-8, and other bodies are refused.
+"""Reads forms strictly: their text must be UTF-8, and other bodies are refused.
 
-Starlette reads text in other encodings as Latin-1, so a search for 苹果 would look for something else.
+Starlette reads text in other encodings as Latin-1. Then a search for 苹果 would look for something else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Before every route: it checks who asks, limits how much is sent and how slowly, and counts the answers.
+"""Runs before every route: checks the key, limits the size and the time of uploads, and counts the answers.
 
-Plain ASGI, because a body has to be counted while it comes in.
+It is plain ASGI, because the size of a body must be counted while the body arrives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HEAD gets the answer of GET without its body (RFC 9110, 9.3.2)."""
+"""Answers HEAD like GET, without the body (RFC 9110, 9.3.2)."""
 
 from __future__ import annotations
 

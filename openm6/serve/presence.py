@@ -1,4 +1,4 @@
-"""The service computes an answer only while a client waits for it."""
+"""Computes an answer only while a client waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of the HTTP interface, /v1/...; each asks the engine."""
+"""The operations of the HTTP interface, /v1/...; each calls the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running the service: a socket, uvicorn, and a shutdown that lets requests finish."""
+"""Runs the service: a socket, uvicorn, and a shutdown that lets requests finish."""
 
 from __future__ import annotations
 

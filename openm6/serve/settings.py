@@ -1,4 +1,4 @@
-"""The limits of a service, and the names that it is reached by."""
+"""The settings of a service: its limits, and the host names that it accepts."""
 
 from __future__ import annotations
 

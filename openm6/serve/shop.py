@@ -1,4 +1,4 @@
-"""A catalogue that can be searched, looked at and filtered: an index, and the pictures of its items."""
+"""A catalogue to search, browse and filter: an index, and the pictures of its items."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Slots of a script: where a text says [name], [colour] or [price] until an item's values are filled in.
+"""Slots of a script: a text has [name], [colour] or [price] until an item's values replace them.
 
-So a script's name and price are right by construction, for items that the writer never saw (delexicalisation,
-Wen et al., 1508.01745). The source of a script says its language, the kind of item and the slots that it may use:
-"en food & drink colour price".
+So a script's name and price are always right, even for items that the writer never saw (delexicalisation, Wen et
+al., 1508.01745). The source of a script gives its language, the kind of item and the allowed slots: "en food &
+drink colour price".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Small pictures of items, made from the files that a catalogue names and kept in memory.
+"""Small pictures of items, made from the files of a catalogue and kept in memory.
 
-A kept picture belongs to one state of its file: where the file changes, the picture is made anew.
+If a file changes, its small picture is made again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Live-stream scripts: a host's words for an item of the catalogue, by one of two writers.
+"""Writers of live-stream scripts, the words of a host about an item of the catalogue.
 
-`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint in M6's own stack (`openm6.model.hf`); its prompt has the facts.
-`SlotWriter`: a small M6 trained on `openm6.serve.simulated.scripts`; its slots get the values of the item.
+`QwenWriter`: a Qwen3, Qwen2 or Llama checkpoint in M6's own stack (`openm6.model.hf`). Its prompt has the facts.
+`SlotWriter`: a small M6 trained on `openm6.serve.simulated.scripts`. Its slots get the values of the item.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every task of M6, by name."""
+"""All tasks of M6, by name."""
 
 from openm6.tasks.ask import ASK
 from openm6.tasks.caption import CAPTION

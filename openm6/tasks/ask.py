@@ -1,7 +1,7 @@
 """ask: a picture and a free question -> the answer.
 
-Records may bring `question` and `answer` of their own (any VQA data); without them, questions are made from
-the annotations (`openm6.tasks.questions`).
+Records may bring their own `question` and `answer` (any VQA data). Otherwise questions are made from the
+annotations (`openm6.tasks.questions`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""caption: a picture -> what it shows, in English or Chinese."""
+"""caption: a picture -> a short description, in English or Chinese."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""draw: words (and a style, or any) -> a picture, as image codes."""
+"""draw: words and an optional style -> a picture, as image codes."""
 
 from __future__ import annotations
 

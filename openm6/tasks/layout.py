@@ -1,15 +1,16 @@
-"""A task's one-line instruction, read once, then used to lay records out as branches of the stream.
+"""The one-line instruction of a task. It is parsed once, and then lays out records as branches of the stream.
 
     [IMAGE:image] <caption> <{lang}> -> [TEXT:caption]
 
-Left of the arrow is the source (seen both ways), right of it the target (predicted, left to right).
+Left of the arrow stands the source, which attends in both directions. Right of it stands the target, which is
+predicted from left to right.
 
     [IMAGE:field]   the picture in that field of the record
     [TEXT:field]    text, as tokens
     [CODES:field]   a drawing, as cells of image codes
     <mark>          a special token; <{field}>: the special token named by that field
 
-The idea of a task as one declarative line is OFASys's (2212.04408).
+The idea of one declarative line per task comes from OFASys (2212.04408).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Branch:
 
 
 class Layout:
-    """An instruction, parsed. Raises ValueError for one that cannot be laid out."""
+    """A parsed instruction. Raises ValueError for an instruction that cannot be laid out."""
 
     def __init__(self, instruction: str):
         if instruction.count("->") != 1:
@@ -75,7 +76,7 @@ class Layout:
         return bool(self.source) and self.source[0].kind == "IMAGE"
 
     def branch(self, task: str, fields: Mapping[str, object], tokenizer: TextTokenizer) -> Branch:
-        """Lay one example out; `fields` holds what the instruction names, the target only if it is known."""
+        """Lay out one example. `fields` holds the fields that the instruction names; the target may be missing."""
         picture = fields[self.source[0].name] if self.sees else None
         assert picture is None or isinstance(picture, np.ndarray)
         image = cast("npt.NDArray[np.uint8] | None", picture)
@@ -121,5 +122,5 @@ def _tokens(atom: Atom, fields: Mapping[str, object], tokenizer: TextTokenizer) 
 
 
 def _text(value: object, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """A string, or tokens that a task has already made of one (spans taken out)."""
+    """A string, or the tokens that a task has already made of it (with spans taken out)."""
     return cast(tuple[int, ...], value) if isinstance(value, tuple) else tokenizer.encode(str(value))

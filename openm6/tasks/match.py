@@ -1,10 +1,11 @@
-"""match: a picture and a text -> how well they fit, the cosine of their two embeddings.
+"""match: a picture and a text -> their fit, the cosine of their two embeddings.
 
-Both are read at the `<match>` mark that closes their source; training pulls pairs together (InfoNCE).
-match_begun teaches the same of texts that are cut after some word, which is what MAGIC asks
-(`openm6.decode.magic`): how well does what has been said so far fit the picture? match_astray brings texts that
-fit no picture, begun and gone on with a word of theirs that belongs elsewhere: "flat drawing in horse" says more of
-the picture of a horse than "flat drawing in brown", and without them would be said.
+Each side is read at the `<match>` mark that closes its source. Training pulls pairs together (InfoNCE).
+
+Two more tasks train the image score of MAGIC (`openm6.decode.magic`), which asks how well an unfinished text fits a
+picture. match_begun matches texts that are cut after some word. match_astray adds texts that fit no picture: the
+beginning of a text, continued with a wrong word of the same text. Without it, "flat drawing in horse" would
+score higher for a picture of a horse than "flat drawing in brown" does, because it names more of the picture.
 """
 
 from __future__ import annotations

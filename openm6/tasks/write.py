@@ -1,4 +1,4 @@
-"""write: a title (with author and form, or any) -> a poem; lm: free text, to continue what a user begins."""
+"""write: a title, with optional author and form -> a poem. lm: free text, to continue a given beginning."""
 
 from __future__ import annotations
 

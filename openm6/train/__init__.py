@@ -1,1 +1,1 @@
-"""Training: recipes, batches, the loop, checkpoints, metrics, the report."""
+"""Training: recipes, batches, the loop, checkpoints, metrics and the report."""

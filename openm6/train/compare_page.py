@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: self-contained, no script, no network, light and dark."""
+"""A comparison of runs as one HTML page, self-contained, without scripts, light and dark."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Metrics of a run: one JSON object a line in `metrics.jsonl`, and the same scalars for TensorBoard.
+"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and the same scalars for TensorBoard.
 
-The report, the benchmarks and a resumed run read this file. A resumed run first drops the lines that the killed run
-wrote after its last checkpoint. So both end with the same lines, except for wall-clock keys.
+The report, the benchmarks and resumed runs read this file. A resumed run first drops the lines that the killed run
+wrote after its last checkpoint. So a resumed run and an unbroken run end with the same lines, except for wall-clock
+keys.
 """
 
 import json
@@ -41,7 +42,7 @@ _AXES = frozenset({"step", "tokens", "time"})
 
 
 def _json_value(key: str, value: Any) -> Any:
-    """A plain JSON value; tensors and numpy scalars numbers, NaN and infinities null."""
+    """A plain JSON value. Tensors and numpy scalars become numbers; NaN and infinities become null."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -122,7 +123,7 @@ class MetricsWriter:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, with the time before a resume."""
         return time.perf_counter() - self._started
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """A rank's share of a step: its rows of the batch.
 
-Every rank draws the same batch and takes its rows. So the order of the data does not depend on the number of
-ranks, and one number says where a run stands in it. (Reading is cheap beside computing; pictures are decoded on
-every rank.) Every rank knows the whole batch, and with it the denominator of every loss: the ranks' parts of a
-loss simply add up (`openm6.train.objectives.partial`).
+Every rank draws the same batch and takes its own rows. So the order of the data does not depend on the number of
+ranks, and one number describes a run's position in the data. (Reading is cheap compared with computing; every rank
+decodes all pictures.) Every rank knows the whole batch, and so the denominator of every loss. Therefore the ranks'
+parts of a loss simply add up (`openm6.train.objectives.partial`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Share:
 
 
 def take(batch: Batch, rank: int, size: int) -> Batch:
-    """The rank's rows of a batch, with what they predict and the pictures in them."""
+    """The rank's rows of a batch, with their targets and pictures."""
     rows, T = batch.stream.tokens_BT.shape
     first, last = bounds(rows, rank, size)
 

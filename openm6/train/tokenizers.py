@@ -1,4 +1,6 @@
-"""The two tokenizers of a run. That of texts is opened, or trained on the run's texts; that of images is opened."""
+"""The two tokenizers of a run. The text tokenizer is opened, or trained on the run's texts. The image tokenizer is
+opened.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ def model_folder(name: str | Path) -> Path:
 
 
 def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, ImageTokenizer | None]:
-    """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run
-    folder.
+    """Open the tokenizers that the recipe names.
 
-    Raises ValueError when one is missing or does not fit the model's vocabulary.
+    If it names no text tokenizer, one is trained once and kept in the run folder. Raises ValueError if a tokenizer
+    is missing or does not fit the model's vocabulary.
     """
     path = config.tokenizer or run_dir / "tokenizer.json"
     if config.init is not None:

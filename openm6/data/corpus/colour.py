@@ -1,10 +1,10 @@
 """The main colour of a picture, as a person would name it: one of eleven words, by a fixed rule.
 
-1. Every pixel of at least half opacity is named from its hue h (degrees), saturation s, value v and chroma
-   c = s * v. Nearly colourless pixels are black, white or grey; dark orange is brown; light red is pink; and
-   so on (`name_pixels`).
-2. If at least 30 % of these pixels have a hue, the commonest hue wins; otherwise the commonest of black,
-   white and grey. So a red apple with a black outline is red, and a panda with pink ears is white.
+1. Each pixel of at least half opacity gets a colour name from its hue h (degrees), saturation s, value v and chroma
+   c = s * v. Nearly colourless pixels are black, white or grey, dark orange is brown, light red is pink, and so on
+   (`name_pixels`).
+2. If at least 30 % of these pixels have a hue, the commonest hue wins. Otherwise the commonest of black, white and
+   grey wins. So a red apple with a black outline is red, and a panda with pink ears is white.
 """
 
 from __future__ import annotations

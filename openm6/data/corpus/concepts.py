@@ -1,7 +1,6 @@
-"""The emoji concepts: what they are called, in English and Chinese, and where they belong.
+"""The emoji concepts: their names in English and Chinese, and their groups.
 
-Sources: emojibase-data (the list of emoji, groups, subgroups) and the CLDR annotation packages (names,
-keywords).
+Sources: emojibase-data (the list of emoji, groups, subgroups) and the CLDR annotation packages (names, keywords).
 """
 
 from __future__ import annotations

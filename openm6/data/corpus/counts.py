@@ -1,4 +1,4 @@
-"""The embedded corpus, counted: `python -m openm6.data.corpus.counts` prints the tables of the data card."""
+"""Counts the embedded corpus: `python -m openm6.data.corpus.counts` prints the tables of the data card."""
 
 # pyarrow declares no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

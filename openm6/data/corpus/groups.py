@@ -1,8 +1,7 @@
 """Chinese names of emojibase's groups and subgroups.
 
-emojibase ships Chinese ones too, but they mix scripts, and several are mistranslated: household items are
-一家人 (a family), symbols are 人的符号 (symbols of people). So the project keeps its own, made from the
-English ones.
+emojibase has its own Chinese names, but they mix scripts, and several are mistranslated: household items are 一家人
+(a family), symbols are 人的符号 (symbols of people). So the project translates the English names itself.
 """
 
 GROUPS_ZH = {

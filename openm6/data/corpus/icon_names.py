@@ -1,6 +1,6 @@
-"""Icon names that no rule explains, read off the pictures themselves: icon=emoji, and icons to leave out.
+"""Icon names that no rule explains, matched by looking at the pictures: icon=emoji, and icons to leave out.
 
-The sets that list no code points use older names (emojione, noto-v1) or names of their own (fxemoji).
+The sets without code points use older names (emojione, noto-v1) or names of their own (fxemoji).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which icon of a picture set draws which concept.
+"""Matches the icons of a picture set to concepts.
 
-An iconify package names its icons by slugs, and some also map code points to icons (chars.json). Evidence is
-tried from the strongest to the weakest, and an icon or a concept once matched is never matched again: a
-missing picture costs little, a wrong one teaches a wrong name.
+An iconify package names its icons by slugs, and some packages also map code points to icons (chars.json). The
+strongest evidence is tried first, and no icon or concept is matched twice. In doubt an icon is left out: a missing
+picture costs little, but a wrong one teaches a wrong name.
 """
 
 from __future__ import annotations

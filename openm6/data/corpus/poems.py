@@ -1,4 +1,4 @@
-"""Tang and Song poems from the npm package chinese-poetry: cleaned, simplified, labelled, sampled by hash."""
+"""Tang and Song poems from the npm package chinese-poetry: cleaned, simplified, labelled, and sampled by hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an SVG document to the bytes of one table cell: 64x64 RGBA in lossless WebP."""
+"""Renders an SVG document to the bytes of one table cell: 64x64 RGBA in lossless WebP."""
 
 from __future__ import annotations
 

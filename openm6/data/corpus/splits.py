@@ -1,7 +1,7 @@
-"""Which row is held out: decided by a hash of what the row is, so the splits never move.
+"""Decides which rows are held out. A hash of the row's content decides, so the splits never move.
 
-Adding a picture set, dropping a poem or changing the order of anything leaves every other row where it was
-(except that a concept's withheld family is chosen among the families that draw it).
+A new picture set, a dropped poem or another order leaves the split of every other row as it was. There is one
+exception: the withheld family of a concept is chosen among the families that draw the concept.
 """
 
 from __future__ import annotations

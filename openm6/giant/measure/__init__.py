@@ -1,1 +1,1 @@
-"""What a run takes: budgets, live bytes, traces."""
+"""Measures the memory and the time of a run: budgets, live bytes, traces."""

@@ -1,7 +1,7 @@
-"""A memory budget: how it is written, and what this process holds of it.
+"""A memory budget: its notation, and the bytes that this process holds of it.
 
-The figures are the operating system's, for the whole process: interpreter, libraries, tensors, buffers. Files
-that the kernel caches are not in them.
+The figures come from the operating system and cover the whole process: interpreter, libraries, tensors, buffers.
+Files that the kernel caches are not included.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Keeping the process within its budget while a step computes.
+"""Keeps the process within its budget while a step computes.
 
-The C library keeps freed blocks for reuse, which is what makes allocation cheap: a layer's activations land where
-the last layer's were, on pages that are there already. But sizes differ, holes stay between blocks, and resident
-memory creeps above what is in use. So before each piece of work the keeper looks at the process's resident memory,
-and when what the piece may add would pass the budget, it has the holes handed back to the kernel. Where the budget
-is roomy that never happens; where it is tight, a piece of work begins without reserves.
+The C library keeps freed blocks for reuse. This makes allocation cheap: a layer's activations land on the pages of
+the last layer's activations. But sizes differ, holes stay between blocks, and resident memory creeps above the
+memory in use. So the keeper looks at the process's resident memory before each piece of work. If the piece could
+exceed the budget, the keeper has the holes handed back to the kernel. With a roomy budget that never happens. With
+a tight budget, a piece of work begins without reserves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, counted as they are made and freed."""
+"""Counts the bytes of live tensors as tensors are made and freed."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What ran when: a Chrome trace with a lane for compute and one for each I/O thread.
+"""A Chrome trace of a run, with one lane for compute and one for each I/O thread.
 
     trace = Trace(Path("trace.json"))
     with trace.span("compute", "slot-0003 backward", micro_batches=8):
         ...
     trace.close()
 
-Open the file at https://ui.perfetto.dev or chrome://tracing. `Trace()` without a path is off: a span then
-costs well under a microsecond. Events go to the file as they end, in the array form of the Trace Event Format
-whose closing bracket readers do not ask for, so that the trace of a killed run opens too.
+Open the file at https://ui.perfetto.dev or chrome://tracing. `Trace()` without a path is off: a span then costs
+well under a microsecond. Events go to the file as they end, in the array form of the Trace Event Format. Readers do
+not need the closing bracket of this form, so the trace of a killed run opens too.
 """
 
 from __future__ import annotations

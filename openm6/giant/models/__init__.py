@@ -1,1 +1,1 @@
-"""A model as slots and what lies between them: M6's, any module's, Hugging Face folders."""
+"""A model as slots and a frame around them: M6, any module, Hugging Face folders."""

@@ -1,12 +1,12 @@
-"""Tensors that have other names and shapes in a checkpoint than in the model: by the rules of `transformers`.
+"""Converts tensors whose names and shapes differ between checkpoint and model, by the rules of `transformers`.
 
-The rules belong to a model's class. Mixtral's experts are two tensors a layer in memory, and three matrices an
-expert on the disk; layers that were called one thing are called another. `transformers` applies the rules to all
-tensors of a model at once. Here they are applied to a tensor, or to the few that belong together:
+The rules belong to a model's class. For example, Mixtral's experts are two tensors per layer in memory, but three
+matrices per expert on the disk; other layers only have another name. `transformers` applies the rules to all
+tensors of a model at once. This module applies them to one tensor, or to the few tensors that belong together:
 
     plan = LoadPlan(model, checkpoint.specs)        # names and shapes alone
-    plan.names["model.norm.weight"]                 # what a tensor of the model is called in the checkpoint
-    plan.recipes["...mlp.experts.gate_up_proj"]     # which tensors of the checkpoint make it, and how
+    plan.names["model.norm.weight"]                 # the checkpoint's name of a tensor of the model
+    plan.recipes["...mlp.experts.gate_up_proj"]     # the tensors of the checkpoint that make it, and how
 
     plan = SavePlan(model, groups)                  # the same way back
     for group in groups: plan.convert(group)

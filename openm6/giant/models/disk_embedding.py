@@ -1,6 +1,6 @@
-"""An embedding that stays in its file: a token looks up one row of what would be gigabytes of memory.
+"""An embedding that stays in its file. A token reads one row, so the whole table is never in memory.
 
-For inference only: nothing here can be trained.
+It works for inference only: nothing here can be trained.
 
 Shapes: B rows, T tokens, D width, V vocabulary.
 """

@@ -1,14 +1,14 @@
-"""The frame: a model without its layers' weights, whose forward pass stops where it calls a layer.
+"""The frame: a model without the weights of its layers. Its forward pass stops at each call of a layer.
 
     frame = open_frame(model, loss=task_losses)     # the layers' weights are handed out
     run = frame.begin(batch)                        # a `Pass`: the model's own code, up to the first layer
-    out = frame.run(run.call, weights, args, kwargs)     # that layer, on weights that come from wherever
+    out = frame.run(run.call, weights, args, kwargs)     # this layer, with weights from any place
     run.go_on(out)                                  # on to the next layer, and at last to the losses
     run.result
 
-The model stays as it is, with all of its modules, hooks and attributes. Only the layers' parameters leave it (they
-stay behind on meta, without memory), and in the place of each layer's `forward` stands a function that stops the
-pass. So whatever lies between the layers runs as it is written.
+The model stays as it is, with all of its modules, hooks and attributes. Only the parameters of the layers leave it;
+they stay behind on meta, without memory. A function that stops the pass replaces the `forward` of each layer. So
+all code between the layers runs as it is written.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A forward pass that stops where it calls a layer: the model's own code, as a coroutine.
+"""A forward pass that stops at each call of a layer: the model's own code, run as a coroutine.
 
     run = Pass(lambda: loss(model, batch))
-    run.go_on()                       # up to the first layer: `run.call` says which, and what it is given
-    run.go_on(answer)                 # the layer's outputs are handed back; on to the next layer, or to the end
-    run.result                        # what the model returned
+    run.go_on()                       # up to the first layer: `run.call` has the layer and its arguments
+    run.go_on(answer)                 # hand back the layer's outputs; on to the next layer, or to the end
+    run.result                        # the model's return value
 
-The code between two layers (a *stretch*) runs as it is written, in a greenlet: a thread of control that its owner
-switches to and from, in the same thread. What PyTorch keeps by thread (grad mode, autocast) is carried over by
-hand, so that a pass finds it as it left it, and its owner as well.
+The code between two layers (a *stretch*) runs as it is written, in a greenlet. A greenlet is a thread of control
+that its owner enters and leaves by hand, inside one operating-system thread. PyTorch keeps some state per thread
+(grad mode, autocast). `Pass` carries this state over, so both the pass and its owner find it as they left it.
 """
 
 from __future__ import annotations

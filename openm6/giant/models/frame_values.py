@@ -1,10 +1,10 @@
-"""Tensors inside nested values: the arguments of a layer, and what it returns.
+"""Takes tensors out of nested values, such as a layer's arguments and results, and puts them back.
 
-    shape, tensors = split(((x, {"mask": m}), kwargs))   # the same nesting with holes, and what was in them
+    shape, tensors = split(((x, {"mask": m}), kwargs))   # the nesting with holes, and the tensors from them
     value = join(shape, tensors)                         # the nesting with these tensors
 
-Known are tuples, named tuples, lists, dicts and their subclasses (transformers' outputs), and dataclasses. Any
-other object is handed on as it is.
+It knows tuples, named tuples, lists, dicts and their subclasses (transformers' outputs), and dataclasses. It passes
+on any other object unchanged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Models of `transformers` as folders: a skeleton without weights, tensors by the model's names, and back.
+"""Models of `transformers` as folders: a skeleton without weights, tensors by the model's names, and saving.
 
-model = skeleton(folder, dtype=torch.float32)       # config.json alone is read
+model = skeleton(folder, dtype=torch.float32)       # only config.json is read
 source = Source(folder, model)                      # every tensor is checked, none is read
 source.read("model.layers.3.mlp.up_proj.weight", out)
-save_folder("tuned", model, groups, source=folder)  # a layer's tensors at a time
+save_folder("tuned", model, groups, source=folder)  # one layer's tensors at a time
 """
 
 from __future__ import annotations

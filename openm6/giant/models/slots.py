@@ -1,7 +1,7 @@
-"""The slots of a model, as parts: which tensors move together, and what they are called in the model.
+"""The slots of a model as parts: the tensors that move together, and their names in the model.
 
-slot-0003               a slot; or its body (attention, norms, router), where its FFN is a mixture
-slot-0003.expert-0007   one expert of it
+slot-0003               a slot; in a mixture layer only its body (attention, norms, router)
+slot-0003.expert-0007   one expert of the slot
 """
 
 from __future__ import annotations

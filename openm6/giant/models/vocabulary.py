@@ -1,13 +1,13 @@
 """Embeddings and heads of large vocabularies, stored in bf16, computed in fp32 (or, under autocast, in bf16).
 
-They are nearly all of a model's frame: Qwen3-8B's two have 1.2 billion weights. Stored as fp32, cast as a
-whole, or with a gradient for each use of a tied pair, they alone would fill a small budget. So
+They are nearly all of a model's frame: the two of Qwen3-8B have 1.2 billion weights. They alone would fill a small
+budget if they were stored as fp32, cast as a whole, or had a gradient for each use of a tied pair. So
 
-- the head is multiplied by blocks of rows, and only a block at a time exists in fp32;
-- gradients are added to one fp32 buffer, `weight.main_grad`, by the backward pass of each use; autograd,
-  which would make a (V, D) tensor for each, sees none (`weight.grad` stays None).
+- the head is multiplied by blocks of rows, and only one block at a time exists in fp32;
+- the backward pass of each use adds its gradient to one fp32 buffer, `weight.main_grad`. Autograd, which would make
+  a (V, D) tensor for each use, sees no gradient (`weight.grad` stays None).
 
-A frame in fp32 does without them: ordinary modules then compute, bit for bit, what they do in memory.
+A frame in fp32 does not use this module: ordinary modules then compute, bit for bit, the same as in memory.
 
 Shapes: N tokens (any leading axes), D width, V vocabulary.
 """

@@ -1,1 +1,1 @@
-"""What updates one part at a time: AdamW, Adafactor, and how their state is cut into blocks."""
+"""Optimizers that update one part at a time: AdamW, Muon and Adafactor, and state cut into blocks."""

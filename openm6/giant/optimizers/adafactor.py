@@ -1,4 +1,4 @@
-"""Adafactor on a part: next to no state, and bf16 weights with stochastic rounding.
+"""Adafactor for one part: almost no state, and bf16 weights with stochastic rounding.
 
 Shape suffixes:
     B matrices of a tensor (its leading axes; the experts of a stack)   R rows   C columns   N all elements

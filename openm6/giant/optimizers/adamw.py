@@ -1,4 +1,4 @@
-"""AdamW on a part; with bf16 weights, their lower halves are the optimizer's state."""
+"""AdamW for one part. With bf16 weights, the optimizer's state holds the lower halves of fp32 master weights."""
 
 from __future__ import annotations
 

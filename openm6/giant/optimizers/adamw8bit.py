@@ -1,4 +1,4 @@
-"""AdamW with moments in 8 bits: about 6 bytes a bf16 weight, with the weight, where fp32 moments take 12."""
+"""AdamW with 8-bit moments. A bf16 weight takes about 6 bytes with its state, against 12 with fp32 moments."""
 
 from __future__ import annotations
 

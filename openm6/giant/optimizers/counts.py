@@ -1,7 +1,7 @@
-"""How often each weight was updated: bias corrections go by that, as they do in `torch.optim`.
+"""Counts the updates of each weight. Bias corrections use these counts, as they do in `torch.optim`.
 
-A weight that gets no gradient in a step is not updated, and the step does not count for it. So the weights of one
-part may have counts that differ. A part's own count is that of its updates, whichever weights they changed.
+A weight without a gradient in a step is not updated, and the step does not count for it. So the weights of one part
+may have different counts. The part's own count is the number of its updates, whichever weights they changed.
 """
 
 from __future__ import annotations

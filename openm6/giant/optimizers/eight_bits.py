@@ -1,14 +1,14 @@
-"""Numbers in 8 bits: blocks of 256 values over their largest magnitude, on the dynamic map of bitsandbytes.
+"""Numbers in 8 bits: blocks of 256 values, scaled by their largest magnitude, on the dynamic map of bitsandbytes.
 
-The map (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2110.02861) has seven decades, from 1e-7
-to 1 of the block's largest magnitude. A decade has twice as many values as the one below it, evenly spaced. The
-signed map has them with both signs; the unsigned one has twice as many in each decade. A number becomes the nearest
-value of the map.
+The map (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2110.02861) covers seven decades, from
+1e-7 to 1 of the block's largest magnitude. Each decade has twice as many values as the decade below it, evenly
+spaced. The signed map has every value with both signs; the unsigned map has twice as many values in each decade. A
+number becomes the nearest value of the map.
 
-The nearest value is found without a search. The upper 16 bits of an fp32 number name a cell of numbers that are
-nearly equal, so at most one boundary between two values of the map lies in a cell. A table holds for each cell the
-code below the boundary, and in the lower 16 bits what makes the sum with the number's own lower bits carry into the
-code when the number lies beyond the boundary.
+A table finds the nearest value without a search. The upper 16 bits of an fp32 number name a cell of nearly equal
+numbers, so at most one boundary between two values of the map lies in a cell. For each cell the table holds the
+code below the boundary. The lower 16 bits of the entry hold an offset: added to the number's own lower bits, it
+carries into the code exactly if the number lies beyond the boundary.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Muon (Keller Jordan, 2024; at scale in 2502.16982) for convolutions and matrices, Adam for the rest.
 
-Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix, found with five Newton-Schulz
-iterations, so every direction of the matrix learns at the same speed. `torch.optim.Muon` takes only 2-D
-parameters and iterates in bf16, which many CPUs emulate; this one also takes convolutions and works in fp32.
+Muon replaces the momentum of a weight matrix by the nearest orthogonal matrix, so every direction of the matrix
+learns at the same speed. Five Newton-Schulz iterations find it. `torch.optim.Muon` takes only 2-D parameters and
+iterates in bf16, which many CPUs emulate. This module also takes convolutions and works in fp32.
 
-The functions here are the rule itself: `openm6.train.muon` uses them for a model in memory, `Muon` for one part.
+The functions implement the rule itself. `openm6.train.muon` uses them for a model in memory, and `Muon` for one
+part.
 """
 
 from __future__ import annotations

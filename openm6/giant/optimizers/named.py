@@ -1,6 +1,6 @@
-"""Optimizers that update one part at a time, as soon as its gradients are complete.
+"""The optimizers by name. Each updates one part at a time, as soon as the part's gradients are complete.
 
-| optimizer | state a weight | bytes a weight, with the weight |
+| optimizer | state of a weight | bytes per weight, with the weight |
 |---|---|---|
 | AdamW, fp32 weights | two moments | 12 |
 | AdamW, bf16 weights | two moments and the lower half of an fp32 master weight | 12 |

@@ -1,13 +1,12 @@
-"""What updates one part at a time, as soon as its gradients are complete.
+"""The interface of optimizers that update one part at a time, as soon as its gradients are complete.
 
-All state is in tensors that the caller owns (views of a tier's buffers); an update changes them in place.
-Scratch memory is a few MiB whatever the part's size, or what
-`scratch_bytes` says. Weight decay falls on tensors of two axes or more, not on
-norms and biases.
+All state is in tensors that the caller owns (views of a tier's buffers), and an update changes them in place.
+Scratch memory is a few MiB whatever the part's size, or the number of bytes that `scratch_bytes` reports. Weight
+decay falls on tensors of two axes or more, not on norms and biases.
 
-An update with a gradient that is not finite changes nothing and says so. The check costs nothing extra where
-squares are summed anyway: a sum of squares is finite only if every gradient is (and none is so large that its
-square is not, which counts as a failure too). All of a part's sums come before its first change.
+If a gradient is not finite, the update changes nothing and reports it. The check costs nothing extra where squares
+are summed anyway: a sum of squares is finite only if every gradient is finite. (A gradient that is too large to be
+squared counts as a failure too.) All sums of a part come before its first change.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Stochastic rounding of fp32 to bf16: up or down at random, so that the mean is the value itself.
 
-A weight in bf16 has 8 bits of mantissa: an update smaller than 1/512 of the weight is lost when rounded to
-nearest, every time. Rounded up with a probability equal to the part cut off, it arrives on average
-(Gupta et al., "Deep Learning with Limited Numerical Precision", 1502.02551).
+A bf16 weight has 8 bits of mantissa. Rounding to nearest loses every update that is smaller than 1/512 of the
+weight. Stochastic rounding rounds up with a probability equal to the part that is cut off, so the update arrives on
+average (Gupta et al., "Deep Learning with Limited Numerical Precision", 1502.02551).
 
-A bf16 number is the upper half of an fp32 number's bits. So rounding is an addition of 16 random bits to the
-lower half, and a shift: integer arithmetic, which needs no bf16 instructions.
+A bf16 number is the upper half of an fp32 number's bits. So rounding adds 16 random bits to the lower half and then
+shifts. This is integer arithmetic and needs no bf16 instructions.
 
-Every weight is rounded at every step, so the random bits must cost next to nothing. They are the exclusive or
-of two windows of two fixed tables of random numbers; where the windows begin is a hash of the seed and of the
-block. Inside a block all bits are independent, as those of one table are; the same weight meets the same two
+Every weight is rounded at every step, so the random bits must cost almost nothing. They are the exclusive or of two
+windows of two fixed tables of random numbers. A hash of the seed and of the block gives the places of the windows.
+Inside a block all bits are independent, because the bits of one table are. The same weight meets the same two
 windows again once in 2^37 steps.
 """
 

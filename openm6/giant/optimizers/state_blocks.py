@@ -1,12 +1,13 @@
-"""The optimizer's state of a large part, in blocks that are fetched one after the other.
+"""Cuts the optimizer's state of a large part into blocks, which are fetched one after the other.
 
-With AdamW the state is five sixths of a bf16 part, and the backward pass has no use for it until the part's
-gradients are complete. Then each weight is updated by itself, so no more state need be in memory than what is
-being updated, read ahead and written behind. A block is a part of its own in the store, without weights:
+With AdamW the state is five sixths of a bf16 part. The backward pass does not need the state until the part's
+gradients are complete. Then each weight is updated separately, so memory must hold only three pieces of state: one
+that is updated, one that is read ahead, one that is written behind. A block is a part of its own in the store,
+without weights:
 
     slot-0003             weights of the slot
     slot-0003.state-00    the state of its first weights, in the order of the tensors and of their elements
-    slot-0003.state-01    the state of those that follow
+    slot-0003.state-01    the state of the next weights
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The same over several processes: slices of slots, collectives, data, expert and sharded parallelism."""
+"""Training over several processes: slices of slots, collectives; data, expert and sharded parallelism."""

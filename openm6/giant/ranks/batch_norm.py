@@ -1,6 +1,6 @@
-"""Batch normalisation over the images of all ranks, put into a model from outside.
+"""Batch normalisation over the images of all ranks. It replaces the normalisation of a model from outside.
 
-`nn.SyncBatchNorm` means the same and runs on GPUs only; this is written in collectives and runs anywhere.
+`nn.SyncBatchNorm` does the same but runs only on GPUs. This module uses collectives and runs anywhere.
 
 Shape suffixes: N images of this rank, C channels, H and W rows and columns.
 """

@@ -1,9 +1,9 @@
-"""A part cut among ranks: each rank keeps a slice of every weight, and of the optimizer's state of that weight.
+"""Cuts a part among ranks: each rank keeps a slice of every weight, and of the optimizer's state of that weight.
 
-A weight is laid flat and filled up to a multiple of the number of ranks; rank r has the r-th slice. An update
-that works weight by weight (AdamW) works on slices, each rank on its own. A slice of a matrix keeps two axes,
-because weight decay falls on tensors of two axes. Before a layer is computed, the ranks gather the slices;
-after it they add up their gradients, and each rank gets its own slice of the sum.
+A weight is flattened and padded to a multiple of the number of ranks; rank r has slice r. An optimizer that works
+weight by weight (AdamW) works on slices, each rank separately. A slice of a matrix keeps two axes, because weight
+decay falls on tensors of two axes. Before a layer computes, the ranks gather the slices. Afterwards they add up
+their gradients, and each rank gets its own slice of the sum.
 """
 
 from __future__ import annotations

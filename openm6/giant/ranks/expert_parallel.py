@@ -1,8 +1,8 @@
-"""Experts over ranks: tokens travel to the experts (all-to-all), and every queue is that of the whole step.
+"""Experts divided over ranks: tokens travel to the experts, and an expert's queue spans the whole step.
 
-A mixture's capacity counts the tokens of a step, wherever they are: ranks tell each other how many tokens chose
-each expert, and an expert's places go to the tokens in the order of the whole batch. So what is dropped does not
-depend on the number of ranks.
+A mixture's capacity counts the tokens of a step on all ranks. The ranks exchange the number of tokens for each
+expert, and an expert's places go to the tokens in the order of the whole batch. So the choice of dropped tokens
+does not depend on the number of ranks.
 
     tokens of a rank, sorted by expert --all-to-all--> rows of my experts, from all ranks of the axis
     my experts' FFNs                   --all-to-all--> rows of my tokens

@@ -1,21 +1,21 @@
-"""One model on many ranks: data parallel while layers share, fully sharded when each has a slot of its own.
+"""One model on many ranks: data parallel while layers share slots, fully sharded when each layer has its own slot.
 
     together = Parallel(model)           # batch norm and expert queues see the whole step
     ...loss.backward()                   # of this rank's share of the loss
     together.sum_gradients(); together.clip(1.0); optimizer.step()
-    together.delink(model, optimizer)    # each slot is copied, cut and let go: FSDP2 and expert parallelism
+    together.delink(model, optimizer)    # each slot is copied, cut and released: FSDP2 and expert parallelism
 
-The loss of a step is the sum of what the ranks compute of it, so gradients are summed and never averaged over
-ranks; the mean over a shared slot's layers (`average_shared_gradients`) is a factor beside that.
+The loss of a step is the sum of all ranks' losses. So gradients are summed over ranks and never averaged. The mean
+over a shared slot's layers (`average_shared_gradients`) is a separate factor.
 
-| what | Pseudo Giant | Real Giant |
+| part of the model | Pseudo Giant | Real Giant |
 |---|---|---|
 | frame (embeddings, image entrance, heads) | on every rank, gradients all-reduced | the same |
 | attention, norms, routers, dense FFNs | the same | `fully_shard`, a slot at a time, over all ranks |
 | experts | the same | over the mesh axis "expert", repeated along "data" |
 
-A shared slot's gradient is complete only when the backward pass reaches its first layer, so there is nothing
-to overlap its reduction with: it is one all-reduce behind the backward pass.
+A shared slot's gradient is complete only when the backward pass reaches the slot's first layer. Then no computation
+is left to overlap with its reduction, so the reduction is one all-reduce after the backward pass.
 """
 
 from __future__ import annotations

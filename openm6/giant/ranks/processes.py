@@ -1,13 +1,13 @@
-"""The processes of a run that `torchrun` started: who they are, what they agree on, and whether all still live.
+"""The processes of a run that `torchrun` started: their ranks, their agreement on values, and a watch for failures.
 
     with joined() as ranks:            # None in a process that torchrun did not start
-        name = ranks.agree(find)       # rank 0 looks, all get what it found
+        name = ranks.agree(find)       # rank 0 calls `find`, and all ranks get its result
         ...
 
-Every rank has a pulse: a thread that counts up a number in the rendezvous store and watches the number of the
-next rank. A rank whose pulse stops (killed, frozen, cut off) is named by the one that watches it, and all ranks
-end within `PATIENCE` seconds, whatever they wait for; then `torchrun --max-restarts` starts them again. So a
-collective may wait as long as the slowest rank honestly needs.
+Every rank has a pulse: a thread that counts up a number in the rendezvous store and watches the number of the next
+rank. If the pulse of a rank stops (killed, frozen, cut off), the rank that watches it names it. Then all ranks end
+within `PATIENCE` seconds, whatever they wait for, and `torchrun --max-restarts` starts them again. So a collective
+may wait for as long as the slowest living rank needs.
 """
 
 from __future__ import annotations

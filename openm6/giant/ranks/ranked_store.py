@@ -1,10 +1,10 @@
-"""Tiers of several ranks: every rank's store holds a slice of each part, and a use of a part sees all of it.
+"""The tiers of several ranks: each rank stores a slice of each part, but a use of a part sees all of it.
 
-    parts of slots that layers share, and the frame     whole on every rank
-    parts of slots that are one layer's                 cut: this rank streams its slice alone
+    parts of shared slots, and the frame    whole on every rank
+    parts of a slot with a single layer     cut: this rank streams only its slice
 
-A use gathers the slices, an update adds up gradients and changes this rank's slice, and the slices go to and
-from this rank's disk as any part does. All ranks use the same parts in the same order; a commit is one of all.
+A use gathers the slices. An update adds up the gradients and changes this rank's slice. Slices move to and from
+this rank's disk like any part. All ranks use the same parts in the same order, and they commit together.
 """
 
 from __future__ import annotations

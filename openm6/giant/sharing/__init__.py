@@ -1,1 +1,1 @@
-"""Pseudo-to-Real: layer -> slot, and when to delink."""
+"""Pseudo-to-Real: the map from layers to slots, and the time to delink."""

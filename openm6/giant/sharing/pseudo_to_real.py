@@ -5,13 +5,13 @@
     ...  loss.backward(); average_shared_gradients(model); optimizer.step()
     delink(model, optimizer)                  # Real Giant: a slot for each layer, same logits to the last bit
 
-While a slot is shared its gradient is the mean over the layers that use it ("Sharing Weights then Unsharing",
-arXiv 2110.03848), so that the optimizer's moments already have a single layer's scale when the layers part.
-No noise is needed at the delink: equal layers at different depths see different inputs.
+The gradient of a shared slot is the mean over the layers that use the slot ("Sharing Weights then Unsharing", arXiv
+2110.03848). So at the delink the optimizer's moments already have the scale of a single layer. The delink needs no
+noise: equal layers at different depths see different inputs.
 
-Every function works on `M6`, and on any model with one `ModuleList` of like layers (Hugging Face's Llama,
-Qwen3, GPT-2, ViT; for a model with several, as CLIP, say which with `layers="text_model.encoder.layers"`).
-All of them raise `ValueError` when the model has no such stack, or several.
+Every function works on `M6`, and on any model with one `ModuleList` of like layers (Hugging Face's Llama, Qwen3,
+GPT-2, ViT). For a model with several such lists, such as CLIP, name one with `layers="text_model.encoder.layers"`.
+All functions raise `ValueError` if the model has no such stack, or if it has several and none is named.
 """
 
 import copy

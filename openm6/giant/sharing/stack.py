@@ -1,13 +1,13 @@
 """A model's stack of sequential layers, seen as slots: the thin adapter under Pseudo-to-Real.
 
-Words: a *layer* is a step of the stack, a *slot* is the parameters that one or more layers run with, and
-`sharing[i]` is the slot of layer i. Two kinds of stack exist:
+A *layer* is a step of the stack. A *slot* is the set of parameters that one or more layers run with. `sharing[i]`
+is the slot of layer i. Two kinds of stack exist:
 
-`SlotStack`  a module with `slots: nn.ModuleList` and `sharing: list[int]`, as M6: one module a slot.
-`TiedStack`  one `nn.ModuleList` of layers, as in Hugging Face models: one module a layer, because its
-             attention knows its own `layer_idx` for the key-value cache. Layers that share a slot hold
-             the same `Parameter` objects, so the map is read from the parameters themselves and survives
-             `copy.deepcopy`, `.to(...)` and `load_state_dict` without any bookkeeping.
+`SlotStack`  a module with `slots: nn.ModuleList` and `sharing: list[int]`, such as M6: one module per slot.
+`TiedStack`  one `nn.ModuleList` of layers, as in Hugging Face models: one module per layer, because a layer's
+             attention knows its own `layer_idx` for the key-value cache. Layers that share a slot hold the same
+             `Parameter` objects. The map is read from the parameters themselves, so it survives `copy.deepcopy`,
+             `.to(...)` and `load_state_dict` without any bookkeeping.
 """
 
 import copy

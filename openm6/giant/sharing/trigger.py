@@ -1,11 +1,11 @@
-"""When to delink: at a step, at a fraction of a budget, or when the layers' gradients stop agreeing.
+"""Triggers for the delink: a step, a fraction of a budget, or layers whose gradients stop agreeing.
 
     trigger = CorrelationTrigger(rho=0.5, patience=3, every=1000)
     if max(slot_uses(model)) > 1 and trigger.check(step, lambda: adjacent_correlations(model, compute_loss)):
         delink(model, optimizer)
 
-Published evidence (BERT-Large, 500k steps, arXiv 2110.03848), MLM accuracy: never share 73.21; delink at 10 %
-of the steps 73.72, at 40 % 72.27; by gradient correlation 73.86, the same in several steps 74.16.
+Published evidence (BERT-Large, 500k steps, arXiv 2110.03848), as MLM accuracy: never share 73.21; delink at 10 % of
+the steps 73.72; at 40 % 72.27; by gradient correlation 73.86; by gradient correlation in several steps 74.16.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""The streamed engine: which part computes when, where what it needs lives, and what a step does with it."""
+"""The streamed engine: it decides the order of computation and the place of all data, and runs the steps."""

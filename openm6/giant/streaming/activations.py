@@ -1,6 +1,7 @@
 """Boundary activations: the input of every layer for every micro-batch, kept from forward to backward.
 
-They are all that a streamed step keeps of the layers' forward pass; what lies inside a layer is computed again.
+A streamed step keeps nothing else of the layers' forward pass. The backward pass computes the inside of a layer
+again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""From a model to parts in a store: what each part holds, its first values, and where it lives.
+"""From a model to parts in a store: the content of each part, its first values, and its place.
 
-frame      gets its values first: the rehearsal of a step needs them
-rehearsal  measures what a step takes beside the parts (`rehearse`)
-placement  is solved: what is left of the budget keeps parts resident
-parts      are filled one by one, or found as the last commit left them
+frame      gets its values first, because the rehearsal of a step needs them
+rehearsal  measures the memory of a step beside the parts (`rehearse`)
+placement  is solved: the rest of the budget keeps parts resident
+parts      are filled one by one, or opened as the last commit left them
 """
 
 from __future__ import annotations

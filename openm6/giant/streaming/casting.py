@@ -1,4 +1,4 @@
-"""Which layers of a rehearsal are run, and what stands in for the others."""
+"""Decides which layers a rehearsal runs, and lets their outputs stand in for those of the others."""
 
 from __future__ import annotations
 

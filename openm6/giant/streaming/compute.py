@@ -1,6 +1,6 @@
-"""From stored weights to what is computed with, and from its gradients to fp32 sums.
+"""Turns stored weights into operands, and their gradients into fp32 sums.
 
-`Precision`   which dtype matrices are multiplied in; casts a part's weights into scratch memory that is reused
+`Precision`   the dtype of matrix products; casts a part's weights into scratch memory that is reused
 `Gradients`   the gradients of one part, summed over layers and micro-batches in the order of a loop in memory
 
 Legend: M rows of a product, D and W its weight's axes.

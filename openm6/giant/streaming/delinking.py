@@ -1,6 +1,7 @@
-"""Delinking a giant: slots that layers shared become slots of their own, by copies of their parts.
+"""Delinks a giant: each layer of a shared slot gets its own slot, by copies of the slot's parts.
 
-Parts keep the names that follow from their slots' numbers, so numbers move up as slots in front of them split.
+The name of a part contains the number of its slot. So when a slot splits, the parts of all later slots get higher
+numbers.
 """
 
 from __future__ import annotations

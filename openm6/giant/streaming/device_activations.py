@@ -1,8 +1,8 @@
-"""Boundary activations of layers on a device: copied to the host while the device computes, and back ahead of use.
+"""Boundary activations of layers on a device, copied to the host and back while the device computes.
 
-A hidden state that was put stays on the device until its layer has read it in the forward pass. Its copy on the
-host (or on the disk) is for the backward pass, which asks for states last to first: while one is computed with, the
-one that was put before it is brought.
+A hidden state stays on the device until its layer has read it in the forward pass. The copy on the host (or on the
+disk) serves the backward pass, which reads the states from last to first. While one state is in use, the state
+before it is copied back.
 """
 
 from __future__ import annotations

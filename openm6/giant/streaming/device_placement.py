@@ -1,11 +1,11 @@
-"""Which parts' weights stay on the device: solved from its budget, after the host's placement.
+"""Decides which parts keep their weights on the device. It is solved from the device's budget, after the host.
 
-A part whose weights pass through the buffers of the device is copied to it twice in a step of training (forward,
-backward). One that stays is copied once, when it was updated. So every byte on the device saves the same. What
-decides is that every step uses the bodies of slots, and experts only when they are chosen. Parts that stay are
-spread over the depth, so that copies always have something to hide behind.
+A part that passes through the device's buffers is copied to the device twice in a training step (forward and
+backward). A part that stays is copied once, after its update. So every byte on the device saves equally much. The
+deciding difference is that every step uses the bodies of slots, but uses an expert only if a token chooses it. The
+parts that stay are spread over the depth, so that copies always have computation to hide behind.
 
-Only weights that are resident on the host can stay on the device: the host's copy is the one that is updated.
+Only weights that are resident on the host can stay on the device, because the host's copy is updated.
 """
 
 from __future__ import annotations

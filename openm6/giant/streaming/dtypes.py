@@ -1,4 +1,4 @@
-"""The types in which a streamed model may store its weights and multiply."""
+"""The types in which a streamed model may store its weights and compute its products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a model that need not fit in memory.
+"""Trains a model that need not fit in memory.
 
     import openm6
 
@@ -7,9 +7,10 @@
         print(giant.step(batch).loss)
     giant.save("Qwen3-4B-tuned")
 
-A `Giant` has a frame (embedding, heads: always in memory) and slots, whose parts live in a `TieredStore`: in
-memory as far as the budget goes, on disk beyond it. How much activations take is measured when the first
-batches come; then the placement is solved, the parts are filled, and the model's own weights are let go.
+A `Giant` has a frame (embedding, heads), which is always in memory, and slots. The parts of the slots live in a
+`TieredStore`: in memory as far as the budget reaches, otherwise on disk. The first batches serve to measure the
+memory of the activations. Then the placement is solved, the parts are filled, and the model's own weights are
+released.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """Expert-major order inside a mixture slot: route every micro-batch, then fetch one expert after the other.
 
-Forward, a layer:
+Forward, for each layer:
     body       attention, norm and router of every micro-batch
-    experts    for each expert that got tokens: fetch it, run its tokens of every micro-batch, let it go
+    experts    for each expert with tokens: fetch it, run its tokens of every micro-batch, release it
 
-Backward, a layer:
+Backward, for each layer:
     body       once more, for the experts' inputs and the routing
-    experts    for each expert that got tokens: fetch it, run its tokens with a graph; the gradients of its
+    experts    for each expert with tokens: fetch it, run its tokens with a graph; compute the gradients of its
                weights, of its inputs and of the gates; fetch its optimizer state, update it, write it behind
     body       with a graph, and backward through it from the residual, the experts' inputs and the gates
 
-An expert that no token chose is neither fetched nor updated. A slot that several layers share is resident, as
-long as there is room for one, and all of its gradients must wait for its first layer: there the micro-batches
-go one by one, in the order of a loop in memory. In bf16 its weights are cast once for all of its layers, and
-gradients are found for the rows of many layers at once (`Gradients.product`).
+An expert without tokens is neither fetched nor updated. A slot that several layers share is resident if there is
+room for one, and all of its gradients must wait for its first layer. There the micro-batches go one by one, in the
+order of a loop in memory. In bf16 the weights of such a slot are cast once for all of its layers, and the gradients
+of the rows of many layers are computed at once (`Gradients.product`).
 
 Legend: B rows, T positions, N = B x T tokens, D width, M assignments of tokens to experts.
 """

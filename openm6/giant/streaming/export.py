@@ -1,4 +1,4 @@
-"""Writing a giant's weights as a folder, tensor by tensor: never more than one part is in memory for it."""
+"""Writes a giant's weights as a folder, tensor by tensor, with at most one part in memory."""
 
 from __future__ import annotations
 

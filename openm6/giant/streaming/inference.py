@@ -1,8 +1,9 @@
-"""Streamed inference: a Hugging Face model generates, its layers' weights fetched as they are called.
+"""Streamed inference: a Hugging Face model generates, and its layers' weights are fetched as they are called.
 
-The model's own `generate` runs (sampling, beams, key-value cache, whatever its options ask for), suspended at
-each layer: the layer's weights are fetched, it runs with them, and they are let go; while it computes, the store
-reads the next layers' ahead. A token costs one read of all slots that are not resident: batch prompts to share it.
+The model's own `generate` runs, with all of its options (sampling, beams, key-value cache). It is suspended at each
+layer: the layer's weights are fetched, the layer runs with them, and they are released. While a layer computes, the
+store reads the weights of the next layers. One token costs one read of all slots that are not resident. Batch
+prompts to share this read.
 
 Shapes: B rows, T tokens, D width, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What a streamed pass works with: the machine that runs layers and what is between them, and knows what comes."""
+"""The machine of a streamed pass: it runs the layers and the code between them, and announces the next accesses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine for a run: made before the parts are placed, and given them when they are."""
+"""Makes the machine of a run before the parts are placed, and gives it the store afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front door: a model, a budget and a disk in, a `Giant` out."""
+"""The entrance to the engine: takes a model, a budget and a disk, and returns a `Giant`."""
 
 from __future__ import annotations
 

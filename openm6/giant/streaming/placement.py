@@ -1,19 +1,19 @@
-"""Which sections of which parts stay in memory: solved from the budget, printed, overridden by name.
+"""The placement: which sections of which parts stay in memory. It is solved from the budget and can be overridden.
 
     override = {"slot-0003*": {"weights": "disk"}}
     placement = solve(layouts, budget_bytes=8 << 30, fixed_bytes=1 << 30, override=override)
     print(placement.table())
     TieredStore(folder, placement=placement, buffer_bytes=placement.buffer_bytes)
 
-A byte in memory should save as much traffic as it can. A step reads weights twice (forward, backward) and
-writes them once; it reads and writes the optimizer's state once. So weights stay first, state after them.
-Among parts of one kind the order spreads them evenly over the depth, so that the disk always has something to
-fetch while resident slots compute.
+A byte in memory should save as much traffic as it can. A step reads weights twice (forward, backward) and writes
+them once. It reads and writes the optimizer's state once. So memory goes to weights first and to state second.
+Among parts of one kind the order spreads them evenly over the depth, so that the disk can always fetch a section
+while resident slots compute.
 
-What is on the disk passes through buffers, and those come before anything resident: room for three of the
-largest part (one in use with its state, or a block of it; one being read, one being written), or compute would
-wait for the disk. Less than that still works, down to one part, which is the least that a budget must hold
-beside what the process needs anyway.
+Sections on the disk pass through buffers. Buffers come before resident parts, because without enough of them
+compute would wait for the disk. Three of the largest part are enough: one in use with its state (or a block of it),
+one being read, one being written. Less also works, down to one part. Beside the needs of the process, a budget must
+hold at least that one part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Updates of a run of several ranks: gradients are added up over the ranks, each rank updates its own slice."""
+"""Updates of a run of several ranks: gradients are added up over the ranks, and each rank updates its own slice."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""How much memory a step takes beside the parts: measured, by rehearsing it with one slot of each kind.
+"""Measures the memory of a step beside its parts, by rehearsing the step with one slot of each kind.
 
-The rehearsal is the streamed step itself, with all micro-batches, in which only the first of the slots that are
-alike is run (two layers of it, if layers share it: their gradients wait for each other); its outputs stand in the
-place of the others'. What it computes is thrown away. While it runs, every tensor that PyTorch allocates is
-counted until it is freed. Of the whole step's peak that is all but the inputs of the layers that were not run,
-whose size is known then, and the state of the frame. Memory inside an operation (a matrix product's packing) is not
-seen; `MARGIN` is for that, and for what the C library keeps of freed blocks.
+The rehearsal is the streamed step itself, with all micro-batches. Of several slots that are alike, it runs only the
+first (and two layers of it if layers share it, because their gradients wait for each other). The outputs of this
+slot stand in for those of the others. All results are thrown away.
+
+During the rehearsal every tensor that PyTorch allocates is counted until it is freed. The count covers the peak of
+a whole step except for two things: the inputs of the layers that were not run, whose size is known afterwards, and
+the state of the frame. It does not see memory inside an operation (the packing of a matrix product). `MARGIN`
+covers this memory, and the freed blocks that the C library keeps.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""The frame's gradients: from the loss, and from what the layers got from the frame.
+"""Computes the frame's gradients, from the loss and from the layers' inputs.
 
-`kept`      everything is in the graphs of the stretches: the loss's backward pass reaches what its stretch read,
-            and each layer's inputs reach what theirs read
-`replayed`  the model's own code runs once more for each micro-batch, its layers answered for, and one backward
-            pass takes the gradients of all that it gave them, and of the loss if that is deferred
+`kept`      everything is in the graphs of the stretches: the backward pass of the loss reaches the values that its
+            stretch read, and each layer's inputs reach the values that their stretch read
+`replayed`  the model's own code runs once more for each micro-batch, with the known outputs in place of the layers.
+            One backward pass takes the gradients of everything that it gave to layers, and of the loss if that is
+            deferred
 
-Why some losses are deferred: a loop in memory adds the two gradients of a tied embedding before it adds them to
-those of other micro-batches. To keep them apart for every micro-batch would take a vocabulary of memory for each.
+Some losses are deferred for the order of sums. A loop in memory first adds the two gradients of a tied embedding,
+and then adds the sum to those of other micro-batches. To keep both gradients apart for every micro-batch would take
+memory for a whole vocabulary each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step reports: losses, time, traffic, what was skipped; and how its micro-batches count."""
+"""The report of a step (losses, time, traffic, skipped updates), and the weights of its micro-batches."""
 
 from __future__ import annotations
 

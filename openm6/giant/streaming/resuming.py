@@ -1,7 +1,7 @@
-"""Going on from a commit: with the same model and the same settings, or not at all.
+"""Resumes a run from a commit, if the model and the settings are the same; otherwise it refuses.
 
-Only what decides the bytes of the parts and the meaning of the optimizer's state must be the same. Learning rate,
-betas, weight decay, budget and placement may change between two starts of a run.
+Only the things that decide the bytes of the parts and the meaning of the optimizer's state must be the same.
+Learning rate, betas, weight decay, budget and placement may change between two starts of a run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pass of all micro-batches under way."""
+"""The state of a pass in progress: all of its micro-batches and the visits so far."""
 
 from __future__ import annotations
 

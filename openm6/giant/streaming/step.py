@@ -1,19 +1,19 @@
-"""The streamed step: every micro-batch through one slot before the next slot, forward and back.
+"""The streamed step: every micro-batch goes through one slot before the next slot, forward and backward.
 
     forward    each micro-batch's own forward pass, up to its first layer; then for each slot that they wait for:
                fetch its weights, run each micro-batch through its layers, and on to the next layer
-    end        as soon as a pass ends: its loss, and the gradients of what its last stretch read
+    end        as soon as a pass ends: its loss, and the gradients of the values that its last stretch read
     backward   for each slot, last to first: fetch weights; for each micro-batch run each layer once more, with a
-               graph, and run backward through it; fetch the optimizer's state and update the slot; it is written
-               back while the slot before it computes
+               graph, and run backward through it; fetch the optimizer's state and update the slot; the slot is
+               written back while the slot before it computes
     frame      the gradients of embedding and heads, and their update
 
 A weight is fetched twice a step, however many micro-batches there are. Nothing waits for a fetch that could have
-begun earlier: the whole sequence is announced to the store when the step begins, the next step's included.
+started earlier: when the step begins, the store gets the whole sequence of accesses, and those of the next step.
 
-In fp32 the result equals, bit for bit, that of a loop in memory over the micro-batches, each with
-`(loss / count).backward()`, followed by an update of every part, if between its layers the model only hands on what
-they returned (`visits`). For any other model sums may be in another order.
+In fp32 the result equals, bit for bit, that of a loop in memory over the micro-batches, each with `(loss /
+count).backward()`, followed by an update of every part. This holds if the model passes the outputs of layers on to
+other layers unchanged (`visits`). For any other model, sums may be in another order.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Updating parts inside the backward pass, with clipping by part; or, for a global clip, in a second pass.
+"""Updates parts inside the backward pass with clipping by part, or in a second pass for a global clip.
 
-By part (the default): a part is updated as soon as its gradients are complete, so that at most one part's
-gradients exist at a time, and the optimizer clips the part by itself.
+By part (the default): a part is updated as soon as its gradients are complete. So at most one part's gradients
+exist at a time, and the optimizer clips each part separately.
 
-Globally: the norm of all gradients is known only when the backward pass ends. Until then they wait in the
-parts' gradient sections (in whatever tier), and `finish` goes over all parts once more.
+Globally: the norm of all gradients is known only when the backward pass ends. Until then the gradients wait in the
+gradient sections of the parts (in any tier), and `finish` visits all parts once more.
 """
 
 from __future__ import annotations

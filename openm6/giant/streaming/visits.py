@@ -1,18 +1,19 @@
-"""Micro-batches on their way through a model: which layers each visited, what it gave them, what it got back.
+"""Follows micro-batches through a model: the layers that each visited, with their inputs and outputs.
 
-A micro-batch's forward pass (`Pass`) stops at each layer. That is a `Visit`: the layer's inputs, kept until the
-backward pass computes the layer again, and the gradients of its outputs, which come in from whatever read them.
+A micro-batch's forward pass (`Pass`) stops at each layer. This stop is a `Visit`. A visit keeps the layer's inputs
+until the backward pass computes the layer again. It also collects the gradients of the layer's outputs from
+everything that read them.
 
-Where the gradient of a layer's input goes depends on where the input came from:
+The gradient of a layer's input goes to the source of the input:
 
-    a layer's output, handed on as it is    to that visit
-    anything else that wants one            `replayed`: it waits for the end of the step, when the model's own
-                                            code runs once more, without layers, and takes it
-                                            `kept`: through the graph of the code between the layers, at once
+    another layer's output, unchanged       to the visit of that layer
+    any other value with a gradient         `replayed`: it waits for the end of the step; then the model's own code
+                                            runs once more, without layers, and takes it
+                                            `kept`: it goes at once through the graph of the code between the layers
 
-`replayed` is for models that only hand on between layers what layers returned: no graph outlives its stretch, and a
-tied embedding's gradients are added up in the order of a loop in memory. A model that reads a layer's output before
-the last layer has run is found by `Watch`, and is `kept`.
+`replayed` is for models that pass the outputs of layers on to other layers unchanged. Then no graph outlives its
+stretch, and the gradients of a tied embedding are added up in the order of a loop in memory. `Watch` finds a model
+that reads a layer's output before the last layer has run. Such a model is `kept`.
 """
 
 from __future__ import annotations

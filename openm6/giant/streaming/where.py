@@ -1,13 +1,13 @@
-"""Where layers compute: on the host, from a store's memory; or on a device, from a device store's.
+"""The place where layers compute: the host, with a store's memory, or a device, with a device store's memory.
 
-    place.parts                          the store whose weights layers are run with
-    with place.computing(): ...          around whatever computes
-    batch = place.bring(batch)           what comes from the host
-    place.apply(updates, part, views, gradients, held)      the part's gradients are complete
-    place.catch_up()                     updates that were put off are done
+    place.parts                          the store with the layers' weights
+    with place.computing(): ...          around all code that computes
+    batch = place.bring(batch)           moves values from the host
+    place.apply(updates, part, views, gradients, held)      call it when the part's gradients are complete
+    place.catch_up()                     does the updates that were put off
 
-On the host an update follows at once. On a device it is put off until the next part's backward pass is queued: the
-host updates one part while the device computes the next one (as GreedySnake, arXiv 2512.17570, has it).
+On the host, an update follows at once. On a device, it is put off until the next part's backward pass is queued. So
+the host updates one part while the device computes the next one (as in GreedySnake, arXiv 2512.17570).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Where parts live: host memory and disk; reads ahead, writes behind, commits."""
+"""The tiers where parts live: device, host memory and disk; reads ahead, writes behind, commits."""

@@ -1,13 +1,13 @@
 """A stand-in for an accelerator: an arena of bounded size in host memory.
 
-With it three tiers can be tried, and tested, on any machine. It is as strict as a device:
+With an arena, anyone can try and test three tiers on any machine. An arena is as strict as a device:
 
-- Copies are made by another thread, after a random delay. Until a copy is over its target holds poison (bytes
-  that are NaN in every float), so that a computation that does not wait for it gives NaN.
+- Another thread makes the copies, after a random delay. Until a copy is complete its target holds poison (bytes
+  that are NaN in every float). So a computation that does not wait for the copy gives NaN.
 - Freed memory is poisoned.
-- Tensors of the host and of the arena are told apart: an operation inside `computing` that reads a host tensor
-  (of one axis or more, as with CUDA) raises HostTensorError.
-- Every tensor that an operation makes counts towards `limit`, and torch.OutOfMemoryError is raised beyond it.
+- Tensors of the host and of the arena are kept apart. Inside `computing`, an operation that reads a host tensor (of
+  one axis or more, as with CUDA) raises HostTensorError.
+- Every tensor that an operation makes counts towards `limit`. Beyond the limit, torch.OutOfMemoryError is raised.
 """
 
 from __future__ import annotations

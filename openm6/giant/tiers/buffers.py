@@ -1,4 +1,4 @@
-"""Page-aligned memory that is reused: what direct I/O reads into and writes from."""
+"""Page-aligned memory for direct I/O, which is reused."""
 
 from __future__ import annotations
 

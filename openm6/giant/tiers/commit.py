@@ -1,10 +1,10 @@
-"""The commit record: which bytes are the last committed step.
+"""The commit record: it says which bytes belong to the last committed step.
 
-Every part of a store has two files, side a and side b, with equal layouts. `commit.json` says for each
-section of each part on which side its committed bytes lie, and their checksum. A step writes a section to the
-side that is not committed; once all of it is safe on the disk, a new record is written under another name,
-synced and renamed over the old one. Before the rename the old step is the committed one, after it the new
-one; no instant lies between, and until the rename nothing that the old record names has been touched.
+Every part of a store has two files, side a and side b, with equal layouts. For each section of each part,
+`commit.json` says which side holds its committed bytes, and gives their checksum. A step writes a section to the
+side that is not committed. When all of it is safe on the disk, a new record is written under another name, synced
+and renamed over the old one. Before the rename the old step is the committed one; after it the new one is. There is
+no moment in between. Until the rename, nothing that the old record names has been touched.
 
     {"xxh3_64": "<of the content's bytes>", "content": {"format": 1, "durability": "step", "step": 7,
      "layouts": [...], "parts": {"slot-0003": {"layout": 0, "stem": "slot-0003",

@@ -1,14 +1,14 @@
-"""The device tier: weights come from a store's host memory to the device, part by part, ahead of their use.
+"""The device tier: copies weights from a store's host memory to the device, part by part, ahead of their use.
 
-    resident parts   keep a copy of their weights on the device, renewed whenever they change
-    other parts      pass through buffers: one is computed with while the next is filled
+    resident parts   keep a copy of their weights on the device, renewed after every change
+    other parts      pass through buffers: one buffer is in use while the next is filled
 
-The host's weights stay the ones that count: updates change them, commits store them. So a use for computing
-yields the device's weights and, as `host`, the store's own views, which an update changes.
+The host holds the true weights: updates change them, and commits store them. So a use for computing yields the
+weights on the device and, as `host`, the store's own views for an update.
 
-Copies can run beside the computation, because the host only queues both: it queues a part's computation, goes on to
-the next part, and queues that one's copy while the device is still busy. On CUDA that needs pinned memory, and
-the store's buffers are not pinned yet.
+The host only queues copies and computations, so both can run at the same time. It queues the computation of a part
+and then the copy of the next part, while the device is still busy. On CUDA this needs pinned memory, and the
+store's buffers are not pinned yet.
 """
 
 from __future__ import annotations

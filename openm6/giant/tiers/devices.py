@@ -1,14 +1,14 @@
-"""Memory beside the host's in which layers compute: an accelerator's, or a stand-in's (`arena`).
+"""Device memory in which layers compute: that of an accelerator, or a stand-in's (`arena`).
 
     device = open_device("cuda:0", limit=8 << 30)          # see `named_devices`
     on_device = device.empty(nbytes)                       # uint8
     copied = device.upload(host, on_device, after=[free])  # starts when `free` is over; returns at once
-    copied.wait()                                          # what is computed from now on waits for the copy
-    back = device.download(on_device, host)                # starts when what was computed so far is done
+    copied.wait()                                          # later computations wait for the copy
+    back = device.download(on_device, host)                # starts when all computations so far are done
     back.synchronize()                                     # the host waits
 
-Uploads go one after the other on a stream of their own, downloads on another, and both run beside what is
-computed. Source and target of a copy must stay as they are until it is over.
+Uploads go one after the other on a stream of their own, downloads on another one. Both run beside the computation.
+Source and target of a copy must stay unchanged until the copy is over.
 """
 
 from __future__ import annotations

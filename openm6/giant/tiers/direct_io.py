@@ -1,11 +1,11 @@
-"""Moving bytes between page-aligned memory and files: direct I/O by a few threads.
+"""Moves bytes between page-aligned memory and files, by direct I/O in a few threads.
 
-`Disk` reads and writes ranges of files in blocks of 32 MiB with O_DIRECT, so that the kernel neither copies
-nor caches, and hashes the blocks on the way. Where a file system refuses O_DIRECT, as some network ones do,
-the same calls go through its cache.
+`Disk` reads and writes ranges of files in blocks of 32 MiB and hashes the blocks on the way. It uses O_DIRECT, so
+that the kernel neither copies nor caches. On a file system that refuses O_DIRECT (some network file systems), the
+same calls go through the kernel's cache.
 
-The checksum of a range is xxh3_64 over the xxh3_64 digests of its blocks, so that several threads can work on
-one range. Whatever the operating system reports becomes a `TierError` that names the file and what to do.
+The checksum of a range is xxh3_64 over the xxh3_64 digests of its blocks, so several threads can work on one range.
+Every error of the operating system becomes a `TierError` that names the file and the remedy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder of a store: one process at a time, two files for each part, and nothing else lying about."""
+"""The folder of a store: for one process at a time, with two files for each part and no other files."""
 
 from __future__ import annotations
 

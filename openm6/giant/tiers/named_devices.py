@@ -1,4 +1,4 @@
-"""Devices by their names: the accelerators of this machine, and stand-ins."""
+"""Opens devices by name: the accelerators of this machine, and stand-ins."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What tiers hold: parts. A part is what moves as one: the body of a slot, or one expert of it.
+"""Parts, the content of the tiers. A part is the unit that moves: the body of a slot, or one expert of it.
 
-A slot without experts is one part. A part's bytes are sections, one behind the other:
+A slot without experts is one part. The bytes of a part are sections, one after the other:
 
-    weights     what the forward pass reads
-    state       what only the optimizer reads: fp32 master weights, moments
-    gradients   only where a step needs them twice (global clipping)
+    weights     read by the forward pass
+    state       read by the optimizer only: fp32 master weights, moments
+    gradients   stored only if a step needs them twice (global clipping)
 
-Sections begin at multiples of `PAGE`, so that each can be read and written with direct I/O by itself.
+Sections begin at multiples of `PAGE`, so that each section can be read and written separately with direct I/O.
 """
 
 from __future__ import annotations

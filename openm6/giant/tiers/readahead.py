@@ -1,12 +1,12 @@
-"""Which sections are in the buffers: reads run ahead of use in announced order, writes go behind it.
+"""The sections in the buffers: reads run ahead of use in announced order, writes run behind.
 
 All buffers come from one bounded pool. A buffer is busy while a use is open on its section, while an announced
-access holds it, or while an I/O thread works on it; otherwise it is idle and keeps its bytes until another
-section needs the memory. So a use finds what was written last, also when the write is still under way.
+access holds it, or while an I/O thread works on it. Otherwise it is idle, and keeps its bytes until another section
+needs the memory. So a use always finds the bytes that were written last, even while the write is still in progress.
 
-A use that finds no room takes it from the reads that ran ahead (the furthest first) and waits for what the
-I/O threads have in hand. What is left then is held by open uses alone, and a use that still does not fit says
-so instead of waiting: nothing can deadlock.
+A use that finds no room takes room from the reads that ran ahead (the furthest first) and waits for the I/O threads
+to finish. After that, only open uses hold room. A use that still does not fit raises an error instead of waiting.
+So nothing can deadlock.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Where parts live: in host memory, or on disk and read ahead of use, written behind it.
+"""The store of parts: in host memory, or on disk with reads ahead of use and writes behind it.
 
     with TieredStore(folder, placement=placement, buffer_bytes=1 << 30) as store:
         with store.create("slot-0000", layout) as views:         # {"weights": {name: tensor}, "state": {...}}
             ...fill the tensors...
-        store.announce([Access("slot-0000", ("weights",)), ...])  # what comes next, in this order
+        store.announce([Access("slot-0000", ("weights",)), ...])  # the next accesses, in this order
         with store.use(Access("slot-0000", ("weights", "state"), writes=("weights", "state"))) as views:
             ...change the tensors...
         store.commit(step=1, extra={"seed": 0})
     store, extra = TieredStore.open(folder, placement=placement, buffer_bytes=1 << 30)
 
-A part behaves as one memory: whoever uses it next sees what was written last, wherever the bytes are by then.
-Sections on the disk pass through page-aligned buffers, `buffer_bytes` of them in all, for reads ahead, for
-what is in use and for writes behind; a buffer keeps its bytes until its memory is needed, so a section that
-comes back soon is not read again. Resident sections are plain memory and cost a use nothing.
+A part behaves as one memory: the next use sees the bytes that were written last, wherever they are. Sections on the
+disk pass through page-aligned buffers. All buffers together take `buffer_bytes`: for reads ahead, for sections in
+use, and for writes behind. A buffer keeps its bytes until its memory is needed, so a section that comes back soon
+is not read again. Resident sections are plain memory, and using them costs nothing.
 
-Durability: see `openm6.giant.tiers.commit`. Gradients are scratch: they live from a use to the next, are not
-committed, and are gone after `open`. `openm6.giant.tiers.readahead` decides what is in the buffers.
+`openm6.giant.tiers.commit` describes durability. Gradients are scratch: they live from one use to the next, are not
+committed, and are gone after `open`. `openm6.giant.tiers.readahead` decides which sections are in the buffers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A part in a store: where the newest bytes of each of its sections are, and which bytes are committed."""
+"""A part in a store: the places of the newest bytes of each section, and of the committed bytes."""
 
 from __future__ import annotations
 

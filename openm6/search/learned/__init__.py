@@ -1,1 +1,1 @@
-"""What photo search learns from a catalogue and from clicks; see `docs/search-learning.md`."""
+"""Photo search that learns from a catalogue and from clicks. `docs/search-learning.md` describes it."""

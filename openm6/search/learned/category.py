@@ -1,9 +1,8 @@
-"""The category of an item: a model's softmax and a vote of the nearest catalogue items, fused.
+"""The category of an item: a model's softmax, fused with a vote of the nearest catalogue items.
 
-Pailitao (2102.04674, section 3.2) predicts the category of a query first, because a search among the wrong
-items cannot find the right one. A classifier generalises but does not know single items. Neighbours remember
-every item but do not generalise. If the two make different mistakes, their weighted mean makes fewer (see
-`voters.py`).
+Pailitao (2102.04674, section 3.2) first predicts the category of a query, because a search among the wrong items
+cannot find the right one. A classifier generalises but does not know single items. Neighbours remember every item
+but do not generalise. If the two make different mistakes, their weighted mean makes fewer (see `voters.py`).
 
 Shape suffixes: N queries, G catalogue items, K neighbours, C categories.
 """

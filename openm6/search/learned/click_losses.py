@@ -1,7 +1,7 @@
 """The losses of clicks: triplets (hinge on distances) and lists (softmax over the items of a page).
 
-Both read one matrix of similarities, queries against all items of the batch. So every item of the batch serves
-every query (2102.04674, section 3.3.1: sharing the images of a mini-batch makes more triplets at no cost).
+Both losses read one matrix of similarities, all queries against all items of the batch. So every item of the batch
+serves every query (2102.04674, section 3.3.1: the shared images of a mini-batch give more triplets at no cost).
 
 Shape suffixes: N queries, M items, in unit vectors.
 """

@@ -1,13 +1,13 @@
-"""The log of clicks: the picture of a query, the items that were shown, the items that were clicked.
+"""The log of clicks: for each page view, the picture of the query, the shown items and the clicked items.
 
-A JSON Lines file, one page view a line, UTF-8:
+The log is a JSON Lines file in UTF-8, one page view per line:
 
     {"query": "queries/17.jpg", "shown": ["a1", "b7", "c2"], "clicked": ["b7"], "user": "u5"}
 
     query     the customer's picture, a path relative to the folder of the log
     shown     ids of the catalogue's items, in the order in which the page showed them; each once
-    clicked   the clicked ones of these, in the order of the clicks; may be empty
-    user      the customer, optional: clicks of one user bring items together (`virtual_id.py`)
+    clicked   the clicked items among these, in the order of the clicks; may be empty
+    user      the customer, optional: clicks of one user connect items (`virtual_id.py`)
 
 Any other key is ignored.
 """

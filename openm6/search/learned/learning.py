@@ -3,9 +3,9 @@
     train_search(items, LearningConfig(), folder)                     categories only
     train_search(items, LearningConfig(), folder, views=views)        categories, Virtual IDs, triplets, lists, mask
 
-It learns first from the catalogue's pictures alone: classification by category and by Virtual ID, and triplets
-of categories. Then it learns from page views, with all losses at once: the query goes through the mask of the
-detection branch, beside the clicked and the unclicked items. It never reads a box.
+Training first uses only the catalogue's pictures: it classifies them by category and by Virtual ID, and learns from
+triplets of categories. Then it uses page views, with all losses at once. The query goes through the mask of the
+detection branch and is compared with the clicked and the unclicked items. Training never reads a box.
 
 Shape suffixes: N pictures, M items of a batch, D dimensions, L categories.
 """

@@ -1,10 +1,10 @@
-"""The batches of photo search: augmented pictures, and maps of the early layers that are kept for a round.
+"""The batches of photo search: augmented pictures, and feature maps of the early layers, kept for a round.
 
-The early layers are frozen, so their maps of a picture can be used again. A round augments and maps at most `ROUND`
-pictures once and passes over the maps `REUSE` times. That saves half of the decoding and much of the forward pass,
-and memory does not grow with the catalogue.
+The early layers are frozen, so their maps of a picture can be reused. A round augments and maps at most `ROUND`
+pictures once, and then passes over the maps `REUSE` times. That saves half of the decoding and much of the forward
+pass, and memory does not grow with the catalogue.
 
-Every random choice of a round comes from (seed, round), so a killed run ends like one that was not killed.
+Every random choice of a round comes from (seed, round). So a killed run ends like an unbroken run.
 
 Shape suffixes: N pictures, C channels, H and W rows and columns, S side.
 """

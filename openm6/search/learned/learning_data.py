@@ -1,4 +1,4 @@
-"""The data of photo search, made ready for training: the catalogue, the filtered log, Virtual IDs.
+"""Prepares the data of photo search for training: the catalogue, the filtered log, Virtual IDs.
 
 Shape suffixes: N pictures, G items, D dimensions.
 """

@@ -2,18 +2,18 @@
 
 Pailitao (2102.04674, section 3.3.2) cuts the item out with a mask
 
-    M(x, y) = [h(x - left) - h(x - right)] [h(y - top) - h(y - bottom)],    h(z) = 1 / (1 + exp(-k z)),
+    M(x, y) = [h(x - left) - h(x - right)] [h(y - top) - h(y - bottom)],    h(z) = 1 / (1 + exp(-k z)).
 
-whose soft steps h let the gradient of the triplet loss reach left, right, top and bottom. Pixels of the background
+Its soft steps h let the gradient of the triplet loss reach left, right, top and bottom. Pixels of the background
 make the picture less like the clicked item, so the edges move until these pixels are gone.
 
-That gradient reaches only pixels near an edge, and needs far more clicks than a small log has. So the detection
+This gradient reaches only pixels near an edge, and needs far more clicks than a small log has. So the detection
 branch also learns to look at the cells that are most like the whole picture and like the clicked item
 (`focus_loss`, ours). That needs no box either.
 
-The four numbers come from scores of the cells of a feature map. Softmax makes them a distribution. A uniform
-distribution over the box has the same mean and the same variance: the box is centre +- sqrt(3) standard
-deviations. So equal scores mean the whole picture, and training starts there.
+The four numbers come from scores of the cells of a feature map. Softmax turns the scores into a distribution. The
+box is its centre +- sqrt(3) standard deviations, because a uniform distribution over that box has the same mean and
+the same variance. So equal scores mean the whole picture, and training starts there.
 
 Coordinates run from 0 (left, top) to 1 (right, bottom). Shape suffixes: N images, H and W rows and columns, 4 =
 left, top, right, bottom.

@@ -3,9 +3,9 @@
     picture -> trunk -> BoxHead -> soft mask;   picture x mask -> trunk -> tail -> pooled -> embedding (unit vector)
                                                                                        -> category
 
-That is the network in training. A search looks at a picture twice: at the enlarged box, because catalogues show
-items that fill the picture, and at the whole, because the box may miss something. Vectors are added,
-probabilities averaged.
+This is the network in training. A search looks at a picture twice: at the enlarged box, because catalogues show
+items that fill the picture, and at the whole picture, because the box may miss something. Vectors are added, and
+probabilities are averaged.
 
 Both branches of Pailitao's joint network (2102.04674, figure 5) read one EfficientNet-Lite0 here. That costs a
 second forward pass instead of a second network. The batch norms keep their pretrained statistics.

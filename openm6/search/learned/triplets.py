@@ -1,13 +1,13 @@
-"""From page views to lists for training: a query, clicked items, unclicked items, filtered.
+"""Filters page views into lists for training: a query, clicked items, unclicked items.
 
-Not every click means that an item is alike, and an unclicked item may be the very same. Pailitao (2102.04674,
-section 3.3.1) keeps
+A clicked item is not always similar, and an unclicked item may be the very same item. Pailitao (2102.04674, section
+3.3.1) keeps
 
     a clicked item     if min over features of  d(query, clicked)                          <= epsilon
     an unclicked item  if min over features of  min(d(query, item), d(clicked, item))      >= gamma
 
-with d the distance of unit vectors, over several kinds of features. The first bound drops clicks on something
-else, the second drops copies of the item that nobody happened to click.
+with d the distance of unit vectors, over several kinds of features. The first bound drops clicks on something else.
+The second bound drops copies of the item that nobody happened to click.
 
 Shape suffixes: N pictures of queries, G items, D dimensions.
 """

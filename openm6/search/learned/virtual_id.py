@@ -1,13 +1,13 @@
-"""Virtual IDs: items that are clicked together are alike, so clusters of the graph of joint clicks serve as labels.
+"""Virtual IDs: clusters of the graph of joint clicks, used as labels. Items that are clicked together are alike.
 
-"Virtual ID Discovery from E-commerce Media at Alibaba" (2102.04667): clicks make a graph of items; its nodes
-are embedded; clusters of the embedding are classes for the network. They are far finer than categories, and
-nobody wrote them.
+"Virtual ID Discovery from E-commerce Media at Alibaba" (2102.04667): clicks make a graph of items, and its nodes
+are embedded. Clusters of the embedding are classes for the network. They are far finer than categories, and nobody
+had to write them.
 
-An edge between two items counts the page views in which both were clicked, and the pairs of clicks of one user
-that are at most `REACH` apart. The embedding factorises the matrix that DeepWalk's random walks of `WALK` steps
-sample (NetMF, Qiu et al., WSDM 2018, 1710.02971, equation 5), so no walk is drawn. Clusters are k-means on the
-unit sphere.
+An edge between two items counts the page views in which both were clicked, and the pairs of clicks of one user that
+are at most `REACH` apart. The embedding factorises the matrix that DeepWalk's random walks of `WALK` steps sample
+(NetMF, Qiu et al., WSDM 2018, 1710.02971, equation 5), so no walk is drawn. Clusters are k-means on the unit
+sphere.
 
 Shape suffixes: G items, D dimensions, K clusters.
 """

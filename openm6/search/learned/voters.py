@@ -1,8 +1,8 @@
 """Labelled items that vote on the category of a picture, by features of the pretrained network.
 
-Neighbours in the learned embedding err where the softmax errs, because both learned from the same labels. The
-pretrained network has seen none of these labels. Its neighbours err more often, but on other pictures, and so
-fusing the two helps.
+Neighbours in the learned embedding make the same mistakes as the softmax, because both learned from the same
+labels. The pretrained network has seen none of these labels. Its neighbours make more mistakes, but on other
+pictures. So fusing the two helps.
 
 Shape suffixes: N pictures, G voters, D dimensions, L categories.
 """

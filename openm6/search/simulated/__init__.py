@@ -1,1 +1,1 @@
-"""Simulations for development: made-up customers and made-up photos, for shops that have no log of clicks yet."""
+"""Simulations for development: simulated customers and photos, for shops that have no log of clicks yet."""

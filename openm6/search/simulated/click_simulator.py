@@ -1,15 +1,15 @@
-"""Clicks without customers: queries from a catalogue's pictures, answers from an encoder, clicks by a rule.
+"""Simulates clicks: queries from a catalogue's pictures, answers from an encoder, clicks by a rule.
 
-This is for development, before there is a log. A simulated customer has seen an item, photographs it (pasted on
-clutter, or as it is), is shown a page, and clicks
+This is for development, before a real log exists. A simulated customer has seen an item, photographs it (pasted on
+clutter, or as it is), gets a page, and clicks
 
     the item itself                 with probability `SAME`
-    another of the same category    with `ALIKE`, times how alike the two look
+    another of the same category    with `ALIKE`, times the similarity of the two
     anything else                   with `STRAY`, by mistake
 
-times 0.97 for each place down the page. A page has items that look like the query, items that look like the
-seen item (as a search by words would find them), and some random ones. A customer asks several times, always in
-one category.
+times 0.97 for each place down the page. A page has items that look like the query, items that look like the seen
+item (as a search by words would find them), and some random items. A customer asks several times, always in one
+category.
 
 The log has the form of `clicks.py`, without any box.
 """

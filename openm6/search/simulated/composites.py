@@ -1,7 +1,7 @@
-"""Made-up photos of customers: a picture of a catalogue pasted on clutter, with its box.
+"""Simulated photos of customers: a picture of a catalogue, pasted on clutter, and its box.
 
-The clutter is a rough texture with emoji of the embedded corpus and shapes, so only its look distinguishes an
-item. This is for development and for measuring: here the boxes are known.
+The clutter is a rough texture with shapes and with emoji of the embedded corpus, so only its look distinguishes an
+item. This is for development and for measurements, because here the boxes are known.
 
 Coordinates run from 0 (left, top) to 1 (right, bottom).
 """

@@ -1,1 +1,1 @@
-"""Simulated data for development: nothing here runs in the service."""
+"""Simulated data for development. Nothing here runs in the service."""

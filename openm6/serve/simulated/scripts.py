@@ -1,8 +1,8 @@
-"""Scripts of a simulated host, put together from templates: the small writer (`m6-script`) is trained on them.
+"""Scripts of a simulated host, generated from templates. They train the small writer (`m6-script`).
 
     python -m openm6.serve.simulated.scripts scripts.jsonl      # then: openm6 train script
 
-The texts have slots such as [name] where the values of an item would stand (`openm6.serve.slots`).
+The texts have slots such as [name] for the values of an item (`openm6.serve.slots`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Checkpoints of training runs, written by one process or by several ranks.
 
-`folder` keeps the set of checkpoints whole, `whole` and `sharded` lay out the tensors, `opening` reads either.
+`folder` manages the set of checkpoints, `whole` and `sharded` lay out the tensors, and `opening` reads both
+layouts.
 """

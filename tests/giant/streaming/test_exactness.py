@@ -22,6 +22,8 @@ from transformers import (
 
 from openm6.giant import AdamW, Giant, Tiers, stream
 from openm6.giant.models.vocabulary import NarrowEmbedding, store_frame_as, take_gradients
+from openm6.model import M6, ModelConfig
+from openm6.model.stream import causal_stream
 
 TINY: dict[str, Any] = {
     "vocab_size": 64,
@@ -203,3 +205,17 @@ def test_a_padding_row_learns_nothing_in_bf16_either() -> None:
     model(torch.tensor([[0, 1, 0, 2]])).sum().backward()
     gradient = take_gradients(dict(model.named_parameters()))["0.weight"]
     assert gradient.sum(1).tolist() == [0.0, 4.0, 4.0, 0.0, 0.0]
+
+
+def test_products_in_bf16_may_differ_with_a_graph_where_the_layer_s_output_is_fp32(tmp_path: Path) -> None:
+    """Attention has other kernels with a graph. An fp32 sum of bf16 products is no more precise than they are."""
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_text=64, layers=1, width=256, heads=4, kv_heads=4, head_dim=64, ffn=256)
+    model, tokens_BT = M6(config), torch.arange(64).view(2, 32)
+    nn.init.normal_(model.slots[0].get_parameter("attention.out.weight"), std=0.5)
+
+    def loss(model: Any, tokens_BT: Tensor) -> Tensor:
+        return model(causal_stream(tokens_BT)).square().mean()
+
+    with opened(model, tmp_path, loss=loss, compute_dtype=torch.bfloat16) as giant:
+        assert giant.step([tokens_BT]).step == 1
