@@ -1,4 +1,4 @@
-"""The questions of `ask_accuracy`: made from the annotations by the project's own generator."""
+"""The questions of `ask_accuracy`, made from the annotations by the project's own generator."""
 
 from collections.abc import Sequence
 from itertools import count

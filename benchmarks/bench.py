@@ -1,4 +1,4 @@
-"""What the quality figures are measured on: the corpus, the model and the judge of pictures.
+"""The basis of the quality figures: the corpus, the model and the judge of pictures.
 
 Shapes: N queries, K neighbours each, G gallery pictures, D features.
 """

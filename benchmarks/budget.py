@@ -1,15 +1,16 @@
-"""Is a memory budget kept? The operating system's peak of the whole process over the budget; one JSON line.
+"""Does a run keep its memory budget? The operating system's peak of the process over the budget; one JSON line.
 
     python benchmarks/budget.py --disk /mnt/nvme --out benchmarks/results/budget.json
 
-Every figure is of a process of its own, from its first import to its end: it builds a model on meta, streams
-it within the budget and trains with AdamW in fp32 (12 bytes a parameter). The peak is the kernel's VmHWM.
+Every figure comes from its own process and covers it from the first import to the end. The process builds a model
+on meta, streams it within the budget and trains with AdamW in fp32 (12 bytes a parameter). The peak is the kernel's
+VmHWM.
 
-    worst_peak_over_budget  largest peak over its budget, of any process here
-    peak_over_budget        the same for each budget on the large model (1.3 billion parameters by default)
-    growth_with_depth       peak of a model four times as deep over that of the shallow one, less 1; slots and
-                            activations are on the disk, buffers fixed, so nothing hides growth
-    growth_with_steps       peak after the last of many steps over the peak after the first tenth, less 1
+    worst_peak_over_budget  the largest peak over its budget, of all processes here
+    peak_over_budget        the same for each budget, on the large model (1.3 billion parameters by default)
+    growth_with_depth       the peak of a model four times as deep over that of the shallow one, less 1; slots and
+                            activations are on the disk and buffers are fixed, so nothing hides growth
+    growth_with_steps       the peak after the last of many steps over the peak after the first tenth, less 1
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Vectors of a catalogue of any size that lie as real ones do: in clusters, each as wide as a thing's pictures are.
+"""Makes vectors for a catalogue of any size that lie like real ones: in clusters as wide as those of real things.
 
-Independent random vectors are all about equally far from each other, which is hard in a way that no catalogue is.
-So: the match embeddings of the embedded corpus, and around each of them new ones, moved by differences between real
-renditions of one concept (any concept's),
+Independent random vectors are all about equally far from each other. No real catalogue is that hard. So this module
+starts from the match embeddings of the embedded corpus. It adds new vectors around each of them, moved by
+differences between real renditions of one concept (any concept),
 
-    new = normalise(x + sum over MOVES of c (y - z) / sqrt(2 MOVES)),    c normal,    y and z of one concept
+    new = normalise(x + sum over MOVES of c (y - z) / sqrt(2 MOVES)),    c normal,    y and z of one concept.
 
-whose covariance is that within a concept. `dimension` tells how many directions neighbours spread into (the
-maximum-likelihood estimate of Levina and Bickel, 2004), so that the new ones can be compared with the real ones.
+Their covariance is that within a concept. `dimension` estimates in how many directions neighbours spread (the
+maximum-likelihood estimate of Levina and Bickel, 2004), to compare the new vectors with the real ones.
 
 Shape suffixes: N new vectors, R real ones, D dimensions, P pairs of one concept, Q queries, K neighbours.
 """

@@ -1,31 +1,30 @@
-"""Photos of clothes: what learned photo search adds to pretrained features. Keys of the result:
+"""Photos of clothes: how much learned photo search adds to pretrained features. Keys of the result:
 
-    category_at_1, precision_at_5   of the trained encoder: share of validation photos whose nearest train photo is
-                                    of their category; share of their category among the five nearest
+    category_at_1, precision_at_5   of the trained encoder: the share of validation photos whose nearest train photo
+                                    has their category; the share of their category among the five nearest
     category_at_1_interval          95 % of bootstrap samples of the validation photos
     plain_category_at_1, plain_precision_at_5
-                                    the same of EfficientNet-Lite0 as it was pretrained
+                                    the same for the pretrained EfficientNet-Lite0
     model_accuracy, vote_accuracy, fused_accuracy
                                     category of a validation photo by the softmax, by the vote of the 30 nearest
-                                    train photos in pretrained features, by both; `model_weight` was fitted on
+                                    train photos in pretrained features, and by both; `model_weight` was fitted on
                                     train photos held out
     learned_vote_accuracy           by a vote of the 30 nearest in the trained encoder's vectors
     fused_gain                      fused_accuracy minus the better of its parts, softmax and vote
-    mask_iou                        validation photos pasted on clutter (of emoji that training never saw): mean
-                                    intersection over union of the learned box with the true one, on which nothing
-                                    was trained; `whole_iou` is that of the whole picture
-    mask_gain                       precision at 5 of those composites, seen whole and enlarged to the mask's box,
-                                    minus that of whole ones (`composite_precision_at_5`,
-                                    `unmasked_precision_at_5`), of one encoder;
-                                    `mask_gain_at_1` is the same for the category of the nearest
+    mask_iou                        for validation photos pasted on clutter (of emoji that training never saw): the
+                                    mean intersection over union of the learned box with the true box, which
+                                    training never used; `whole_iou` is that of the whole picture
+    mask_gain                       precision at 5 of these composites enlarged to the mask's box, minus that of
+                                    whole composites (`composite_precision_at_5`, `unmasked_precision_at_5`), by one
+                                    encoder; `mask_gain_at_1` is the same for the category of the nearest
 
-The log of clicks that the encoder is trained on is simulated from train photos (`click_simulator.py`).
-Nothing is fitted to the validation photos: train photos held out (`LearningConfig.held_out`) serve for that.
+The encoder is trained on a log of clicks that is simulated from train photos (`click_simulator.py`). Nothing is
+fitted to the validation photos. Train photos held out (`LearningConfig.held_out`) serve for that.
 
     python benchmarks/clothing.py --data clothing.parquet --run run --out benchmarks/results/clothing.json
 
 `--data` is a Parquet file with the columns image (encoded), label, split (train, validation) and name. With `--run`
-the training can be stopped and goes on by the same command.
+the training can be stopped, and the same command continues it.
 """
 
 import argparse

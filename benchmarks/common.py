@@ -1,4 +1,4 @@
-"""What every benchmark shares: one JSON line as output, time, and an order that a hash decides."""
+"""Shared by all benchmarks: JSON output, a stopwatch, and an order by hash."""
 
 import argparse
 import hashlib

@@ -1,22 +1,22 @@
-"""A picture in one style finds the same thing in others: search across families of emoji. One JSON line.
+"""A picture in one style finds the same thing in other styles: search across families of emoji. One JSON line.
 
     python benchmarks/cross_family.py --cache runs/cache --out benchmarks/results/cross_family.json
 
-The embedded corpus is indexed as a catalogue (`Index.update`), the queries are its unseen renditions (`val`): the
-concept is known to training from other families, this family's drawing of it is not.
+The catalogue is the embedded corpus (`Index.update`). The queries are its unseen renditions (`val`): training had
+the concept from other families, but not this family's drawing of it.
 
-    r1                      share of queries whose first hit shows the query's concept; the catalogue is `train`
-                            without the query's family (a filter), so that only the thing can be recognised, not the
-                            style. The shipped M6's match embedding
+    r1                      share of queries whose first hit shows the query's concept. The catalogue is `train`
+                            without the query's family (a filter), so a query can only recognise the thing and not
+                            the style. By the match embedding of the shipped M6
     r1_interval             95 %, bootstrap over concepts
     r5, r10                 the same among the first 5 and 10 hits
     r1_by_family            by the query's family
-    r1_all_families         with the query's own family in the catalogue: its other drawings, all of other things
-                            (a picture's concept is withheld from its family), look more alike in style
-    plain_*                 the same of EfficientNet-Lite0's pooled features (extra `[photo]`), for comparison
-    queries, items          pictures
-    index_seconds           reading, encoding and storing all items; `query_ms`: a query with its filter, picture
-                            decoded and encoded, median
+    r1_all_families         with the query's own family in the catalogue. Its other drawings show other things (a
+                            picture's concept is withheld from its family) but look more alike in style
+    plain_*                 the same for EfficientNet-Lite0's pooled features (extra `[photo]`), for comparison
+    queries, items          numbers of pictures
+    index_seconds           time to read, encode and store all items; `query_ms`: median time of a query with its
+                            filter, picture decoded and encoded
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """DeepSpeed's side of `versus_deepspeed.py`: ZeRO-3, parameters and optimizer offloaded to NVMe, no GPU.
 
-Started by that script, with its job as JSON, in an environment of its own: torch, NumPy, deepspeed, ninja, a
-C++ compiler and libaio's headers. Prints one JSON line a step, then one with sizes. The first run ever
-compiles DeepSpeed's operators: ten minutes and more on two cores. If one was killed while it compiled, delete
-that operator's file `lock` under `~/.cache/torch_extensions`.
+`versus_deepspeed.py` starts this script, with its job as JSON, in a separate environment: torch, NumPy, deepspeed,
+ninja, a C++ compiler and libaio's headers. It prints one JSON line per step, then one with sizes. The very first
+run compiles DeepSpeed's operators, which takes ten minutes and more on two cores. If a run was killed while it
+compiled, delete that operator's file `lock` under `~/.cache/torch_extensions`.
 """
 
 import json

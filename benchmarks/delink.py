@@ -1,17 +1,17 @@
-"""Does delinking change what a model computes? Logits before and after, on random models; one JSON line.
+"""Does delinking change the output of a model? Logits before and after, on random models; one JSON line.
 
     python benchmarks/delink.py
     python benchmarks/delink.py --out benchmarks/results/delink.json
 
-Every model is trained for a few AdamW steps as a Pseudo Giant, delinked to units of two layers, trained on,
-and delinked whole; a second copy is delinked at once.
+Every model is trained for a few AdamW steps as a Pseudo Giant, delinked to units of two layers, trained on, and
+delinked to single layers. A second copy is delinked to single layers at once.
 
     max_abs_diff                 largest change of any logit at any of these delinks, over all models
-    max_abs_diff_<model>         the same, of one model
-    mean_gradient_max_abs_diff   `average_shared_gradients` against a naive tied loop: each layer runs with a
-                                 clone of the weights of its own, and the clones' gradients are averaged by
-                                 hand; over all parameters of all models
-    mean_gradient_max_abs        the largest gradient there, to compare that with
+    max_abs_diff_<model>         the same for one model
+    mean_gradient_max_abs_diff   `average_shared_gradients` against a naive tied loop, in which each layer runs with
+                                 its own clone of the weights and the clones' gradients are averaged by hand; over
+                                 all parameters of all models
+    mean_gradient_max_abs        the largest gradient there, for comparison
 """
 
 import copy

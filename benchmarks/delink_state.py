@@ -1,11 +1,11 @@
-"""How large are AdamW's steps after a delink, by the rule for its state? One JSON line.
+"""How large are AdamW's steps after a delink, for each rule for its state? One JSON line.
 
     python benchmarks/delink_state.py
 
-Twelve layers get Gaussian gradients with a given correlation between layers, 500 steps shared and 500
-delinked. Each list gives the size (root mean square) of the delinked layers' updates at the steps `at`, as a
-multiple of the size that they settle at: 1 means that the delink disturbs nothing. Gradients are constructed,
-so this isolates the optimizer: it says nothing about the loss.
+Twelve layers get Gaussian gradients with a given correlation between layers, for 500 steps shared and 500 delinked.
+Each list gives the size (root mean square) of the delinked layers' updates at the steps `at`, as a multiple of
+their final size. 1 means that the delink disturbs nothing. The gradients are constructed, so this shows only the
+behaviour of the optimizer. It says nothing about the loss.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Descriptions of the corpus's pictures that are composed of four annotations, and a part of train to tune on.
+"""Descriptions of the corpus's pictures, composed of four annotations, and a part of train to tune on.
 
     flat fluent drawing in brown, mammals: horse
 
-The style is the icon set's, the colour, the kind (subgroup) and the name are the corpus's own. A concept's `val`
-pictures are all of one family and its `train` pictures of the others, so no description of a `val` picture is that
-of a `train` picture: each of its parts is known, and they come together for the first time.
+The style is the name of the icon set. Colour, kind (subgroup) and name come from the corpus. All `val` pictures of
+a concept belong to one family, and its `train` pictures to the others. So no `val` picture has the description of a
+`train` picture: training knows each part of it, but not the combination.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,13 +1,13 @@
-"""How fast is this disk, raw? A loop of its own with direct I/O; one JSON line.
+"""How fast is this disk, raw? A separate loop with direct I/O; one JSON line.
 
     python benchmarks/disk.py --folder /mnt/nvme
     python benchmarks/disk.py --folder /mnt/nvme --block-mib 32 --threads 2 --read-share 0.53
 
-Shares no code with the engine that it is the measure for: each thread takes the next block of one file that
-was written in full before, and reads or overwrites it.
+It shares no code with the engine, because the engine is measured against it. A file is written in full first. Then
+each thread takes the next block of the file, and reads or overwrites it.
 
     read_gb_s, write_gb_s   10^9 bytes a second, only reading, only writing
-    mixed_gb_s              both at once, `read_share` of the bytes being read
+    mixed_gb_s              both at once; `read_share` of the bytes are read
     direct                  whether the file system took direct I/O; if not, the rates are the page cache's
 """
 

@@ -1,12 +1,13 @@
-"""Moments in 8 bits beside moments in fp32: the same small model, data and seed; one JSON line.
+"""Compares 8-bit moments with fp32 moments: the same small model, data and seed; one JSON line.
 
     python benchmarks/eight_bits.py --out benchmarks/results/eight_bits.json
 
-A language model of characters on the corpus poems is streamed for 300 steps with each optimizer: bf16 weights with
-fp32 masters, and a rate that falls to 0. Embedding and head are the frame; their moments are in 8 bits too.
+A language model of characters is streamed on the corpus poems, for 300 steps with each optimizer. It has bf16
+weights with fp32 masters, and a rate that falls to 0. Embedding and head are the frame; their moments are in 8 bits
+too.
 
     held_out_ratio   held-out loss after the last step, adamw8bit over adamw: the mean over seeds
-    largest_ratio    the seed whose ratio is furthest from 1
+    largest_ratio    the ratio of the seed that is furthest from 1
     courses          training losses of every thirtieth step, by seed and optimizer
 """
 

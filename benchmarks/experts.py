@@ -1,29 +1,29 @@
-"""Do experts pay at equal compute? Dense, top-1, top-2, 2 and 4 prototypes top-1, trained; one JSON line.
+"""Do experts pay at equal compute? Trains dense, top-1, top-2, 2 and 4 prototypes top-1; one JSON line.
 
     python benchmarks/experts.py --out benchmarks/results/experts.json
     python benchmarks/experts.py --steps 100 --seeds 0
 
 Trains `openm6/configs/experts-small.yaml` (text and images of the embedded corpus) with every seed in every arm.
-Compute is equal: a token goes through as many FFN columns in every arm (dense 512; k experts of 512 / k), and
-experts take no more than their even share of a step's tokens in training (capacity 1x), so k times more
-active experts never means more arithmetic. All mixtures hold as many expert parameters: 8 k experts of
-512 / k. The arms of a seed see the same batches with the same learning rate, which was tuned for none of
-them. Held-out losses are measured without drops. Finished runs are kept in `--work`: started again, the
-script only does what is missing.
+Compute is equal. A token goes through equally many FFN columns in every arm: dense 512, or k experts of 512 / k. In
+training, experts take no more than their even share of a step's tokens (capacity 1x). So k times more active
+experts never mean more arithmetic. All mixtures hold equally many expert parameters: 8 k experts of 512 / k. The
+arms of a seed see the same batches with the same learning rate, which was tuned for none of them. Held-out losses
+are measured without drops. Finished runs are kept in `--work`, so a script that is started again only does the
+rest.
 
-    held_out_loss            by arm: mean and standard deviation over seeds, and each seed's figure: weighted
-                             over tasks as in training, nats
+    held_out_loss            by arm: mean and standard deviation over seeds, and each seed's figure; in nats,
+                             weighted over tasks as in training
     held_out_tasks           by arm: each task's loss, mean over seeds
     minus_dense              by arm: difference of the losses on the same seed: mean, least, greatest
-    drop_rate                by arm: share of the assignments that found their expert full, over the run and
-                             in its last tenth, mean over seeds
-    seconds                  by arm: of a run, its evaluations included, mean over seeds
+    drop_rate                by arm: share of the assignments that found their expert full, over the run and in its
+                             last tenth, mean over seeds
+    seconds                  by arm: time of a run with its evaluations, mean over seeds
     parameters               by arm
-    grouped_over_loop_speed  `F.grouped_mm` against a loop over experts, forward and backward of the expert
-                             FFNs alone: median time of the loop over that of the grouped product, fp32. The
-                             loop splits weights and tokens once; it is what sizes that do not align run
-    grouped_over_indexing_loop_speed   against the loop that takes each expert as `up[e]`, whose backward
-                             pass writes a gradient of the size of all experts for every one of them
+    grouped_over_loop_speed  `F.grouped_mm` against a loop over experts, forward and backward of the expert FFNs
+                             alone: median time of the loop over that of the grouped product, fp32. The loop splits
+                             weights and tokens once; sizes that do not align use this loop
+    grouped_over_indexing_loop_speed   against the loop that takes each expert as `up[e]`. For every expert, its
+                             backward pass writes a gradient of the size of all experts
     ..._bf16                 the same in bf16, on a processor that has it
 """
 

@@ -1,22 +1,22 @@
-"""Which models of `transformers` does `openm6.giant.stream` train and run as they are in memory? One JSON line.
+"""Which models of `transformers` does `openm6.giant.stream` train and run as in memory? One JSON line.
 
     python benchmarks/families.py --out benchmarks/results/families.json    # every family, and models beyond them
     python benchmarks/families.py --only llama mixtral gemma3_text          # some of them
-    python benchmarks/families.py --kept outcomes.jsonl                     # goes on where it was stopped
+    python benchmarks/families.py --kept outcomes.jsonl                     # continues a run that was stopped
     python benchmarks/families.py --docs                                    # the table of the docs, from the result
 
-The families are all that AutoModelForCausalLM knows. Each is checked in a process of its own, as a random
-checkpoint of some 50,000 weights: `family_checks.py` says what is checked. A result has
+The families are all that AutoModelForCausalLM knows. Each is checked in its own process, as a random checkpoint of
+some 50,000 weights. `family_checks.py` describes the checks. A result has
 
 tried              families of which `transformers` itself runs a tiny model and opens it again
-ok                 of these, equal to memory in all four checks, bit for bit
-rounded            by family: a check that is equal but for the order of sums
-refused            by family: the sentence with which a check was refused
-wrong              by family: a check that gave another result without a word
+ok                 of these, the ones equal to memory in all four checks, bit for bit
+rounded            by family: a check that is equal except for the order of sums
+refused            by family: the message that refused a check
+wrong              by family: a check that gave another result without an error
 failed             by family: a check that ended in another exception, or took too long
-cannot_be_built    by family: why it was not tried
+cannot_be_built    by family: the reason why it was not tried
 table              by family: the outcome of each check
-beyond             the same for models that are no causal language models
+beyond             the same for models that are not causal language models
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What is checked of one model: streamed from its folder, all layers on disk, it computes what it does in memory.
+"""Checks one model: streamed from its folder, with all layers on disk, it computes the same as in memory.
 
-train      AdamW, a step on two padded micro-batches, a step on one: losses and weights as of a loop in memory
-save       what was trained opens in `transformers` with equal weights, and none missing or left over
-logits     of eight greedy tokens with the cache, for a padded batch, equal those of the model in memory
-generate   the tokens themselves
+train      AdamW, a step on two padded micro-batches, a step on one: losses and weights equal a loop in memory
+save       `transformers` opens the trained model with equal weights, and none missing or left over
+logits     the logits of eight greedy tokens with the cache, for a padded batch, equal those of the model in memory
+generate   the tokens themselves are equal
 
-Each is "ok" (fp32, equal bit for bit), "rounding: ..." (equal but for `ROUNDING`: sums in another order),
+Each outcome is "ok" (fp32, equal bit for bit), "rounding: ..." (equal within `ROUNDING`: sums in another order),
 "difference: ..." (the largest), "refused: ..." (a ValueError of OpenM6), "error: ..." (any other exception, with
-its place), "timeout", or "-" where the model in memory cannot do it either.
+its place), "timeout", or "-" if the model in memory cannot do it either.
 """
 
 from __future__ import annotations

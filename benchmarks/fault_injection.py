@@ -1,4 +1,4 @@
-"""Files that are damaged and disks that fail under a run of the real engine: is it noticed? For `faults.py`.
+"""Damages files and makes disks fail under a run of the real engine: does it notice? For `faults.py`.
 
 Each generator yields a `Finding`: (kind, None) if a fault was noticed or did no harm, else (kind, reason).
 """

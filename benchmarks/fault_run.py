@@ -1,7 +1,7 @@
-"""The run that `faults.py` kills: a small giant of the real engine, and a digest of everything it keeps.
+"""The run that `faults.py` kills: a small giant of the real engine, and a digest of everything that it keeps.
 
-It has all that a run can have: experts, layers that share slots until step `DELINK` and part then, every kind
-of placement, both optimizers (one of them with stochastic rounding to bf16), a commit after every step.
+It uses every feature of a run: experts, layers that share slots until step `DELINK`, every kind of placement, both
+optimizers (one of them with stochastic rounding to bf16), and a commit after every step.
 """
 
 import multiprocessing

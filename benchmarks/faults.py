@@ -1,4 +1,4 @@
-"""Runs that are killed, and disks that fail; one JSON line.
+"""Kills runs and makes disks fail; one JSON line.
 
     python benchmarks/faults.py --disk /mnt/nvme --out benchmarks/results/faults.json
 
@@ -6,12 +6,12 @@ A small giant (`fault_run.py`: experts, delinking, parts on disk and in memory, 
 commit after every step.
 
     kills       SIGKILLs at random moments: while parts are created, in steps, at the delink, in commits
-    lost        kills after which the folder did not hold, bit for bit, what an unbroken run had after that
-                step, or an older step than the last commit that the run had told of; and runs that, taken up
-                after all their kills, did not end as the unbroken one
-    injected    faults by kind: flipped bits, truncated, missing, swapped and outdated files, writes that are
-                cut short in silence, full and failing disks
-    undetected  of these, the ones after which a run went on with wrong bytes, or lost its last commit
+    lost        kills that left a wrong folder: it did not hold, bit for bit, the state of an unbroken run after its
+                step, or the step was older than the last commit that the run had reported. Also runs that were
+                resumed after all their kills and did not end like the unbroken run
+    injected    faults by kind: flipped bits, truncated, missing, swapped and outdated files, writes that are cut
+                short silently, full and failing disks
+    undetected  of these, the faults after which a run continued with wrong bytes, or lost its last commit
 """
 
 import argparse

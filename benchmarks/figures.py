@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/benchmarks.md: the result that each comes from, and its name in plain words."""
+"""The figures of README.md and docs/benchmarks.md: the result file of each, and its name in plain words."""
 
 from __future__ import annotations
 

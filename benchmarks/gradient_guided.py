@@ -1,14 +1,14 @@
-"""Gradient-guided decoding (ZeroCap, 2111.14447): what MAGIC is compared with, on the same two models.
+"""Gradient-guided decoding (ZeroCap, 2111.14447), for comparison with MAGIC on the same two models.
 
-At every word a shift of the language model's key-value cache is learned by gradient descent, until the
-likeliest words are those whose texts fit the picture; then the word is chosen, and the shift is forgotten:
+For every word, gradient descent learns a shift of the language model's key-value cache, until the likeliest words
+are those whose texts fit the picture. Then the word is chosen, and the shift is forgotten:
 
     loss = CE(softmax of the image logits of the 512 likeliest words, p) + 0.2 KL(p || p before the shift)
 
-Five steps of gradient descent a word, five beams, gradients normalised for each tensor, as in the authors' code
-(and like there, texts are encoded anew in every step). Left out are its factors for end tokens and its list of
-forbidden ones, which are about GPT-2's vocabulary. As our prompt is a single token, the shift also moves that
-token's own keys and values; the authors' prompt is "Image of a", and they move all but the last.
+As in the authors' code, there are five steps of gradient descent a word, five beams, and gradients normalised for
+each tensor, and texts are encoded again in every step. Its factors for end tokens and its list of forbidden tokens
+are left out, because they belong to GPT-2's vocabulary. Our prompt is a single token, so the shift also moves the
+keys and values of this token. The authors' prompt is "Image of a", and they move all but the last token.
 
 Legend: W beams, K key-value heads, S positions so far, C head size, V text tokens, N likeliest words.
 """

@@ -1,16 +1,16 @@
-"""One GPU's share of M6-10T trained here, 19.6 billion parameters: the run, and its figures; one JSON line.
+"""Trains one GPU's share of M6-10T on this machine, 19.6 billion parameters; one JSON line.
 
     python benchmarks/headline.py --disk /mnt/nvme --run runs/m6-10t-shard \\
         --out benchmarks/results/headline.json --log benchmarks/results/m6-10t-shard.jsonl
 
-Runs `openm6 train m6-10t-shard memory.host=12GiB memory.disk=DISK -o RUN` in a process of its own, unless RUN
-holds a finished one. It takes 40 GB of disk, given back at the end, and about half an hour on two cores.
+Runs `openm6 train m6-10t-shard memory.host=12GiB memory.disk=DISK -o RUN` in its own process, unless RUN holds a
+finished run. It takes 40 GB of disk, which are free again at the end, and about half an hour on two cores.
 
     peak_over_budget    peak resident memory of the process, by the operating system, over the budget
-    held_out_loss       [step, loss] at every evaluation, weighted over tasks as in training; fell says by how much
-                        from the first to the last
-    stages              of Pseudo and Real Giant: steps, median seconds a step, share of the time that it waited for
-                        the disk, bytes read and written a step (medians)
+    held_out_loss       [step, loss] at every evaluation, weighted over tasks as in training; `fell` is the
+                        difference of the first and the last
+    stages              for the Pseudo and the Real Giant: steps, median seconds a step, share of the time that it
+                        waited for the disk, bytes read and written a step (medians)
     real_seconds_a_step of the Real Giant, median
     total_written_bytes by the run to the disk
 """

@@ -1,24 +1,25 @@
-"""Qwen3 models of 4 and 8 billion parameters on a small machine: one fine-tuned whole, one generating.
+"""Qwen3 models of 4 and 8 billion parameters on a small machine: full fine-tuning of one, generating with the
+other.
 
     python benchmarks/hugging_face.py --disk /mnt/nvme --out benchmarks/results/hugging_face.json
 
-One JSON line. The checkpoints have the shapes of Qwen3-4B and Qwen3-8B and random weights in bf16, made a
-module at a time, so that no model is ever in memory. Each side runs in a process of its own, by
+One JSON line. The checkpoints have the shapes of Qwen3-4B and Qwen3-8B and random weights in bf16. They are made
+one module at a time, so no model is ever in memory as a whole. Each side runs in its own process, by
 `openm6.giant.stream(folder)`:
 
-    train      full fine-tuning (every parameter; Adafactor, bf16 weights with stochastic rounding) on one
-               batch, again and again, within 6 GiB; each step is committed
+    train      full fine-tuning (every parameter; Adafactor, bf16 weights with stochastic rounding) on one repeated
+               batch, within 6 GiB; each step is committed
     generate   greedy decoding with the key-value cache, within 4 GiB
 
     peak_over_budget    peak resident memory of the process, by the operating system, over the budget
-    losses              of the training steps: those of one repeated batch fall
+    losses              of the training steps; with one repeated batch they fall
     seconds_a_step      median of the steps after the first
     seconds_a_token     likewise; a token reads all weights that are not resident
-    bytes_read/written  from and to the store, all steps (with their commits) or tokens
-    wait_share          of the time, that compute waited for the disk
+    bytes_read/written  from and to the store, for all steps (with their commits) or all tokens
+    wait_share          share of the time that compute waited for the disk
 
-It takes about 33 GB of free disk, checked first and given back; the two sides take turns. `--shape tiny` runs
-the same code on a small model.
+It needs about 33 GB of free disk, which it checks first and gives back. The two sides take turns. `--shape tiny`
+runs the same code on a small model.
 """
 
 import argparse

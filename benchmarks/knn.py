@@ -1,7 +1,7 @@
 """Nearest neighbours on pixels and on EfficientNet-Lite0 features: the baselines, and the judge of drawings.
 
-Shapes: N images, G gallery images, D features, H and W pixels.
-The features come from a network trained on ImageNet photographs (extra `[photo]`) that never saw this corpus.
+Shapes: N images, G gallery images, D features, H and W pixels. The features come from a network trained on ImageNet
+photographs (extra `[photo]`) that never saw this corpus.
 """
 
 import contextlib

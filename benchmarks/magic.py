@@ -1,29 +1,30 @@
-"""MAGIC beside contrastive search, retrieval and gradient guidance on pictures of `val`; one JSON line.
+"""Compares MAGIC with contrastive search, retrieval and gradient guidance on pictures of `val`; one JSON line.
 
     python benchmarks/magic.py --out benchmarks/results/magic.json
     python benchmarks/magic.py --limit 20 --gradient-captions 1                 # a look, not a result
 
-Captions are descriptions such as "flat fluent drawing in brown, mammals: horse" (benchmarks/descriptions.py). Every
-part of a `val` picture's description is known from `train`, but no text of `train` has them together, as no caption
-of COCO's test pictures is one of its training captions. Two models, trained here and kept in `--work`: the teller
-(recipe `tell`) has read the descriptions of the training pictures and seen no picture; the guide is the
-shipped model trained on (recipe `match-begun`) to match those pictures with their descriptions, whole, begun,
-and gone astray. All methods use the same guide and the same texts. MAGIC's settings are those of `TRIED` that do
-best on pictures taken out of `train`, which neither of the two has been trained on (the shipped model had been).
+Captions are descriptions such as "flat fluent drawing in brown, mammals: horse" (benchmarks/descriptions.py).
+`train` knows every part of a `val` picture's description, but no text of `train` combines them, just as no caption
+of COCO's test pictures is one of its training captions. Two models are trained here and kept in `--work`. The
+teller (recipe `tell`) has read the descriptions of the training pictures and seen no picture. The guide (recipe
+`match-begun`) is the shipped model, trained on to match those pictures with their descriptions: whole, begun, and
+with a wrong word. All methods use the same guide and the same texts. MAGIC uses the settings of `TRIED` that do
+best on pictures taken out of `train`. Neither of the two models was trained on these pictures (but the shipped
+model was).
 
     cider_magic         mean CIDEr-D of MAGIC's captions, one description a reference
-    cider_magic_paper   the same with the best of `PAPER`: one text, every one of the k likeliest a candidate
-    cider_contrastive   of contrastive search, MAGIC without the picture: one caption for all
-    cider_retrieval     of the text that the guide likes best of all that the teller has read
-    cider_gradient      of gradient guidance, and `cider_magic_same` of MAGIC on the same few pictures; which words
-                        are rare, all of the pictures tell
+    cider_magic_paper   the same with the best of `PAPER`: one text, all of the k likeliest are candidates
+    cider_contrastive   of contrastive search, which is MAGIC without the picture: one caption for all
+    cider_retrieval     of the text that the guide likes best, among all texts that the teller has read
+    cider_gradient      of gradient guidance, and `cider_magic_same` of MAGIC on the same few pictures; all pictures
+                        together decide which words are rare
     scores              CIDEr with its 95 % interval (whole concepts resampled), BLEU-1 and -4, ROUGE-L, the share
-                        of exact captions and of those whose style, colour, kind or name is right
+                        of exact captions, and the shares with the right style, colour, kind or name
     magic_minus_retrieval  mean difference of CIDEr with its interval, picture by picture
     within_k            how often the right next token is among the teller's k likeliest
-    tuning              CIDEr on the pictures taken out of `train` with each setting tried, and retrieval
+    tuning              CIDEr on the pictures taken out of `train`, for each setting tried and for retrieval
     withheld            the same methods when no text that teller and retrieval know has the name of a `val` picture
-    seconds             a caption, one picture at a time; of MAGIC and of gradient guidance on the same pictures
+    seconds             per caption, one picture at a time; of MAGIC and of gradient guidance on the same pictures
     texts_read_gradient texts that the guide reads for a caption of gradient guidance
     speedup             the ratio of the seconds
     speedup_remembering the same when gradient guidance encodes no text of a picture twice

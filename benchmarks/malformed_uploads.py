@@ -1,8 +1,8 @@
-"""Uploads that no honest client sends: for the service's benchmark and its tests.
+"""Uploads that no honest client sends, for the service's benchmark and its tests.
 
 `malformed(n)` gives the same `n` requests every time: truncated pictures, pictures that would fill the memory,
 files of other kinds under a picture's name, names and values that are paths, broken forms, values out of range,
-bodies too large. Each of them is a mistake of the sender, so a service has to answer each with 4xx.
+bodies that are too large. Each of them is a mistake of the sender, so a service must answer each with 4xx.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the quality figures are made of: exact match, its interval, signal to noise, the form of a poem."""
+"""Measures behind the quality figures: exact match and its interval, signal to noise, the form of a poem."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Character n-grams with interpolated modified Kneser-Ney smoothing: what a poem model has to beat.
+"""Character n-grams with interpolated modified Kneser-Ney smoothing: the baseline for poem models.
 
 Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling" (TR-10-98, 1998):
 
@@ -6,13 +6,13 @@ Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Model
     gamma(h)   = (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h)                       so that p_k sums to one
     D_i        = i - (i + 1) * Y * n_{i+1} / n_i,   Y = n1 / (n1 + 2 n2)        one set for each order k
 
-c is the count in the highest order and, below it, the number of different symbols seen before the n-gram;
-n-grams that open a text keep their count at every order, since nothing can stand before them (as in KenLM).
-Below the unigrams lies the uniform distribution over the vocabulary.
+In the highest order c is the count. Below it, c is the number of different symbols seen before the n-gram. N-grams
+at the beginning of a text keep their count at every order, since nothing can stand before them (as in KenLM). Below
+the unigrams lies the uniform distribution over the vocabulary.
 
-Every text is preceded by one start symbol (a context, never predicted) and followed by one end symbol, which
-is an event like any other. All characters that training never saw are one symbol, <unk>: whoever has to tell
-them apart pays more, so the perplexity given here is on the low side, never too high.
+Every text has one start symbol before it (a context, never predicted) and one end symbol after it, which is
+predicted like any other symbol. All characters that training never saw are one symbol, <unk>. A model that must
+distinguish them has a higher perplexity, so the figure given here is on the low side, never too high.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """OpenM6's side of `versus_deepspeed.py`: the same model, streamed from the same kind of folder.
 
-Started by that script with its job as JSON. Prints one JSON line a step, then one with sizes.
+`versus_deepspeed.py` starts this script with its job as JSON. It prints one JSON line per step, then one with
+sizes.
 """
 
 import json

@@ -1,25 +1,25 @@
-"""Several processes against one: equal losses, what they send each other, going on, being killed; one JSON line.
+"""Compares several processes with one: losses, traffic, resuming and kills; one JSON line.
 
     python benchmarks/parallel.py --out benchmarks/results/parallel.json
 
-Small M6s on random text and pictures (`tests/tiny.py`'s every task), fp32, 20 steps, delinked behind the tenth;
-processes on this machine, gloo over the loopback.
+Small M6s train on random text and pictures (`tests/tiny.py`'s every task), in fp32, for 20 steps, with a delink
+after the tenth. The processes are on this machine, with gloo over the loopback.
 
-    max_loss_diff         largest difference of any task's training loss at any step between one process and 2
-                          or 4: dense and with experts (capacity 1, so tokens are dropped), shared and delinked
-    max_loss_diff_<kind>  the same, of one kind; by_task_<kind>: of each task
-    max_total_diff        the same of their weighted sum, about ten times as large a number
-    comm_ratio            bytes that a rank receives a step as Real Giant over those as Pseudo Giant, counted by
-                          the kernel (TCP_INFO of every socket), on `comm_ranks` ranks, `comm_layers` layers
+    max_loss_diff         largest difference of any task's training loss at any step between one process and 2 or 4:
+                          dense and with experts (capacity 1, so tokens are dropped), shared and delinked
+    max_loss_diff_<kind>  the same for one kind; by_task_<kind>: for each task
+    max_total_diff        the same for their weighted sum, about ten times as large a number
+    comm_ratio            bytes that a rank receives a step as Real Giant over those as Pseudo Giant, counted by the
+                          kernel (TCP_INFO of every socket), on `comm_ranks` ranks, `comm_layers` layers
     comm_ratio_theory     the same by counting: an all-reduce of G bytes moves 2 (N-1)/N G through a rank, an
                           all-gather or reduce-scatter (N-1)/N G. Pseudo: one all-reduce of slot and frame. Real:
-                          each slot gathered twice and reduce-scattered once, the frame all-reduced: 1.5 times
-                          the layers if the frame is small. (gloo's reduce-scatter is an all-reduce of which each
-                          rank keeps a part, so over it a step moves four thirds of that)
+                          each slot gathered twice and reduce-scattered once, the frame all-reduced: 1.5 times the
+                          layers if the frame is small. (gloo's reduce-scatter is an all-reduce of which each rank
+                          keeps a part, so with gloo a step moves four thirds of that)
     comm_bytes            {stage: bytes a step and rank, measured}; comm_bytes_theory
-    resume_max_loss_diff  a run on 4, stopped and gone on with on 2 and then on 1, against one process
-    killed                SIGKILLs of a rank in mid-step under torchrun --max-restarts
-    killed_lost           of these runs, those that did not end bit for bit as the unbroken one
+    resume_max_loss_diff  a run on 4 ranks, stopped and resumed on 2 and then on 1, against one process
+    killed                SIGKILLs of a rank in the middle of a step under torchrun --max-restarts
+    killed_lost           of these runs, those that did not end bit for bit like the unbroken run
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Does the stack compute what `transformers` computes? Random checkpoints, fp32; one JSON line.
+"""Does the stack compute the same as `transformers`? Random checkpoints, fp32; one JSON line.
 
 python benchmarks/parity.py
 python benchmarks/parity.py --out benchmarks/results/parity.json
 
-qwen3_max_abs_diff     largest difference of any logit between `transformers` and the stack, over several
-qwen2_max_abs_diff     shapes, each saved by `transformers` as a folder and opened by `load_hf`
+qwen3_max_abs_diff     largest difference of any logit between `transformers` and the stack, over several shapes,
+qwen2_max_abs_diff     each saved by `transformers` as a folder and opened by `load_hf`
 llama_max_abs_diff
 export_max_abs_diff    the same for stacks written by `export_hf` and opened by `transformers`
-logits_max_abs         the largest logit of all these models, to compare the differences with
+logits_max_abs         the largest logit of all these models, for comparison
 resnet_max_abs_diff    largest difference of a feature map between `transformers`' ResNet and the backbone
 """
 

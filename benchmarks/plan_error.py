@@ -3,19 +3,19 @@
     python benchmarks/plan_error.py --disk /mnt/nvme --out benchmarks/results/plan_error.json
     python benchmarks/plan_error.py --disk /mnt/nvme --runs dense-memory experts-disk-adamw
 
-First this machine is probed into a profile (`openm6 plan --probe`), then for each run the commands of a user
-are given: `openm6 plan RECIPE --on PROFILE --rehearse --json`, and then `openm6 train RECIPE`, each in a process
-of its own. Half of a run's steps are those of a Pseudo Giant, half of a Real Giant: that makes two stages of each.
+First a probe measures this machine into a profile (`openm6 plan --probe`). Then, for each run, two commands of a
+user run in separate processes: `openm6 plan RECIPE --on PROFILE --rehearse --json` and `openm6 train RECIPE`. Half
+of a run's steps are those of a Pseudo Giant, half those of a Real Giant. So each run has two stages.
 
     median_error, worst_error   of a stage's step time: |planned / measured - 1|; measured is the median of the
                                 stage's steps after its first two
     median_error_by_rates, worst_error_by_rates
-                                the same of plans by the profile alone, without a rehearsal
-    memory_violations           runs whose peak memory (the operating system's, whole process) passed what the plan
-                                said of either stage
-    stages                      by run and stage: planned and measured seconds, what the plan by rates alone was
-                                multiplied with, the planned seconds by kind of work, and what the run says of
-                                waiting for the disk
+                                the same for plans from the profile alone, without a rehearsal
+    memory_violations           runs whose peak memory (the operating system's, whole process) exceeded the plan
+                                of both stages
+    stages                      by run and stage: planned and measured seconds, the factor by which the rehearsal
+                                changed the plan from rates alone, the planned seconds by kind of work, and the
+                                run's own figure of waiting for the disk
     memory                      by run: planned and measured peak bytes
     probe                       the profile
 """

@@ -1,6 +1,6 @@
 """Does Pseudo-to-Real pay where the Real Giant does not fit? The same budget and time, spent in two ways.
 
-    python benchmarks/pseudo_to_real_giant.py --disk /mnt/nvme --minutes 15 --tune 3 \
+    python benchmarks/pseudo_to_real_giant.py --disk /mnt/nvme --minutes 15 --tune 3 \\
         --out benchmarks/results/pseudo_to_real_giant.json --plot docs/images/pseudo-to-real-giant.svg
 
 Trains `openm6/configs/pseudo-to-real-giant.yaml` (2.4 billion parameters in experts, text and pictures of the
@@ -9,17 +9,17 @@ embedded corpus, AdamW, fp32) for `--minutes` in two arms, both within `memory.h
     real    a Real Giant from the first step, streamed
     p2r     a Pseudo Giant, which stays in memory; delinked after `--pseudo-share` of the time, then streamed
 
-`--tune M` first chooses, for each arm, the learning rate and then the micro-batches of a step (of p2r, of a
-Pseudo step; its Real steps have those of the other arm), in runs of M minutes on another seed. The clock is
-that of training: held-out evaluations stop it, the delink does not. Every run is a process of its own, so
-that its peak memory is its own. Finished runs are kept in `--runs`: started again, the script only does what
-is missing.
+With `--tune M`, runs of M minutes on another seed first choose for each arm the learning rate, and then the
+micro-batches of a step. (For p2r they choose those of a Pseudo step; its Real steps use those of the other arm.)
+The clock counts training: it stops for held-out evaluations, but not for the delink. Every run is a separate
+process, so its peak memory is its own. Finished runs are kept in `--runs`, so a script that is started again only
+does the rest.
 
-    time_to_loss_speedup  time of `real` over the time after which `p2r` reaches the held-out loss at which
-                          `real` ends; null if it does not reach it
+    time_to_loss_speedup  time of `real` over the time after which `p2r` reaches the final held-out loss of `real`;
+                          null if it does not reach it
     tokens_to_loss_ratio  the same in tokens
     <arm>_loss            held-out loss at the end, weighted over tasks as in training
-    <arm>_lr, <arm>_micro_batches, p2r_pseudo_micro_batches   `tuned` says whether they were chosen by --tune
+    <arm>_lr, <arm>_micro_batches, p2r_pseudo_micro_batches   `tuned` says whether --tune chose them
     <arm>_peak_over_budget peak resident memory of the process over the budget
     <arm>_read_gb, <arm>_written_gb, <arm>_steps, <arm>_tokens
     <arm>_curve           [seconds, tokens, step, held-out loss, stage] at every evaluation

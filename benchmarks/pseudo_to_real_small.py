@@ -1,14 +1,14 @@
 """Does Pseudo-to-Real pay at equal tokens where everything fits in memory? A JSON line, a table, a plot.
 
     python benchmarks/pseudo_to_real_small.py --tune
-    python benchmarks/pseudo_to_real_small.py --plot docs/images/pseudo-to-real-small.svg \
+    python benchmarks/pseudo_to_real_small.py --plot docs/images/pseudo-to-real-small.svg \\
         --page docs/pseudo-to-real.md --out benchmarks/results/pseudo_to_real_small.json
 
-Trains recipe `pseudo-to-real-small` with every seed in three arms: layers never share; all layers share
-one slot and are delinked after 10 % of the steps; after 30 %. The arms of a seed see the same batches, start
-from the same first layer and have the same schedule. With `--tune`, short runs on one further seed first
-choose each arm's learning rate. Every run is a process of its own, so that its peak memory is its own.
-Finished runs are kept in `--runs`: started again, the script only does what is missing.
+Trains recipe `pseudo-to-real-small` with every seed in three arms: layers never share; all layers share one slot
+and are delinked after 10 % of the steps; after 30 %. The arms of a seed see the same batches, start from the same
+first layer and have the same schedule. With `--tune`, short runs on one further seed first choose each arm's
+learning rate. Every run is a separate process, so its peak memory is its own. Finished runs are kept in `--runs`,
+so a script that is started again only does the rest.
 
     tokens            of one run, mean over seeds
 
@@ -16,10 +16,10 @@ Finished runs are kept in `--runs`: started again, the script only does what is 
                       chance in runs of this size; mean over seeds
     <arm>_loss_seeds  the same, by seed
     <arm>_tasks       held-out loss of each task, mean over seeds
-    <arm>_seconds     wall-clock time of the run, its evaluations included, mean over seeds
+    <arm>_seconds     wall-clock time of the run with its evaluations, mean over seeds
     <arm>_peak_bytes  peak resident memory of the process, mean over seeds
     <arm>_state_bytes weights, gradients and AdamW moments: [as Pseudo Giant, as Real Giant]
-    <arm>_lr          learning rate; `lr_tuned` says whether it was chosen by --tune
+    <arm>_lr          learning rate; `lr_tuned` says whether --tune chose it
     delink_*_minus_never  difference of the losses on the same seed: [mean, least, greatest]
 """
 

@@ -1,15 +1,15 @@
-"""How well the model captions, answers, matches, draws and writes on what it has not seen: one JSON line.
+"""How well does the model caption, answer, match, draw and write on unseen data? One JSON line.
 
     python benchmarks/quality.py                                  # everything, the shipped model
     python benchmarks/quality.py --parts caption,ask --model runs/m6-small
     python benchmarks/quality.py --cache runs/cache --out benchmarks/results/quality.json
 
-Pictures: `val` holds unseen renditions of concepts that training has, `concept_val` concepts that it
-has not; figures of the latter begin with `concept_val_`. Poems: `val`. The model answers through
-`openm6.load()` alone.
+Pictures: `val` holds unseen renditions of concepts that training has. `concept_val` holds concepts that training
+does not have; their figures begin with `concept_val_`. Poems: `val`. The model answers only through
+`openm6.load()`.
 
-Parts can run one by one: with `--out`, a part's figures replace its earlier ones in that file and the other
-parts' stay, as long as they came from the same corpus and the same model.
+Parts can run one by one. With `--out`, the figures of a part replace its earlier figures in that file. Those of
+other parts stay, as long as they came from the same corpus and the same model.
 
     knn        knn_efficientnet, knn_pixels, real_recall10: needs no model. EfficientNet-Lite0 reads about 50
                pictures a second on one core, so the whole corpus takes minutes; `--cache` keeps its features

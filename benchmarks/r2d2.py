@@ -1,29 +1,30 @@
-"""What ranking adds to pre-ranking, and what each part of R2D2 adds to both: one JSON line.
+"""How much does ranking add to pre-ranking, and each part of R2D2 to both? One JSON line.
 
     python benchmarks/r2d2.py --out benchmarks/results/r2d2.json
     python benchmarks/r2d2.py --seeds 1 --ablation-seeds       # one run of the recipe, no ablation
 
-Trains recipe `r2d2-emoji`, then, shorter, the recipe and the recipe without one part each, and measures
-them on `val`: unseen renditions of concepts that training has. Pictures look for their name among the names of
-all concepts of the corpus, and names for their pictures among val's, in English and in Chinese (what has the same
-name belongs to it). Ranking judges each query's 32 best. Mean recall is the mean of R@1, R@5 and R@10 in both
-directions and both languages. Finished runs are kept in `--work`: started again, the script goes on where it was.
+Trains recipe `r2d2-emoji`. Then, for fewer steps, it trains the recipe again and the recipe without one part each.
+It measures all of them on `val`: unseen renditions of concepts that training has. Pictures are queries for their
+name among the names of all concepts of the corpus, and names are queries for their pictures among val's, in English
+and in Chinese. (Things with the same name count as the same.) Ranking judges each query's 32 best. Mean recall is
+the mean of R@1, R@5 and R@10 in both directions and both languages. Finished runs are kept in `--work`, so a script
+that is started again only does the rest.
 
     prerank_mean_recall, rank_mean_recall   by the recipe, mean over `seeds`
     rank_gain               their difference: mean, least, greatest
     prerank, rank           the recalls behind them, mean over seeds, by language and direction
-    rank_encoders, rank_captions   mean recall when the cross encoders, or the model's captions, judge alone
-    rank_text_image, rank_image_text   when one of the two cross encoders does
-    shipped_mean_recall, shipped_rank_mean_recall   of the shipped model, where the recipe begins: it ranks by its
-                            captions alone
-    pictures, texts         how many pictures, and English names that they look among
-    ablation                by what is left out, runs of `ablation_steps` steps over `ablation_seeds` that train the
-                            upper two layers too, so that every part has something to act on: mean recalls
-                            by pre-ranking and by the cross encoders alone, one a seed, and minus_full, how much
-                            each differs from that of `full` at the same seed: mean, least, greatest. All arms see
-                            the same batches
-    seconds                 of training a run of the recipe, mean over seeds, on cores that did other work too;
-                            of one that was gone on with, since then
+    rank_encoders, rank_captions   mean recall when only the cross encoders, or only the model's captions, judge
+    rank_text_image, rank_image_text   when only one of the two cross encoders judges
+    shipped_mean_recall, shipped_rank_mean_recall   of the shipped model, with which the recipe begins; it ranks by
+                            its captions alone
+    pictures, texts         numbers of pictures, and of English names that they search
+    ablation                by the part that is left out: runs of `ablation_steps` steps over `ablation_seeds` that
+                            train the upper two layers too, so that every part has an effect. Mean recalls by
+                            pre-ranking and by the cross encoders alone, one a seed, and minus_full, the
+                            difference from `full` at the same seed: mean, least, greatest. All arms see the same
+                            batches
+    seconds                 time to train a run of the recipe, mean over seeds, on cores that did other work too;
+                            for a resumed run, the time since then
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Fill the tables of figures in README.md and docs/benchmarks.md from `benchmarks/results/*.json`, or check them.
+"""Fills the tables of figures in README.md and docs/benchmarks.md from `benchmarks/results/*.json`, or checks them.
 
     python benchmarks/readme_table.py           # rewrite the tables between the markers
-    python benchmarks/readme_table.py --check   # exit 1 and say which document differs
+    python benchmarks/readme_table.py --check   # exit 1 and name the documents that differ
 
-A result file holds the one JSON object that a benchmark printed: `benchmark` (its name), `command`, `machine`
-and its figures, all at the top level. Needs the standard library alone.
+A result file holds the JSON object that a benchmark printed: `benchmark` (its name), `command`, `machine` and its
+figures, all at the top level. This script needs only the standard library.
 """
 
 from __future__ import annotations

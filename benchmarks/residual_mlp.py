@@ -1,6 +1,6 @@
-"""What both sides of `versus_deepspeed.py` share: the toy model, its weights and data, and what is measured.
+"""Shared by both sides of `versus_deepspeed.py`: the toy model, its weights and data, and the measurements.
 
-Needs torch and NumPy alone, so that the environment of the peer can import it. Weights come from NumPy's
+It needs only torch and NumPy, so that the environment of DeepSpeed can import it. Weights come from NumPy's
 generator, because `deepspeed.zero.Init` replaces torch's tensor constructors while a model is built.
 
     B rows   T positions   D width

@@ -2,11 +2,11 @@
 
     python benchmarks/search_scale.py --disk PATH --out benchmarks/results/search_scale.json
 
-The items are vectors of 128 dimensions, as the shipped M6 makes them (`catalogue_vectors.py` tells how so many are
-made), with a category and a price. The queries are further ones. The engine is LanceDB, used as `openm6.search`
-uses it: `exact` compares the query with every vector; `two_rounds` compares its binary code with every code
-(Hamming), then takes the vectors of the nearest few hundred and ranks them exactly. Both run by turns, query by
-query, so that what else happens on the machine meets both. Pages are warm: every arm answers some queries before it
+The items are vectors of 128 dimensions, like those of the shipped M6 (`catalogue_vectors.py` explains how they are
+made), with a category and a price. The queries are further such vectors. The engine is LanceDB, used as
+`openm6.search` uses it. `exact` compares the query with every vector. `two_rounds` compares its binary code with
+every code (Hamming), then takes the vectors of the nearest few hundred and ranks them exactly. The two take turns,
+query by query, so other work on the machine affects both. Pages are warm: every arm answers some queries before it
 is timed.
 
     recall10_of_exact   at the largest size: the share of exact search's first 10 that two rounds find
@@ -17,14 +17,14 @@ is timed.
         p50_ms, p95_ms      a query, one at a time
         qps                 queries a second by as many threads as there are cores
         recall10            of exact search's first 10
-        build_s             writing the items; for an index beside them, building that
+        build_s             time to write the items; for an index beside them, time to build the index
       arms: exact, two_rounds, exact_filtered, two_rounds_filtered; answer (through `Index.nearest`, with the items'
-      attributes: what a user waits for, without the encoder); lancedb_rq (LanceDB's own IVF with RaBitQ codes and
-      re-rank, whose answer depends on how items are spread over shards); faiss_flat (exact), faiss_codes (the same
+      attributes: a user's waiting time, without the encoder); lancedb_rq (LanceDB's own IVF with RaBitQ codes and
+      re-rank, whose answer depends on the spread of items over shards); faiss_flat (exact), faiss_codes (the same
       codes, IndexBinaryFlat, same re-rank), faiss_hnsw, usearch_hnsw: indices in memory, without attributes or
       filters
     dimension_real, dimension_items
-                        intrinsic dimension of the real embeddings, of the largest set of items
+                        intrinsic dimension of the real embeddings, and of the largest set of items
 """
 
 from __future__ import annotations

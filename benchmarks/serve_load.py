@@ -1,30 +1,29 @@
-"""The HTTP service under load: many clients, malformed uploads, and what batching gains.
+"""The HTTP service under load: many clients, malformed uploads, and the gain from batching.
 
     python benchmarks/serve_load.py --out benchmarks/results/serve_load.json
     python benchmarks/serve_load.py --seconds 5 --gain-seconds 5 --malformed 100      # a short look
 
-`openm6 serve` runs as it is shipped, in a process of its own, with the shipped model and the embedded catalogue;
-the clients are this process, on the same machine.
+`openm6 serve` runs with its default settings in a separate process, with the shipped model and the embedded
+catalogue. This process plays the clients, on the same machine.
 
-Load: `clients` at a time, each with one request after the other for `seconds`, no pause between: a search by
-words (30 %), by a picture (25 %), a caption (20 %), a question (15 %), a poem read as it is written (8 %), a
-drawing (2 %).
-  errors         answers that are no 200, or no answer within two minutes. A 503 counts too: the queue of the
-                 service as it is shipped (512) is longer than all clients together, so none should be sent away.
+Load: `clients` clients send one request after the other for `seconds`, without a pause: a search by words (30 %),
+by a picture (25 %), a caption (20 %), a question (15 %), a poem that is streamed (8 %), a drawing (2 %).
+  errors         answers other than 200, or no answer within two minutes. A 503 counts too: the default queue of the
+                 service (512) is longer than all clients together, so it should send none away.
   answers, answers_per_second
   tasks          for each: answers, and the median and 95th percentile of the seconds to the whole answer
   memory_mib     resident memory of the service: when it was ready, its highest in the first half of the time, and
-                 its highest after that; memory_growth is the last over the second: 1 when nothing is piled up
+                 its highest after that; memory_growth is the last over the second: 1 when nothing piles up
 
 Malformed: `malformed` uploads (benchmarks/malformed_uploads.py), 16 at a time.
   malformed_not_4xx   answers that are not 4xx, or no answer; malformed_wrong names the first ten of them
   alive               whether the service captions a good picture after them
 
-Gain: 16 clients ask for captions for `gain_seconds`, of the service as it is shipped and of one that computes one
-request at a time (--batch 1), in turn, three times each.
+Gain: 16 clients ask for captions for `gain_seconds`, of the service with its default settings and of one that
+computes one request at a time (--batch 1), in turn, three times each.
   batching_gain       the ratio of the medians of captions a second
   batching_gains      the same for questions, searches by a picture, and poems, measured once each
-  mean_batch          requests that were computed together, of the captions
+  mean_batch          requests that were computed together, for captions
 """
 
 from __future__ import annotations

@@ -3,21 +3,21 @@
     python benchmarks/step.py                                   # openm6/configs/m6-small.yaml, some minutes
     python benchmarks/step.py --rounds 20 --out benchmarks/results/step.json
 
-One process, rounds in which everything has its turn, medians over the rounds.
+One process. Each measurement has its turn in every round, and a figure is the median over the rounds.
 
-    gemm_share          arithmetic of the recipe's training step a second, over the rate of matrix products
+    gemm_share          arithmetic per second of the recipe's training step, over the rate of matrix products
     gemm_fp32_gflops    that rate: 2048 x 2048 x 2048 in each type; the better one counts
     gemm_bf16_gflops
-    vs_transformers     tokens a second of the text stack over those of `transformers`' Qwen3 with the same
-                        weights, tokens, precision and optimizer (the faster of its sdpa and eager attention);
-                        both compute the head and the loss at the last quarter of every row alone, which is
-                        the share of positions that the recipe predicts
+    vs_transformers     tokens a second of the text stack over those of `transformers`' Qwen3 with the same weights,
+                        tokens, precision and optimizer (the faster of its sdpa and eager attention). Both compute
+                        head and loss only for the last quarter of every row, which is the share of positions that
+                        the recipe predicts
 
-What counts as arithmetic (`step_gflop`), each multiplication and addition once, forward 1 : backward 2:
-6 x matrix parameters of the layers x positions that are not padding; 12 x row x heads x head size for each of
-these and each layer (attention); 6 x multiplications of the convolutions x images (4 for the first: pixels
-need no gradient); the heads at the positions that predict something. Not counted: what the optimizer computes
-(but its time is), element-wise work, embedding look-ups, anything computed twice.
+The arithmetic (`step_gflop`) counts each multiplication and addition once, forward 1 : backward 2: 6 x matrix
+parameters of the layers x positions that are not padding; 12 x row x heads x head size for each of these and each
+layer (attention); 6 x multiplications of the convolutions x images (4 for the first: pixels need no gradient); the
+heads at the positions that predict something. Not counted: the optimizer's arithmetic (but its time counts),
+element-wise work, embedding look-ups, anything computed twice.
 """
 
 import argparse

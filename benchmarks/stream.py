@@ -1,25 +1,25 @@
-"""Training from the disk beside training in memory, and beside the disk's own rate; one JSON line.
+"""Compares training from the disk with training in memory, and with the disk's own rate; one JSON line.
 
     python benchmarks/stream.py --disk /mnt/nvme --out benchmarks/results/stream.json
     python benchmarks/stream.py --disk /mnt/nvme --trace trace.json --picture docs/images/stream-trace.svg
 
-A dense stack of 0.5 billion parameters in fp32 with AdamW: the weights and moments of every slot live on the
-disk, nothing but buffers is in memory. In every round each side has its turn, on the same micro-batches.
+The model is a dense stack of 0.5 billion parameters in fp32 with AdamW. The weights and moments of every slot live
+on the disk, and only buffers are in memory. In every round each side has its turn, on the same micro-batches.
 
-    compute_bound_ratio    tokens a second, streamed over in memory, large steps. Both compute every layer
-                           once more in the backward pass (streaming must; in memory it is gradient
-                           checkpointing), and the losses must be equal bit for bit
-    ratio_to_no_recompute  the same over training in memory that keeps all activations and so computes a
-                           quarter less: about 0.75 for any method that recomputes
-    disk_share             small steps, of so few tokens that the disk is the bound: bytes that a step must
-                           move, a second, over the raw rate of the disk (`disk.py`; same block size, threads
-                           and share of reads, measured between steps)
+    compute_bound_ratio    tokens a second, streamed over in memory, large steps. Both compute every layer once more
+                           in the backward pass (streaming must; in memory it is gradient checkpointing), and the
+                           losses must be equal bit for bit
+    ratio_to_no_recompute  the same over training in memory that keeps all activations and so computes a quarter
+                           less: about 0.75 for any method that recomputes
+    disk_share             small steps, of so few tokens that the disk is the limit: bytes a second that a step must
+                           move, over the raw rate of the disk (`disk.py`; same block size, threads and share of
+                           reads, measured between steps)
 
-`small_step_cpu_ns_per_byte` is the processor time of all threads for a byte moved. A step can reach the disk's rate
-only if that time fits on the cores: its product with the rate is the number of cores that it keeps busy.
+`small_step_cpu_ns_per_byte` is the processor time of all threads for each moved byte. Its product with the disk's
+rate is the number of cores that it keeps busy. A step can reach the disk's rate only if there are that many cores.
 
-The bytes that a step must move are weights twice and state once in, both once out; where buffers spare some
-of it, what was moved counts. With durability "step" (the default) each step is committed, inside its time.
+A step must read weights twice and state once, and write both once. If buffers spare some of it, only the moved
+bytes count. With durability "step" (the default) each step is committed, and the commit counts in its time.
 """
 
 import argparse

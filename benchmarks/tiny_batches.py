@@ -1,4 +1,4 @@
-"""Batches for tiny models: two micro-batches for a step, and one for the next.
+"""Batches for tiny models: two micro-batches for one step, and one for the next step.
 
 B rows, T tokens, S sides of a picture in pixels.
 """

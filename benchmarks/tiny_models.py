@@ -1,4 +1,4 @@
-"""Configurations of `transformers` models with some 50,000 weights, for every family: by its options' names."""
+"""Configurations of tiny `transformers` models for every family: some 50,000 weights each."""
 
 from __future__ import annotations
 

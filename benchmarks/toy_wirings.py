@@ -1,4 +1,4 @@
-"""Small models, each wired in its own way, for `benchmarks/wirings.py` and the tests of the streamed engine."""
+"""Small models with different wirings, for `benchmarks/wirings.py` and the tests of the streamed engine."""
 
 from __future__ import annotations
 

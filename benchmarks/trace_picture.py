@@ -1,8 +1,8 @@
-"""A picture of one step from a Chrome trace: a lane for compute, one for each I/O thread.
+"""Draws one step of a Chrome trace: a lane for compute, and one for each I/O thread.
 
     python benchmarks/trace_picture.py trace.json docs/images/stream-trace.svg
 
-The last step of the trace is drawn: from the last time that the first slot began its forward pass.
+It draws the last step of the trace, from the last time that the first slot began its forward pass.
 """
 
 import argparse

@@ -3,23 +3,23 @@
     python benchmarks/versus_deepspeed.py --deepspeed-python ~/ds/bin/python --disk /mnt/nvme \\
         --out benchmarks/results/versus_deepspeed.json
 
-Opt-in: the peer needs an environment of its own, see `deepspeed_side.py`. Each run is a fresh process with a
-folder of its own on the same disk; the sides take turns. Both keep bf16 weights and fp32 master weights and
-moments (OpenM6 has moments in 8 bits with --optimizer adamw8bit), train on the same 128 positions a step by AdamW,
-and must show the same losses, up to rounding.
+Opt-in: DeepSpeed needs a separate environment, see `deepspeed_side.py`. Each run is a new process with its own
+folder on the same disk, and the sides take turns. Both keep bf16 weights with fp32 master weights and moments
+(OpenM6 has moments in 8 bits with --optimizer adamw8bit). Both train on the same 128 positions a step by AdamW, and
+must show the same losses, up to rounding.
 
-    speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds but the
-                    first of each process; the least over the sizes
+    speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds except the first
+                    of each process; the least over the sizes
     memory_ratio    peak resident memory of the process, OpenM6's over DeepSpeed's; the largest over sizes
-    products        what OpenM6 multiplies matrices in: bf16 as DeepSpeed, or fp32 where the processor has no
-                    bf16 arithmetic, which is what OpenM6 does there by default
+    products        the type of OpenM6's matrix products: bf16 like DeepSpeed, or fp32 if the processor has no bf16
+                    arithmetic, which is OpenM6's default there
     other_products  speedup and memory ratio with the other type (None with --one)
     sizes           for each size: both sides' seconds, peaks, losses, bytes moved a step
 
-DeepSpeed runs with the setting whose steps were fastest at the smallest size; at a size where it fails with that
-one, with the next fastest that runs. What was tried is in `deepspeed_settings` and, by size, in
-`deepspeed_failed`; where DeepSpeed failed, with its last words. `memory_ratio_to_least` compares with the
-least peak that any of these settings had at a size.
+DeepSpeed runs with the setting whose steps were fastest at the smallest size. If it fails with that setting at some
+size, it runs with the next fastest one that works. `deepspeed_settings` lists the settings that were tried.
+`deepspeed_failed` lists the failures by size, each with DeepSpeed's last output. `memory_ratio_to_least` compares
+with the least peak that any of these settings had at a size.
 """
 
 import argparse

@@ -9,7 +9,7 @@ micro-batches of unequal length train it for a few steps, in memory (one loop) a
     tried    wirings
     equal    losses, weights and buffers agree to 1e-5
     refused  a ValueError before anything is updated
-    wrong    anything else: has to be 0
+    wrong    anything else: must be 0
 """
 
 import argparse

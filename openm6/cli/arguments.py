@@ -40,9 +40,9 @@ def split_pictures(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check_known(value: str | None, what: Literal["style", "form"], model: str | None) -> None:
-    """Raises ValueError for a style or form that the shipped model has never met.
+    """Raises ValueError for a style or form that the shipped model has never seen.
 
-    Other models may have been trained on others, so there anything goes.
+    Other models may know other styles and forms, so for them nothing is checked.
     """
     if value is None or model is not None:
         return
@@ -69,7 +69,7 @@ def check_writable(path: Path) -> None:
 
 
 def pair(text: str, option: str, form: str) -> tuple[str, str]:
-    """The sides of NAME=VALUE. Raises ValueError for any other text: `option` must be `form`."""
+    """The two sides of NAME=VALUE. Raises ValueError for any other text; the message shows `form` for `option`."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ValueError(f"{option} must be {form}, not '{text}'")

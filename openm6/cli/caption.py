@@ -27,7 +27,7 @@ def caption(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Say what pictures show, in English or Chinese.
+    """Write captions for pictures, in English or Chinese.
 
     openm6 caption a.png b.png --lang zh
     """

@@ -23,7 +23,9 @@ NAMED = 10  # bad records named
 
 @dataclass
 class Survey:
-    """What a source holds. `fields` counts the records that have each field; `kinds` says what is in it."""
+    """The content of a source. `fields` counts the records that have each field; `kinds` names the kind of its
+    values.
+    """
 
     name: str
     records: int = 0
@@ -65,7 +67,7 @@ def data(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read data as training would, and say what is there and what is bad.
+    """Read data as training would, and report its content and its bad records.
 
     openm6 data photos/products.csv --column caption_en=title
     """
@@ -86,7 +88,7 @@ def data(
 def configs_of(
     name: str, columns: dict[str, str], kind: str, split: str | None, encoding: str | None = None
 ) -> list[tuple[str, DataConfig]]:
-    """(label, config) of every source that an argument means. Raises ValueError when it means none."""
+    """(label, config) of every source that an argument names. Raises ValueError if it names none."""
     from openm6.data import DataConfig
     from openm6.data.config import Kind
 
@@ -112,7 +114,7 @@ def configs_of(
 
 
 def survey(label: str, config: DataConfig, limit: int | None) -> Survey:
-    """Read a source from its beginning to its end, in order. Raises ValueError when it holds nothing."""
+    """Read a source from beginning to end, in order. Raises ValueError if it has no records."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -168,7 +170,7 @@ def lines(found: Survey) -> Iterator[str]:
 
 
 def kind_of(value: object) -> str:
-    """What a field holds, in a word."""
+    """The kind of a field's value, in one word."""
     import numpy as np
 
     if isinstance(value, np.ndarray):
@@ -179,7 +181,7 @@ def kind_of(value: object) -> str:
 
 
 def brief(value: object) -> Any:
-    """A value as JSON and in a line: pictures as their size, long texts cut."""
+    """A value as one line of JSON: a picture as its size, a long text cut."""
     import numpy as np
 
     if isinstance(value, np.ndarray):

@@ -31,7 +31,7 @@ def draw(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Draw what words say, as PNG.
+    """Draw words as PNG pictures.
 
     openm6 draw "soccer ball" -o ball.png
     """
@@ -58,9 +58,10 @@ def draw(
 
 
 def name_files(out: str, count: int) -> list[Path]:
-    """Where each drawing goes: `out` itself, or numbered beside it or in it. ValueError if it is no PNG.
+    """The file of each drawing: `out` itself, numbered files beside it, or numbered files in it. Raises ValueError
+    unless it is a PNG.
 
-    A name without a suffix that is no folder yet is a file for one text, a folder for several.
+    A name without a suffix that is not a folder yet means a file for one text, and a folder for several texts.
     """
     path = Path(out)
     if out.endswith(("/", os.sep)) or path.is_dir() or (path.suffix == "" and count > 1):

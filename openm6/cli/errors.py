@@ -18,10 +18,11 @@ USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports
 
 
 def cleanly(verb: Callable[P, None], *, goes_on_from: str | None = None) -> Callable[P, None]:
-    """`verb`, where a user's mistake (`ValueError`, or a file that cannot be used) prints one sentence.
+    """Wraps `verb`: a user's mistake (`ValueError`, or a file that cannot be used) prints one sentence.
 
-    `goes_on_from`: where the same command continues after Ctrl+C; None = it starts anew.
-    Errors that no user can cause still show their traceback: they are mistakes in the code.
+    `goes_on_from`: the place where the same command continues after Ctrl+C; None = it starts again.
+
+    Errors that no user can cause are mistakes in the code, so they still show their traceback.
     """
 
     @wraps(verb)
@@ -50,7 +51,9 @@ def cleanly(verb: Callable[P, None], *, goes_on_from: str | None = None) -> Call
 
 
 def _drop_output() -> None:
-    """Python flushes standard output once more at exit; where that has failed, it would fail again."""
+    """Discard standard output. Python flushes it once more at exit, and after a failure that flush would fail
+    again.
+    """
     with suppress(io.UnsupportedOperation):  # where standard output is no file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

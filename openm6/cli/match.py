@@ -28,7 +28,7 @@ def match(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Score how well texts fit pictures: cosines, or those as ranking corrects them; the best first.
+    """Score how well texts fit pictures, by cosine or with ranking, the best first.
 
     openm6 match a.png "red apple" "dog face"
     """

@@ -17,17 +17,17 @@ Seed = Annotated[int, typer.Option(help="Chance; the same seed gives the same ou
 
 
 def show(result: Mapping[str, object], *, as_json: bool, line: str) -> None:
-    """Print `result` (with at least `input` and `output`) as JSON, or `line`."""
+    """Print `result` (with at least `input` and `output`) as JSON, or print `line`."""
     print(to_json(result) if as_json else line, flush=True)
 
 
 def to_json(result: Mapping[str, object]) -> str:
-    """One line of JSON that is valid UTF-8, even with a file name in it that is not."""
+    """One line of JSON. It is valid UTF-8, even if a file name in it is not."""
     assert "input" in result and "output" in result
     line = json.dumps(result, ensure_ascii=False)
     return line if line.encode(errors="replace").decode() == line else json.dumps(result)
 
 
 def with_name(name: str, text: str, several: bool) -> str:
-    """`text`, after the input's name where there are several inputs."""
+    """`text`, with the input's name before it if there are several inputs."""
     return f"{name}: {text}" if several else text

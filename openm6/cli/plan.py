@@ -51,7 +51,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell memory, traffic, time, energy and price of a run before it runs, and what to change.
+    """Predict memory, traffic, time, energy and price of a run, and suggest what to change.
 
     openm6 plan m6-10t --on 512xv100
     openm6 plan --probe -o mine.yaml

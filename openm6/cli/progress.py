@@ -81,7 +81,7 @@ class TrainingDisplay:
         self.bar.update(self.task, completed=line["step"])
 
     def _doing(self, text: str) -> None:
-        """What keeps the run from its next step: below the bar, and in a log file once."""
+        """Show why the run takes no steps now: below the bar, and once in a log file."""
         self.note = Text(text, style="dim")
         if not self.console.is_terminal and text not in self.announced:
             self.announced.add(text)
@@ -131,9 +131,9 @@ class TrainingDisplay:
 
 
 class Waiting:
-    """`with Waiting(console) as say: say("drawing pictures, 2 of 5")`: work without steps, named as it goes on.
+    """Shows the progress of work without steps: `with Waiting(console) as say: say("drawing pictures, 2 of 5")`.
 
-    A terminal shows the latest text beside a spinner, a log file gets a line for each.
+    A terminal shows the latest text beside a spinner. A log file gets one line for each text.
     """
 
     def __init__(self, console: Console):
@@ -156,7 +156,7 @@ class Waiting:
 
 
 def _traffic(line: Mapping[str, Any]) -> list[str]:
-    """A streamed run's figures about its tiers; empty for a run in memory."""
+    """The traffic figures of a streamed run; empty for a run in memory."""
     if line.get("wait_share") is None:
         return []
     return [
@@ -178,7 +178,7 @@ def row(line: Mapping[str, Any], losses: Mapping[str, float], tasks: Sequence[st
 
 
 def _cells(values: Sequence[str], tasks: Sequence[str], width: int) -> str:
-    """The values below their tasks, as many as the width has room for."""
+    """The values below their tasks, as many as fit into the width."""
     text, room = "", width - 31
     for value, task in zip(values, tasks, strict=True):
         cell = f"{value:>{max(5, len(task)) + 2}}"

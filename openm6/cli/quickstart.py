@@ -66,7 +66,7 @@ def quickstart(
 def shipped_answers(
     config: RunConfig, samples: Sequence[Sample], run_dir: Path, *, console: Console
 ) -> dict[Hashable, Sample]:
-    """The shipped model's answers to the shown samples, by `_about`. Its pictures are in the folder `SHIPPED`."""
+    """The shipped model's answers to the shown samples, by `_about`. Its pictures go to the folder `SHIPPED`."""
     if not samples:
         return {}
     import openm6
@@ -87,12 +87,12 @@ def shipped_answers(
 
 
 def _about(sample: Sample) -> Hashable:
-    """The question of a sample: two samples with the same answer the same."""
+    """The question of a sample. Two samples with the same question have equal keys."""
     return tuple(sample[key] for key in ("task", "lang", "input", "input_image", "output_image"))
 
 
 def seen(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample]) -> Table:
-    """A few pictures, and for each what both models said to every question about it, beside the truth."""
+    """A few pictures, and both models' answers to every question about each, beside the right answer."""
     grid = _grid("picture", "asked", "this run", "shipped model", "truth")
     about = [sample for sample in samples if sample["task"] in ("caption", "ask")]
     for picture in list(dict.fromkeys(sample["input_image"] for sample in about))[:PICTURES]:
@@ -106,7 +106,7 @@ def seen(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample]) -> Table
 
 
 def made(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample], run_dir: Path) -> Table:
-    """A few drawings (where they are saved) and a poem, of this run and of the shipped model."""
+    """The paths of a few drawings and a poem, by this run and by the shipped model."""
     grid = _grid("task", "given", "by", "it made")
     for i, sample in enumerate(_drawings(samples)):
         grid.add_row("" if i else "draw", Text(sample["input"]), "this run", Text(_output(sample, run_dir)))
@@ -125,7 +125,7 @@ def made(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample], run_dir:
 
 
 def gallery(samples: Sequence[Sample], shipped: Mapping[Hashable, Sample], run_dir: Path) -> Table:
-    """The drawings themselves, side by side: this run's above, the shipped model's below."""
+    """The drawings themselves, side by side: those of this run above, those of the shipped model below."""
     drawings = _drawings(samples)
     beside = [shipped[_about(sample)] for sample in drawings]
     grid = Table.grid(padding=(0, 2, 0, 0))

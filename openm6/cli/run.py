@@ -40,7 +40,7 @@ def run(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Run any task on records: its instruction's target, from the fields that it reads.
+    """Run any task on records: it reads the fields of its instruction and writes the target.
 
     openm6 run ask image=apple.png "question=what colour is it?" -m runs/mine
     """
@@ -88,7 +88,9 @@ def _draws(task: str) -> bool:
 
 
 def _records(fields: Sequence[str], path: Path | None) -> list[Record]:
-    """The record of the command line, or those of the file, whose pictures are looked for beside it."""
+    """The record of the command line, or the records of the file. Paths of their pictures start at the file's
+    folder.
+    """
     if path is None:
         one = dict[str, object](pair(each, "a field", "FIELD=VALUE, such as image=a.png") for each in fields)
         return [one] if one else []
@@ -118,7 +120,7 @@ def _text(path: Path) -> str:
 
 
 def _beside(path: Path, value: Any) -> object:
-    """A file name that is found from the file's folder, and not from here, is read there."""
+    """Resolve a file name against the file's folder, if it exists there and not in the current folder."""
     if isinstance(value, str) and value and not Path(value).is_file() and (path.parent / value).is_file():
         return str(path.parent / value)
     return value

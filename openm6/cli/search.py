@@ -175,7 +175,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error: items read, then items indexed. Nothing where nobody looks."""
+    """A bar on standard error: items read, then items indexed. Without a terminal it shows nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -34,7 +34,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same encoder.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train an encoder for search by photo on a catalogue, and on what was clicked.
+    """Train an encoder for search by photo on a catalogue and its clicks.
 
     openm6 search train shop.csv --clicks clicks.jsonl --out shop-encoder
     """

@@ -30,7 +30,7 @@ def train(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe; the same command goes on with a run that was stopped.
+    """Train by a recipe. The same command continues a run that was stopped.
 
     openm6 train m6-small optimizer.lr=5e-4 steps=500
     """
@@ -69,14 +69,14 @@ def train(
 
 
 def with_device(overrides: list[str] | None, device: str | None) -> list[str]:
-    """The overrides, and `--device` as one more of them. Raises ValueError for what names no device."""
+    """The overrides, with `--device` as one more. Raises ValueError for a name that is not a device."""
     from openm6.model.device import check_device_name
 
     return [*(overrides or []), *([] if device is None else [f"device={check_device_name(device)}"])]
 
 
 def makes_image_tokenizer(path: Path) -> bool:
-    """Whether the recipe is one of an image tokenizer: those have a batch of pictures, no mix of tasks."""
+    """Whether the recipe trains an image tokenizer: such recipes have a batch of pictures and no mix of tasks."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError):

@@ -19,7 +19,7 @@ def write(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Write poems, or go on with a text.
+    """Write poems, or continue a text.
 
     openm6 write 春望 --form 五绝
     """
@@ -43,5 +43,5 @@ def write(
 
 
 def couplets(poem: str) -> list[str]:
-    """One sentence a line, as verse is printed."""
+    """The text with one sentence per line, as verse is printed."""
     return poem.replace("。", "。\n").rstrip().split("\n")

@@ -24,7 +24,9 @@ ROW = 256  # positions of a picture and captions of it; a longer caption has a r
 
 
 class Captions:
-    """Pictures, and texts as captions of them. A text with a Chinese character is Chinese, any other English."""
+    """Pictures with texts as their captions. A text with a Chinese character counts as Chinese, any other as
+    English.
+    """
 
     def __init__(self, m6: Opened, images: Sequence[np.ndarray | None], texts: str | Sequence[str]):
         self.m6, self.images = m6, images

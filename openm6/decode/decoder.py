@@ -19,9 +19,9 @@ SCORES = 2**24  # attention scores of a head at a time: fewer rows where prompts
 
 
 class Decoder:
-    """One prompt a row, of different lengths. `hidden_BD` predicts each row's next token.
+    """One prompt per row; prompts may have different lengths. `hidden_BD` predicts each row's next token.
 
-    `prompt_BTD` are the hidden states of the prompts; `seen_BS` says which positions so far are no padding.
+    `prompt_BTD` are the hidden states of the prompts. `seen_BS` marks the positions so far that are not padding.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Decoder:
         candidates: int = 1,
         causal: bool = False,
     ):
-        """`images_NCHW`: the normalised pictures of those prompts that have one, in their order.
-        `candidates`: the most tokens in one call of `look_ahead`. `causal`: the prompts are read from left to
-        right, as by a language model, not both ways, as by M6.
+        """`images_NCHW`: the normalised pictures of the prompts that have one, in their order. `candidates`: the
+        most tokens in one call of `look_ahead`. `causal`: the prompts are read from left to right, as by a language
+        model, and not in both directions, as by M6.
         """
         self.model = model
         stream, length_B = prompt_stream(
@@ -74,10 +74,10 @@ class Decoder:
         self.hidden_BD = hidden_BTD[:, 0]
 
     def look_ahead(self, tokens_BK: Tensor) -> Tensor:
-        """Hidden states behind each of K tokens that may come next, (B, K, D); `take` keeps one of them.
+        """Hidden states behind each of K possible next tokens, (B, K, D). `take` keeps one of them.
 
-        The K tokens run as K positions of one row that do not see each other (each sees what came before it,
-        and itself), so that the cache is read once for all of them and never copied.
+        The K tokens run as K positions of one row. Each sees the earlier positions and itself, but not the others.
+        So the cache is read once for all of them and never copied.
         """
         B, K = tokens_BK.shape
         seen_BKS = self.seen_BS[:, None].expand(B, K, -1)
@@ -89,14 +89,14 @@ class Decoder:
         )
 
     def take(self, hidden_BKD: Tensor, chosen_B: Tensor) -> None:
-        """Continue with one candidate in each row, from the states that `look_ahead` has just returned."""
+        """Continue with one candidate in each row, from the states that the last `look_ahead` returned."""
         self.cache.keep(chosen_B, of=hidden_BKD.shape[1])
         self.seen_BS = torch.cat((self.seen_BS, torch.ones_like(self.seen_BS[:, :1])), dim=1)
         self.position_B += 1
         self.hidden_BD = hidden_BKD[torch.arange(len(chosen_B)), chosen_B]
 
     def select(self, rows: Tensor) -> None:
-        """Keep the given rows, in that order, with repeats."""
+        """Keep the given rows, in that order. Rows may be repeated."""
         self.cache.select(rows)
         self.seen_BS, self.position_B = self.seen_BS[rows], self.position_B[rows]
         self.hidden_BD, self.prompt_BTD = self.hidden_BD[rows], self.prompt_BTD[rows]

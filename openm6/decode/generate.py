@@ -21,7 +21,7 @@ from openm6.decode.decoder import Decoder
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the scores: temperature 0 = the best one, `top_k` 0 and `top_p` 1 = all."""
+    """The rule that draws a token from scores: temperature 0 = the best one, `top_k` 0 and `top_p` 1 = all."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -38,7 +38,7 @@ class Sampling:
 
 
 def chances(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
-    """Numbers in [0, 1) that decide `count` choices of each row, (B, count); a row's follow from its seed.
+    """Numbers in [0, 1) that decide `count` choices of each row, (B, count). A row's numbers follow from its seed.
 
     Raises ValueError for a seed below 0.
     """
@@ -79,8 +79,8 @@ def sample_text(
 ) -> list[list[int]]:
     """Text tokens of every row up to `eos`, which is left out, at most T.
 
-    `begin`: the first tokens of each row; they are part of the output and do not count. `on_tokens` is called
-    with a row and its tokens so far as soon as it has one more than it began with.
+    `begin`: the first tokens of each row. They are part of the output and do not count. `on_tokens` is called with
+    a row and its tokens so far, whenever the row has a new token after its beginning.
     """
     rows, max_new = chance_BT.shape
     begin = begin or [()] * rows
@@ -116,8 +116,8 @@ def sample_cells(
 ) -> Tensor:
     """The drawing of every row, (B, cells, K), for T = cells x K choices.
 
-    With `guidance` other than 1 the decoder holds every prompt twice: B rows with words, then B without.
-    `on_cell` is called with the number of cells that are drawn.
+    With `guidance` other than 1 the decoder holds every prompt twice: B rows with words, then B rows without.
+    `on_cell` is called with the number of cells drawn so far.
     """
     guided, depth = sampling.guidance != 1, decoder.model.config.codes_per_cell
     rows = len(chance_BT)
@@ -155,12 +155,12 @@ def beam_search(
     max_new: int,
     allowed: Callable[[int, Sequence[int]], Tensor | None] = lambda row, tokens: None,
 ) -> list[list[int]]:
-    """The most probable text of every row among `beams` kept ones; one beam is greedy search.
+    """The most probable text of every row among `beams` kept texts; one beam is greedy search.
 
-    `allowed` returns which tokens may follow those of a row, (V) bool, or None for all; some must be left.
+    `allowed` returns which tokens may follow those of a row, (V) bool, or None for all. It must allow at least one.
 
-    A row ends when none of its open beams can still beat its best finished one. A text that is open after
-    `max_new` tokens is returned only where none has ended.
+    A row ends when none of its open beams can still beat its best finished one. A text that is still open after
+    `max_new` tokens is returned only if none has ended.
     """
     rows = len(decoder.hidden_BD)
     decoder.select(torch.arange(rows).repeat_interleave(beams))

@@ -34,7 +34,7 @@ ImageLogits = Callable[[Sequence[int], Sequence[Sequence[Sequence[int]]]], Tenso
 
 @dataclass(frozen=True)
 class Magic:
-    """How much the picture and the past count. The values are the authors' for COCO captions."""
+    """The weights of the picture and of the past. The default values are the authors' for COCO captions."""
 
     k: int = 45
     alpha: float = 0.1  # how much a token loses for being like one before it
@@ -61,8 +61,8 @@ def magic_search(
 ) -> list[list[int]]:
     """Text tokens of every row up to `eos`, which is left out, at most `max_new`.
 
-    `decoder` was opened for `magic.k` candidates, or as many as there are tokens; `image_logits` is asked only
-    where beta is above 0.
+    `decoder` must be opened for `magic.k` candidates, or for as many as there are tokens. `image_logits` is called
+    only if beta is above 0.
     """
     assert image_logits is not None or magic.beta == 0
     outputs: list[list[int]] = [[] for _ in range(len(decoder.hidden_BD))]

@@ -33,7 +33,7 @@ BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a 
 
 
 class Run(NamedTuple):
-    """Some prompts of `match`, run through the stack: its states, the stream, flat indices of the marks."""
+    """Some prompts of `match` after the stack: their states, the stream, flat indices of the marks."""
 
     hidden_BTD: Tensor
     stream: Stream
@@ -41,10 +41,12 @@ class Run(NamedTuple):
 
 
 class Opened:
-    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None where the checkpoint has none."""
+    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None if the checkpoint has none."""
 
     def __init__(self, folder: str | Path | None = None):
-        """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
+        """`folder`: a checkpoint or a run folder; None = the shipped model. Raises
+        ValueError for any other folder.
+        """
         self.folder = path = find_checkpoint(folder)
         self.model = load_model(path)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
@@ -54,11 +56,13 @@ class Opened:
     # -- prompts -------------------------------------------------------------------------------------------
 
     def pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
-        """Every picture as uint8 (S, S, 3 | 4), at the model's size S. ValueError names one that is unreadable."""
+        """Every picture as uint8 (S, S, 3 | 4), at the model's size S. Raises ValueError that names an unreadable
+        picture.
+        """
         return read_pictures(images, self.model.config.image_size)
 
     def prompt(self, task: str, layout: int = 0, **fields: object) -> Branch:
-        """The prompt of a task, from the fields that its instruction names. ValueError if it is too long."""
+        """The prompt of a task, from the fields that its instruction names. Raises ValueError if it is too long."""
         prompt = TASKS[task].layouts[layout].branch(task, fields, self.tokenizer)
         self.short(prompt.source)
         return prompt
@@ -72,20 +76,22 @@ class Opened:
         return [self.prompt("match", 1, text=text) for text in read_texts(texts, "a text")]
 
     def short(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens. Raises ValueError if they are more than a prompt may have."""
+        """The tokens. Raises ValueError if a prompt may not have so many."""
         if len(tokens) > MAX_PROMPT:
             raise ValueError(f"a text of {len(tokens)} tokens is too long: at most {MAX_PROMPT} are read")
         return tokens
 
     def pixels(self, prompts: Sequence[Branch]) -> Tensor | None:
-        """The pictures of the prompts that have one, in their order, normalised, (n, 3, S, S); None without any."""
+        """The normalised pictures of the prompts that have one, in their order, (n, 3, S, S); None if there are
+        none.
+        """
         images = [prompt.image for prompt in prompts if prompt.image is not None]
         return normalise(over_white(stack_rgba(images, self.model.config.image_size))) if images else None
 
     def slices(self, prompts: Sequence[Branch], new: int, *, rows: int = BATCH) -> Iterator[slice]:
-        """Parts of the prompts to run together: at most `rows`, fewer where they would fill the memory.
+        """Slices of the prompts that run together: at most `rows` prompts, or fewer if these would fill the memory.
 
-        `new`: tokens that will follow each prompt.
+        `new`: the number of tokens that will follow each prompt.
         """
         longest = self.model.config.image_tokens + max(len(prompt.source) for prompt in prompts) + new
         size = max(1, min(rows, SCORES // longest**2))
@@ -99,9 +105,9 @@ class Opened:
         max_tokens: int,
         langs: Sequence[str | None] | None = None,
     ) -> list[str]:
-        """The most probable text of each prompt among `beams` kept ones, of at most `max_tokens`.
+        """The most probable text of each prompt among `beams` kept texts, of at most `max_tokens`.
 
-        `langs`: the language that each text must keep to (en, zh), None = any (`openm6.decode.language`).
+        `langs`: the language that each text must keep to (en, zh); None = any (`openm6.decode.language`).
         """
         check_tokens(max_tokens)
         if not 1 <= beams <= BATCH:
@@ -136,7 +142,7 @@ class Opened:
 
     @torch.no_grad()
     def runs(self, prompts: Sequence[Branch]) -> Iterator[Run]:
-        """The prompts, run through the stack in parts of bounded memory."""
+        """Run the prompts through the stack, in slices of bounded memory."""
         for part in self.slices(prompts, 0):
             chunk, P = prompts[part], self.model.config.image_tokens
             stream, length_B = prompt_stream(chunk, self.pixels(chunk), image_tokens=P)

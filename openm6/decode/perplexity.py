@@ -18,7 +18,7 @@ POSITIONS = 4096  # run at a time
 
 @torch.no_grad()
 def poem_nll(m6: Opened, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
-    """(total nats, characters) of the records' texts given their titles, the end of the text included."""
+    """(total nats, characters) of the records' texts given their titles. The end of each text counts."""
     branches = [
         m6.prompt("write", title=record["title"], form=ANY_FORM, text=record["text"]) for record in records
     ]
@@ -36,7 +36,7 @@ def poem_nll(m6: Opened, records: Sequence[dict[str, Any]]) -> tuple[float, int]
 
 
 def _of_like_length(branches: Sequence[Branch], positions: int) -> Iterator[list[Branch]]:
-    """All branches, those of like length together, in chunks of at most `positions`, padding included."""
+    """All branches, sorted into chunks of similar length, with at most `positions` each, padding included."""
     chunk: list[Branch] = []
     for branch in sorted(branches, key=lambda b: len(b.source) + len(b.target)):
         if chunk and (len(chunk) + 1) * (len(branch.source) + len(branch.target)) > positions:

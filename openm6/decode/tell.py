@@ -21,10 +21,10 @@ MOST_KNOWN = 100_000  # texts whose embeddings are remembered: 50 MB at 128 numb
 
 
 class MatchLogits:
-    """Image logits by a dual encoder: products of each row's picture with its candidates' texts.
+    """Image logits of a dual encoder: products of each row's picture with its candidates' texts.
 
-    `image_BD`: unit embeddings of the pictures times the encoder's logit scale. `embed` turns texts into unit
-    embeddings (n, D), an empty text too; `decode` turns the language model's tokens into text.
+    `image_BD`: unit embeddings of the pictures times the encoder's logit scale. `embed` turns texts, even empty
+    ones, into unit embeddings (n, D). `decode` turns the language model's tokens into text.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class MatchLogits:
 
 
 def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) -> MatchLogits:
-    """How well the teller's beginnings fit each picture: scale x cosine, the logit that `match` was trained with.
+    """The logits by which the guide judges the teller's texts: scale x cosine, the logit that `match` was trained
+    with.
 
-    Raises ValueError for a guide that does not match.
+    Raises ValueError for a guide that cannot do `match`.
     """
     if guide.model.match_scale is None:
         raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")

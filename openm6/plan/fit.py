@@ -34,7 +34,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Rates, and the relative errors that remain: of the median piece and of the worst."""
+    """Fitted rates, with the relative errors of the median piece and of the worst piece."""
 
     rates: Rates
     median_error: float
@@ -45,10 +45,10 @@ def fit_rates(timed: Sequence[Timed], products: Mapping[str, float]) -> Fit:
     """The rates that explain the times best.
 
     Args:
-        timed: pieces, which together must contain every kind of work but those that `products` bounds.
+        timed: pieces, which together must contain every kind of work except those that `products` bounds.
         products: FLOP/s of the directly timed product, by "fp32" and "bf16".
 
-    Raises ValueError where a kind of work was not measured.
+    Raises ValueError if a kind of work was not measured.
     """
     names = list(KINDS)
     matrix = np.array([[getattr(each.cost, name) for name in names] for each in timed], dtype=np.float64)

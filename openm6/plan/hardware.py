@@ -35,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class Rates(_Strict):
-    """What a device does in a second, by the kinds of work that `Cost` counts."""
+    """The work of a device in one second, by the kinds of work that `Cost` counts."""
 
     matrix_fp32: PositiveFloat  # FLOP/s of large matrix products
     matrix_bf16: PositiveFloat  # or fp16, where that is what the device has
@@ -65,14 +65,14 @@ class Device(_Strict):
 
 
 class Link(_Strict):
-    """Of one device to its host, or of one device to another."""
+    """A link from one device to its host, or from one device to another."""
 
     bytes_per_s: PositiveFloat  # each way
     latency_s: NonNegativeFloat = 0.0
 
 
 class Disk(_Strict):
-    """Of one node; direct I/O in large blocks."""
+    """The disk of one node, used by direct I/O in large blocks."""
 
     size: Size
     read: PositiveFloat  # bytes/s, when nothing else happens
@@ -109,32 +109,34 @@ class Hardware(_Strict):
 
     @property
     def host_bytes_per_device(self) -> int:
-        """Host memory that is one device's share; 0 where the device computes in it."""
+        """One device's share of the host memory; 0 if the device computes in it."""
         if self.host_link is None or self.host_memory is None:
             return 0
         return self.host_memory // self.devices_per_node
 
     @property
     def network(self) -> Link | None:
-        """What devices exchange over: the slowest link on the way. None for a single device."""
+        """The link over which devices exchange data: the slowest one on the way. None for a single device."""
         if self.devices == 1:
             return None
         return self.outer if self.nodes > 1 else self.inner
 
     @property
     def watts(self) -> float:
-        """Of all, the building included, while they compute."""
+        """Power of all devices while they compute, with that of the building."""
         return self.facility * self.nodes * (self.node_watts + self.devices_per_node * self.device.watts)
 
     def resized(self, devices: int) -> Hardware:
-        """The same machines, as many as `devices` need; a node with some devices left over counts whole."""
+        """The same machines, as many as `devices` need. A node that is used partly counts as a whole."""
         if devices < self.devices_per_node:
             return self.model_copy(update={"nodes": 1, "devices_per_node": devices})
         return self.model_copy(update={"nodes": -(-devices // self.devices_per_node)})
 
     def seconds_by_kind(self, cost: Cost, *, bf16: bool) -> dict[str, float]:
-        """Seconds of "matrix products", "convolutions", "element-wise work" and "dispatch" on one device, in a step
-        that computes products in bf16 or in fp32."""
+        """Seconds of each kind of work on one device, in a step with products in bf16 or in fp32.
+
+        The kinds are "matrix products", "convolutions", "element-wise work" and "dispatch".
+        """
         rates = (self.device.rates_bf16 if bf16 else None) or self.device.rates
         return {
             "matrix products": cost.matrix_fp32 / rates.matrix_fp32
@@ -148,7 +150,7 @@ class Hardware(_Strict):
         }
 
     def update_seconds(self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float) -> float:
-        """Time of an optimizer's update; `bytes_per_weight` is what it reads and writes."""
+        """Time of an optimizer's update. `bytes_per_weight` is the number of bytes that it reads and writes."""
         measured = self.device.updates.get(kind)
         if measured is None:
             return weights * bytes_per_weight / self.device.rates.elementwise_bytes
@@ -156,5 +158,5 @@ class Hardware(_Strict):
 
 
 def profile_names() -> list[str]:
-    """The profiles that come with the package."""
+    """The names of the profiles that come with the package."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))

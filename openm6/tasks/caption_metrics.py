@@ -26,7 +26,7 @@ _WORD = re.compile(r"[\u3400-\u9fff]|'(?:s|re|ve|ll|d|m)\b|[^\W_\u3400-\u9fff]+(
 
 
 def words(text: str) -> list[str]:
-    """The words of a caption: lower case, without punctuation, 's apart (as Penn Treebank does)."""
+    """The words of a caption: lower case, without punctuation, with 's as a separate word (as in Penn Treebank)."""
     return _WORD.findall(text.lower())
 
 
@@ -76,11 +76,13 @@ def rouge_l(captions: Sequence[str], references: References) -> np.ndarray:
 
 
 def cider(captions: Sequence[str], references: References, *, corpus: References | None = None) -> np.ndarray:
-    """CIDEr-D (1411.5726) of each caption, (n,): how alike its n-grams are to the references', rare ones most.
+    """CIDEr-D (1411.5726) of each caption, (n,): the likeness of its n-grams to those of the references.
 
-    Rare is what few items of `corpus` have in their references; by default the given items are the corpus, so a
-    caption's score depends on the whole set, and of a single item nothing is rare and the score is 0.
-    Raises ValueError when captions and references are not equally many, and for an item without references.
+    Rare n-grams count most. An n-gram is rare if few items of `corpus` have it in their references. By default the
+    given items are the corpus, so a caption's score depends on the whole set. For a single item no n-gram is rare,
+    and the score is 0.
+
+    Raises ValueError if captions and references are not equally many, or if an item has no references.
     """
     _check(captions, references)
     cooked = [[_ngrams(words(truth)) for truth in truths] for truths in references]
@@ -119,12 +121,14 @@ def _ngrams(told: Sequence[str]) -> Counter[NGram]:
 
 
 def _bigrams(counts: Counter[NGram]) -> int:
-    """The reference implementation takes this for the length of a text, in CIDEr-D's penalty (sigma 6)."""
+    """The number of bigrams. The reference implementation uses it as the length of a text in CIDEr-D's penalty
+    (sigma 6).
+    """
     return sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
 
 def _likeness(told: list[dict[NGram, float]], truth: list[dict[NGram, float]]) -> float:
-    """Mean over n of the cosines of weighted n-grams; saying one more often than the reference gains nothing."""
+    """Mean over n of the cosines of weighted n-grams. An n-gram gains nothing beyond its count in the reference."""
     total = 0.0
     for mine, theirs in zip(told, truth, strict=True):
         norm = math.sqrt(sum(w * w for w in mine.values()) * sum(w * w for w in theirs.values()))

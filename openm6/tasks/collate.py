@@ -23,7 +23,7 @@ Example = Sequence[Branch]  # branches of one example read the same image, or th
 
 @dataclass
 class Batch:
-    """A stream and what it should predict. `*_at` are flat indices into R x T; `tasks[i]` names a task."""
+    """A stream, and the targets to predict from it. `*_at` are flat indices into R x T; `tasks[i]` names a task."""
 
     stream: Stream
     tasks: list[str]
@@ -46,16 +46,17 @@ class Batch:
 
 
 def length_of(example: Example, image_tokens: int) -> int:
-    """Positions an example takes: its image once, each branch's source, its target but the last token."""
+    """The number of positions of an example: its image once, each branch's source, and its target without the last
+    token.
+    """
     branches = sum(len(b.source) + max(0, len(b.target) - 1) for b in example)
     return branches + (image_tokens if example[0].image is not None else 0)
 
 
 def fit(example: Example, *, row: int, image_tokens: int) -> Example:
-    """Drop branches that do not fit a row, and cut the target's tail of the first one where it alone is too
-    long.
+    """Drop branches that do not fit into a row. If the first branch alone is too long, cut the end of its target.
 
-    Raises ValueError when even its source does not fit.
+    Raises ValueError if even the source of the first branch does not fit.
     """
     room = row - (image_tokens if example[0].image is not None else 0)
     kept: list[Branch] = []
@@ -77,8 +78,8 @@ def fit(example: Example, *, row: int, image_tokens: int) -> Example:
 def collate(examples: Sequence[Example], *, row: int, image_tokens: int, pad: int) -> tuple[Batch, list[int]]:
     """Pack examples into rows of `row` positions.
 
-    Returns the batch (its `images_NCHW` still empty) and, in the order in which the model will read them, the
-    index of the example whose image each is.
+    Returns the batch (its `images_NCHW` still empty), and for each image the index of its example, in the order in
+    which the model will read the images.
     """
     rows = pack([length_of(example, image_tokens) for example in examples], row)
     shape = (len(rows), row)

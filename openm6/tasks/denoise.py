@@ -15,9 +15,10 @@ from openm6.tasks.task import Fields, Record, Task, pick_language
 def take_out_spans(
     tokens: tuple[int, ...], rng: Random, *, rate: float, mean_length: float, mask: int, gap: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(text with one `mask` for each span, the spans with a `gap` before each).
+    """Take spans out of a text. Returns the text with one `mask` for each span, and the spans with a `gap` before
+    each.
 
-    About `rate` of the tokens go, in spans of `mean_length` (geometric), at least one.
+    About `rate` of the tokens are taken out, in spans of `mean_length` on average (geometric), and at least one.
     """
     source: list[int] = []
     spans: list[int] = []

@@ -48,7 +48,7 @@ class Branch:
 
 
 class Layout:
-    """An instruction, parsed. Raises ValueError for one that cannot be laid out."""
+    """A parsed instruction. Raises ValueError for an instruction that cannot be laid out."""
 
     def __init__(self, instruction: str):
         if instruction.count("->") != 1:
@@ -76,7 +76,7 @@ class Layout:
         return bool(self.source) and self.source[0].kind == "IMAGE"
 
     def branch(self, task: str, fields: Mapping[str, object], tokenizer: TextTokenizer) -> Branch:
-        """Lay one example out; `fields` holds what the instruction names, the target only if it is known."""
+        """Lay out one example. `fields` holds the fields that the instruction names; the target may be missing."""
         picture = fields[self.source[0].name] if self.sees else None
         assert picture is None or isinstance(picture, np.ndarray)
         image = cast("npt.NDArray[np.uint8] | None", picture)
@@ -122,5 +122,5 @@ def _tokens(atom: Atom, fields: Mapping[str, object], tokenizer: TextTokenizer) 
 
 
 def _text(value: object, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """A string, or tokens that a task has already made of one (spans taken out)."""
+    """A string, or the tokens that a task has already made of it (with spans taken out)."""
     return cast(tuple[int, ...], value) if isinstance(value, tuple) else tokenizer.encode(str(value))

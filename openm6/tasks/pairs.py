@@ -17,19 +17,19 @@ from openm6.model.stream import Stream
 
 @dataclass(frozen=True)
 class Places:
-    """Flat indices into the positions of a stream, one row a picture or a text, its `<match>` mark first."""
+    """Flat indices into the positions of a stream: one row for each picture or text, its `<match>` mark first."""
 
     at_MT: Tensor
     seen_MT: Tensor  # bool; False = padding
 
     def states(self, hidden_BTD: Tensor, stream: Stream) -> States:
-        """What the stack made of them."""
+        """The stack's states at these places."""
         positions = stream.positions_BT.flatten()[self.at_MT]
         return States(hidden_BTD.flatten(0, 1)[self.at_MT], positions, self.seen_MT)
 
 
 def text_places(stream: Stream, mark_at_M: Tensor) -> Places:
-    """The texts that end with these marks: nothing else is in their examples."""
+    """The places of the texts that end with these marks. Their examples hold nothing else."""
     length_M1 = stream.positions_BT.flatten()[mark_at_M][:, None] + 1
     back_T = torch.arange(int(length_M1.max()), device=mark_at_M.device)
     seen_MT = back_T < length_M1
@@ -37,7 +37,7 @@ def text_places(stream: Stream, mark_at_M: Tensor) -> Places:
 
 
 def image_places(stream: Stream, mark_at_M: Tensor, *, image_tokens: int) -> Places:
-    """The pictures of the examples that these marks belong to."""
+    """The places of the pictures in the examples of these marks."""
     assert stream.image_at is not None
     image_at_NP = stream.image_at.view(-1, image_tokens)
     example = stream.example_BT.flatten()
@@ -48,7 +48,7 @@ def image_places(stream: Stream, mark_at_M: Tensor, *, image_tokens: int) -> Pla
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens of texts, one a row, the last one (the `<match>` mark) first."""
+    """Tokens of texts, one text per row, with its last token (the `<match>` mark) first."""
 
     tokens_MT: Tensor  # int64; -1 = padding
 
@@ -69,7 +69,7 @@ class Texts:
         return Texts(tokens_MT[:, : int((tokens_MT >= 0).sum(1).max())])
 
     def stream(self) -> Stream:
-        """Each text an example of its own, in this order of positions."""
+        """A stream with one example for each text, its positions in this order."""
         length_M1 = self.seen_MT.sum(1, keepdim=True)
         back_T = torch.arange(self.tokens_MT.shape[1], device=self.tokens_MT.device)
         row_M1 = torch.arange(len(self.tokens_MT), device=self.tokens_MT.device)[:, None]
@@ -82,7 +82,9 @@ class Texts:
         )
 
     def masked(self, rate: float, *, mask: int, generator: torch.Generator) -> tuple[Texts, Tensor]:
-        """Each token (never the mark) replaced by `mask` with probability `rate`; and which are (M, T, bool)."""
+        """The texts with each token (never the mark) replaced by `mask` with probability `rate`; and a mask of the
+        replaced tokens, (M, T, bool).
+        """
         chance_MT = torch.rand(self.tokens_MT.shape, generator=generator, device=self.tokens_MT.device)
         gone_MT = self.seen_MT & (chance_MT < rate)
         gone_MT[:, 0] = False

@@ -32,10 +32,10 @@ class Question:
 
 
 def questions(record: Record, rng: Random) -> list[Question]:
-    """Every question the record can answer, one of each kind and language, wordings at random.
+    """All questions that the record can answer, one of each kind and language, with random wordings.
 
-    `record["other_<language>"]` is the name of something else, which `is_it_a` asks about half of the time
-    (answer: no); without it, is_it_a is left out.
+    `record["other_<language>"]` is the name of another thing. `is_it_a` asks about that thing half of the time
+    (answer: no). Without this field, `is_it_a` is left out.
     """
     asked: list[Question] = []
     for kind in KINDS:

@@ -13,11 +13,12 @@ AT = (1, 5, 10)
 
 
 def recalls(scores_QG: np.ndarray, same_QG: np.ndarray) -> dict[str, float]:
-    """Shares of the queries that find something of theirs (`same_QG`, bool) among the first 1, 5 and 10 by score.
+    """Shares of the queries with a right item (`same_QG`, bool) among the first 1, 5 and 10 by score.
 
-    What scores as much as the best of theirs stands before it, so a constant score finds nothing; in `scores`
-    that differ this is what R2D2's `itm_eval` counts, in per cent, for one direction.
-    Raises ValueError when the shapes differ, or a query has nothing that belongs to it.
+    A wrong item with the same score as the best right item counts as ranked before it. So constant scores find
+    nothing. If all `scores` differ, this equals R2D2's `itm_eval` for one direction, which is in per cent.
+
+    Raises ValueError if the shapes differ, or if a query has no right item.
     """
     if scores_QG.shape != same_QG.shape:
         raise ValueError(f"scores of shape {scores_QG.shape} do not fit pairs of shape {same_QG.shape}")

@@ -19,11 +19,10 @@ _CHINESE = re.compile("[\u3400-\u9fff]")
 
 @dataclass(frozen=True)
 class Task:
-    """Adding a task means writing one of these and listing it in `openm6.tasks.TASKS`; the model stays as it
-    is.
+    """A task. To add one, create an instance and list it in `openm6.tasks.TASKS`; the model stays unchanged.
 
-    `fields(record, rng, tokenizer)` picks what the instructions name, at random where a record offers a
-    choice (language, wording, spans), or returns None for a record that has nothing for this task.
+    `fields(record, rng, tokenizer)` returns the fields that the instructions name. It chooses at random where a
+    record offers a choice (language, wording, spans). It returns None for a record that this task cannot use.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Task:
         return tuple(Layout(instruction) for instruction in self.instructions)
 
     def branches(self, record: Record, rng: Random, tokenizer: TextTokenizer) -> list[Branch]:
-        """The branches that this record gives, none if it does not serve the task."""
+        """The branches of this record, or none if the task cannot use it."""
         fields = self.fields(record, rng, tokenizer)
         if fields is None:
             return []

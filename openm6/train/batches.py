@@ -61,7 +61,7 @@ class Batches:
 
     @property
     def bad_records(self) -> int:
-        """How many records were skipped so far because they could not be used."""
+        """The number of records skipped so far because they could not be used."""
         return sum(source.bad.count for sources in self.sources for source in sources)
 
     def __next__(self) -> Batch:
@@ -128,7 +128,7 @@ class Batches:
             return None
 
     def _add_others(self, records: list[dict[str, object]]) -> None:
-        """Give every record the names of another one of the batch, for questions whose answer is no."""
+        """Add to every record the names of another record of the batch, for questions whose answer is no."""
         for record, other in zip(records, records[1:] + records[:1], strict=True):
             record["other_en"], record["other_zh"] = other.get("caption_en"), other.get("caption_zh")
 
@@ -156,7 +156,7 @@ class Batches:
 
 
 def texts_of(mix: Sequence[MixConfig], *, limit: int = 200_000) -> list[str]:
-    """All texts of the first epoch of the sources (at most `limit` records each), to train a tokenizer on."""
+    """All texts of the first epoch of the sources (at most `limit` records from each), to train a tokenizer."""
     texts: list[str] = []
     for data in (data for part in mix for data in part.data):
         for record in islice(open_source(data, seed=0, epochs=1), limit):

@@ -65,7 +65,9 @@ class RunRecord:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """The runs of two or more folders. Raises ValueError for fewer, for one named twice, for one without a run."""
+    """The runs of two or more folders. Raises ValueError for a single folder, a repeated
+    one, or one without a run.
+    """
     if len(folders) < 2:
         raise ValueError("comparing takes two run folders or more")
     resolved = [folder.resolve() for folder in folders]
@@ -95,7 +97,7 @@ def _read(folder: Path, name: str) -> RunRecord:
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of all runs where each has spent `at` tokens or seconds; None where a run was not measured."""
+    """Losses of all runs after `at` tokens or seconds each; None where a run was not measured."""
 
     axis: Axis
     at: float
@@ -103,7 +105,7 @@ class Losses:
 
 
 def settings_that_differ(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """{dotted key: its value in each run}; None where a run does not have the key."""
+    """{dotted key: its value in each run}; None for a run without the key."""
     flat = [_flat(run.config) for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     values = {key: [each.get(key) for each in flat] for key in keys if key not in NAMES_ONLY}
@@ -125,9 +127,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def losses_at_equal(runs: Sequence[RunRecord], axis: Axis) -> Losses:
-    """The losses where the run that was measured least far was measured last.
+    """The losses of all runs at the last point at which all of them were measured.
 
-    The weighted sum is left out where runs weigh their tasks differently.
+    The weighted sum is left out if the runs weigh their tasks differently.
     """
     at = min(_measured(run, axis) for run in runs)
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
@@ -138,13 +140,13 @@ def losses_at_equal(runs: Sequence[RunRecord], axis: Axis) -> Losses:
 
 
 def _measured(run: RunRecord, axis: Axis) -> float:
-    """How far a run was measured: to its last evaluation, or, where nothing is held out, to its last line."""
+    """How far a run was measured: to its last evaluation, or to its last line if nothing is held out."""
     ends = [curve[-1][0] for task in run.tasks if (curve := run.curve(task, axis))]
     return max(ends) if ends else float(run.last(axis) or 0.0)
 
 
 def comparable(runs: Sequence[RunRecord]) -> bool:
-    """Whether the runs measure the same tasks and weigh them alike, so that their sums mean the same."""
+    """Whether the runs measure the same tasks with the same weights, so that their weighted sums are comparable."""
     first = runs[0]
     return bool(first.tasks) and all(
         set(run.tasks) == set(first.tasks)
@@ -154,7 +156,9 @@ def comparable(runs: Sequence[RunRecord]) -> bool:
 
 
 def value_at(curve: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The curve's value there, on a straight line between its neighbours; None outside of what was measured."""
+    """The curve's value at this point, on a straight line between its neighbours; None
+    outside the measured range.
+    """
     exact = dict(curve)
     if at in exact:
         return exact[at]
@@ -165,12 +169,12 @@ def value_at(curve: Sequence[tuple[float, float]], at: float) -> float | None:
 
 
 def _logged(curve: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The last training loss logged by then: each is a mean over the steps before it."""
+    """The last training loss logged up to this point. Each logged loss is a mean over the steps before it."""
     return next((value for x, value in reversed(curve) if x <= at), None)
 
 
 def figures(runs: Sequence[RunRecord]) -> dict[str, list[float | None]]:
-    """What each run took: {figure: its value in each run}, in plain units (tokens, seconds, bytes)."""
+    """The cost of each run: {figure: its value in each run}, in plain units (tokens, seconds, bytes)."""
 
     def peak(run: RunRecord) -> float | None:
         return max((line["rss_bytes"] for line in run.lines if line.get("rss_bytes")), default=None)

@@ -9,19 +9,19 @@ from openm6.train.compare import Losses
 
 
 def setting(value: Any) -> str:
-    """A setting's value as a recipe would say it; "-" where a run does not have it."""
+    """A setting's value in the notation of a recipe; "-" for a run without it."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def at_words(losses: Losses) -> str:
-    """Where the losses were read, such as "1,204,331 tokens"."""
+    """The point at which the losses were read, such as "1,204,331 tokens"."""
     return f"{losses.at:,.0f} {'tokens' if losses.axis == 'tokens' else 'seconds'}"
 
 
 def amount(figure: str, value: float | None) -> str:
-    """A figure of `openm6.train.compare.figures` in the unit that its name says, bytes in MiB or GiB."""
+    """A figure of `openm6.train.compare.figures` in the unit of its name, with bytes in MiB or GiB."""
     if value is None:
         return "-"
     if "bytes" in figure:

@@ -67,8 +67,9 @@ class OptimizerConfig(_Strict):
 
 
 class MemoryConfig(_Strict):
-    """A streamed run: the process keeps to a budget, and what does not fit in it lives on disk (see
-    docs/streaming.md)."""
+    """A streamed run: the process keeps a budget, and the rest of the model lives on disk
+    (see docs/streaming.md).
+    """
 
     host: str  # most memory that the process may hold resident: "12GiB"
     disk: Path | None = None  # what does not fit goes to a folder in this one; None = in the run folder
@@ -101,15 +102,15 @@ class MemoryConfig(_Strict):
 
 
 class Seq2SeqConfig(_Strict):
-    """Every task's own loss (see `openm6.train.objectives.seq2seq`)."""
+    """Each task has its own loss (see `openm6.train.objectives.seq2seq`)."""
 
     kind: Literal["seq2seq"] = "seq2seq"
 
 
 class R2D2Config(_Strict):
-    """`match` as pre-ranking and ranking, other tasks as ever (see `openm6.train.objectives.r2d2`).
+    """`match` as pre-ranking and ranking; other tasks are unchanged (see `openm6.train.objectives.r2d2`).
 
-    Its losses are pre_ranking, ranking, masked_text and feature_guided; `loss_weights` weighs them.
+    Its losses are pre_ranking, ranking, masked_text and feature_guided. `loss_weights` weighs them.
     """
 
     kind: Literal["r2d2"]
@@ -129,7 +130,7 @@ class R2D2Config(_Strict):
 
     @property
     def taught(self) -> bool:
-        """Whether anything needs a teacher."""
+        """Whether any loss needs a teacher."""
         return self.feature_guided or self.target_guided > 0 or self.queue > 0
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class R2D2Config(_Strict):
 
 
 class RunConfig(_Strict):
-    """One training run, as `openm6/configs/*.yaml` say it."""
+    """The settings of one training run, as in `openm6/configs/*.yaml`."""
 
     name: str
     seed: int = 0
@@ -172,7 +173,7 @@ class RunConfig(_Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """What each loss counts, by the names that `task_losses` gives them; one not named counts 1."""
+        """The weight of each loss, by its name in `task_losses`. A loss that is not listed has weight 1."""
         return self.loss_weights | {f"{task}_contrastive": each for task, each in self.contrastive.items()}
 
     @field_validator("device")

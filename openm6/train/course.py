@@ -37,13 +37,13 @@ class Window:
             self.sums[name] = (total + value, count + 1)
 
     def means(self) -> dict[str, float]:
-        """The means, and begin anew."""
+        """Return the means, and start a new window."""
         sums, self.sums = self.sums, {}
         return {name: total / count for name, (total, count) in sums.items()}
 
 
 class Course(ABC, Generic[Work]):
-    """Data position and counters of a run, and the order of what happens in it."""
+    """The data position and counters of a run, and the order of its actions."""
 
     def __init__(self, config: RunConfig, run_dir: Path):
         self.config, self.run_dir = config, run_dir
@@ -65,11 +65,11 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def draw(self) -> Work:
-        """The work of the next step: a batch, or several."""
+        """The work of the next step: one batch, or several."""
 
     @abstractmethod
     def delink(self) -> None:
-        """Give every layer a slot of its own."""
+        """Give every layer its own slot."""
 
     @abstractmethod
     def train_step(self, work: Work) -> None:
@@ -77,15 +77,15 @@ class Course(ABC, Generic[Work]):
 
     @abstractmethod
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
-        """The losses of each task on `config.eval_steps` batches, the model as it is now."""
+        """The losses of each task on `config.eval_steps` batches, with the present model."""
 
     @abstractmethod
     def save(self) -> None:
-        """Save a checkpoint, from which a new process can go on."""
+        """Save a checkpoint, from which a new process can continue."""
 
     @abstractmethod
     def export(self) -> Path | None:
-        """Write the model with its tokenizers as one folder; None if the recipe does not want it written."""
+        """Write the model with its tokenizers as one folder. Returns None if the recipe turns this off."""
 
     def placement(self) -> dict[str, Any]:
         """Fields of a metrics line about the places of the model's parts; empty for a run in memory."""
@@ -95,7 +95,7 @@ class Course(ABC, Generic[Work]):
         """Close threads and files."""
 
     def time_to_delink(self, work: Work) -> bool:
-        """Whether to delink before this step: from the recipe's share of the steps on."""
+        """Whether to delink before this step: true once the recipe's share of the steps is done."""
         at = self.config.sharing.delink_at
         return at < 1 and FractionTrigger(at, self.config.steps).check(self.step)
 
@@ -107,7 +107,7 @@ class Course(ABC, Generic[Work]):
 
     @property
     def loss_limit(self) -> float:
-        """A loss above it, far above the usual one, is a spike: its step would do harm."""
+        """The limit for a spike, far above the usual loss. A step with a larger loss would do harm."""
         return math.inf if self.usual_loss is None else self.config.optimizer.spike * self.usual_loss
 
     def _learned_from(self, loss: float) -> None:
@@ -151,7 +151,7 @@ class Course(ABC, Generic[Work]):
             begun += clock() - paused
 
     def doing(self, text: str) -> dict[str, Any]:
-        """A line for `on_progress`: the run takes no steps now, and `text` says why."""
+        """A line for `on_progress`: the run takes no steps now, and `text` gives the reason."""
         return {"step": self.step, "event": "doing", "stage": self.stage, "text": text}
 
     def _batches(self, mix: list[MixConfig], *, seed: int) -> Batches:

@@ -35,7 +35,7 @@ EVAL_BATCH = 64
 
 
 class AugmentImagesConfig(BaseModel):
-    """Changes that keep white paper white: the tokenizer is measured on pictures over white."""
+    """Changes that keep white paper white, because the tokenizer is measured on pictures over white."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class AugmentImagesConfig(BaseModel):
 
 
 class ImageTokenizerRunConfig(BaseModel):
-    """One training run of an image tokenizer, as `openm6/configs/image-tokenizer.yaml` says it."""
+    """The settings of one training run of an image tokenizer, as in `openm6/configs/image-tokenizer.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,7 +82,7 @@ def train_image_tokenizer(
 ) -> ImageTokenizer:
     """Train to the end of the run, save the result in `run_dir` and return it as it was saved (bf16 weights).
 
-    Started again on the same folder it goes on from the last checkpoint.
+    On a folder with a checkpoint, training continues from the last checkpoint.
 
     Args:
         images_NHWC: uint8 (N, size, size, 3), already over white.
@@ -90,8 +90,8 @@ def train_image_tokenizer(
         on_progress: called with every metrics line (step, loss, psnr, ...).
 
     Raises:
-        ValueError: the pictures have another shape or dtype, a checkpoint is damaged or of another run, the folder
-            is in use by another run, or the device is not there.
+        ValueError: the pictures have another shape or dtype, a checkpoint is damaged or belongs to another run,
+            another run uses the folder, or the device does not exist.
     """
     with only_run_in(run_dir):
         return _train(images_NHWC, config, run_dir, held_out_NHWC, on_progress)
@@ -185,7 +185,7 @@ def reconstruction_loss(y_NCHW: Tensor, x_NCHW: Tensor, *, mse_weight: float, ed
 
 
 def augment_images(x_NCHW: Tensor, config: AugmentImagesConfig, generator: torch.Generator) -> Tensor:
-    """Randomly mirrored, moved and recoloured pictures; what comes in from outside is white."""
+    """Randomly mirror, move and recolour pictures. The area that comes in from outside is white."""
     n = len(x_NCHW)
 
     def uniform(limit: float, *shape: int) -> Tensor:

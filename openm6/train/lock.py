@@ -14,9 +14,9 @@ LOCK = "run.lock"
 
 @contextmanager
 def only_run_in(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder, which is made if it does not exist, for as long as the block runs.
+    """Hold the run folder while the block runs. The folder is made if it does not exist.
 
-    The operating system frees it when the process ends, however it ends. Raises ValueError if another run has it.
+    The operating system frees it when the process ends for any reason. Raises ValueError if another run has it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

@@ -27,18 +27,17 @@ from openm6.train.streamed import StreamedRun
 
 
 def train(config: RunConfig, run_dir: Path, *, on_progress: Progress | None = None) -> Path | None:
-    """Run a recipe to its end in `run_dir` and return the folder of the trained model, ready for
-    `openm6.load`; None for a recipe whose `memory.export` is false.
+    """Run a recipe to its end in `run_dir`, and return the folder of the trained model for `openm6.load`.
 
-    Started again on the same folder it goes on from the last checkpoint. Under `torchrun` all processes train one
-    model together (docs/many-machines.md).
+    The result is None if the recipe's `memory.export` is false. On a folder with a checkpoint, training continues
+    from the last checkpoint. Under `torchrun` all processes train one model together (docs/many-machines.md).
 
     Args:
-        on_progress: called with every metrics line; and, before a pause in training, with a line of the event
-            "doing", whose `text` names the reason.
+        on_progress: called with every metrics line. Before a pause in training it is also called with a line of the
+            event "doing", whose `text` gives the reason.
 
     Raises:
-        ValueError: the folder holds another run or is in use by one, the device is not there, or data or files
+        ValueError: the folder holds another run or another run uses it, the device does not exist, or data or files
             cannot be used.
     """
     keep_large_blocks()
@@ -90,7 +89,7 @@ def _reported(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | Non
 
 
 def _what(line: dict[str, Any]) -> tuple[Any, ...]:
-    """The key of a metrics line: no two lines of a run have the same."""
+    """The key of a metrics line. No two lines of a run have the same key."""
     return line["step"], line.get("event"), line["stage"]
 
 
@@ -150,7 +149,9 @@ def check_can_spread(config: RunConfig) -> None:
 
 
 def _computed(config: RunConfig, key: str) -> Any:
-    """The part of a setting that changes numbers. A budget does not: a run may go on within another one."""
+    """The part of a setting that changes numbers. A budget does not, so a run may
+    continue within another budget.
+    """
     value = getattr(config, key)
     if isinstance(value, MemoryConfig):
         return value.model_copy(update={"host": "", "activations": "host", "export": True, "trace": None})

@@ -38,17 +38,17 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def keep_large_blocks() -> bool:
-    """Make glibc keep freed blocks of up to 1 GiB for reuse; call once, before the first large tensor.
+    """Make glibc keep freed blocks of up to 1 GiB for reuse. Call it once, before the first large tensor.
 
-    By default glibc serves a block above 128 KiB to 32 MiB (the threshold moves) with `mmap` and returns it
-    with `munmap` on free, so every large activation or gradient is zeroed and faulted in page by page, at
-    every step. Measured on a 2-core server: the language-model head's loss step fell from 143 to 80 ms, and
-    up to a third of all training time had been page faults; fifty rounds of "allocate 100 MB, fill, double,
-    free" fell from 4.4 s and 2.56 million faults to 2.2 s and 0.10 million. The price: resident memory
-    stays near its peak between steps, so a process that must give memory back should not call this.
+    By default glibc serves a block above 128 KiB to 32 MiB (the threshold moves) with `mmap` and returns it with
+    `munmap` on free. So every large activation or gradient is zeroed and faulted in page by page, at every step.
+    Measured on a 2-core server: the language-model head's loss step fell from 143 to 80 ms, and up to a third of
+    all training time had been page faults; fifty rounds of "allocate 100 MB, fill, double, free" fell from 4.4 s
+    and 2.56 million faults to 2.2 s and 0.10 million. The price: resident memory stays near its peak between steps.
+    So a process that must give memory back should not call this.
 
     Returns:
-        True if the thresholds were raised; False where the C library is not glibc (nothing is changed there).
+        True if the thresholds were raised. False if the C library is not glibc; then nothing is changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -59,7 +59,7 @@ def keep_large_blocks() -> bool:
 
 
 def _sysctl(name: str) -> str:
-    """A macOS system value, or an empty string where it (or macOS) is absent."""
+    """A macOS system value, or an empty string if there is no such value (or no macOS)."""
     if sys.platform != "darwin":
         return ""
     return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True).stdout.strip()
@@ -123,7 +123,7 @@ def machine() -> dict[str, str | int | bool]:
 
 
 def _accelerator() -> str:
-    """The accelerator's name, or an empty string where there is none."""
+    """The accelerator's name, or an empty string if there is none."""
     import torch
 
     if torch.cuda.is_available():

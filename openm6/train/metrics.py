@@ -42,7 +42,7 @@ _AXES = frozenset({"step", "tokens", "time"})
 
 
 def _json_value(key: str, value: Any) -> Any:
-    """A plain JSON value; tensors and numpy scalars numbers, NaN and infinities null."""
+    """A plain JSON value. Tensors and numpy scalars become numbers; NaN and infinities become null."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -123,7 +123,7 @@ class MetricsWriter:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, with the time before a resume."""
         return time.perf_counter() - self._started
 
     def write(self, record: Mapping[str, Any]) -> None:

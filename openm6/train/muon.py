@@ -12,15 +12,14 @@ from openm6.giant.optimizers.muon import adam_update, is_matrix, muon_update
 class Muon(torch.optim.Optimizer):
     """Muon on matrices and convolution kernels, Adam on everything else.
 
-    A parameter of three dimensions is a stack of experts, (E, in, out): every expert's matrix by itself.
+    A parameter of three dimensions is a stack of experts, (E, in, out). Each expert's matrix is updated separately.
 
     Args:
-        parameters: parameters, whose shape decides which rule each gets, or groups with `matrices` True or
-            False.
+        parameters: parameters, whose shape decides which rule each gets; or groups with `matrices` True or False.
         lr: of Adam, and of Muon times `matrix_scale`: one schedule drives both.
         matrix_scale: Muon's rate over Adam's; Muon's updates have a norm that does not depend on the loss.
         momentum: of Muon (Nesterov).
-        weight_decay: decoupled, a share of `lr` (AdamW's rule) times `matrix_scale` where Muon rules.
+        weight_decay: decoupled, a share of `lr` (AdamW's rule), times `matrix_scale` for Muon's parameters.
     """
 
     def __init__(

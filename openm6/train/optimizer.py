@@ -13,7 +13,7 @@ from openm6.train.muon import Muon
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trainable parameters.
 
-    Weight decay falls on matrices and kernels, not on norms, biases, scales and tables that are looked up in.
+    Weight decay falls on matrices and kernels, not on norms, biases, scales and embedding tables.
     """
     looked_up = tables(model)
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -62,7 +62,7 @@ class ParallelRun(Run):
         load_on_rank(path, model=self.model, optimizer=self.optimizer, objective=self.objective)
 
     def _correlations(self, work: Batch) -> list[float]:
-        """The mean over ranks, each of its own rows: so all decide alike."""
+        """The mean over ranks, each of its own rows, so that all ranks decide alike."""
         mine = adjacent_correlations(self.model, lambda: self._loss(work)[0])
         summed = self.parallel.everyone.total(torch.tensor(mine, dtype=torch.float64, device=self.device))
         return (summed / self.ranks.size).tolist()
@@ -120,8 +120,10 @@ class ParallelRun(Run):
 
 
 class ParallelStreamedRun(StreamedRun):
-    """A streamed run on `ranks`: `memory.host` is the budget of each, and each has tiers of its own, with its slice
-    of every slot (`openm6.giant.ranks.ranked_store`)."""
+    """A streamed run on `ranks`. `memory.host` is the budget of each rank.
+
+    Each rank has its own tiers with its slice of every slot (`openm6.giant.ranks.ranked_store`).
+    """
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks):
         assert dist.group.WORLD is not None
@@ -162,7 +164,7 @@ class ParallelStreamedRun(StreamedRun):
 
 
 def _first_opens_tokenizers(config: RunConfig, run_dir: Path, ranks: Ranks) -> None:
-    """Rank 0 may have to train and keep the text tokenizer; then all open it."""
+    """Let rank 0 open the tokenizers first, because it may have to train and save the text tokenizer."""
     ranks.agree(lambda: open_tokenizers(config, run_dir) is None)
 
 

@@ -63,8 +63,7 @@ class Chart:
 
 
 def _thin(points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Means of equal runs of points where there are more than `MAX_POINTS`; the last point is kept as it
-    is."""
+    """Means of equal runs of points, if there are more than `MAX_POINTS`. The last point stays as it is."""
     x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
     if len(x) > MAX_POINTS:
         groups = np.array_split(np.arange(len(x) - 1), MAX_POINTS - 1)
@@ -76,7 +75,7 @@ def _thin(points: Points) -> tuple[np.ndarray, np.ndarray]:
 def _smoothed(y: np.ndarray, half: int, *, from_first: bool = False) -> np.ndarray:
     """Running mean over 2 `half` + 1 values, one-sided at the ends.
 
-    `from_first` makes it narrower at the start, so that a steep curve begins where it began.
+    `from_first` narrows the window at the start, so that a steep curve begins at its first value.
     """
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))

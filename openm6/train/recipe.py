@@ -81,14 +81,16 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """`above` over `below`: mappings key by key, everything else replaced."""
+    """`above` merged over `below`: mappings key by key, everything else replaced."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
 
 
 def _read_layers(path: Path, via: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """(file name, content without `base`) of the recipe and all that it inherits, the most basic first."""
+    """(file name, content without `base`) of the recipe and of all recipes that it inherits from, the most basic
+    first.
+    """
     asked = f", which {via[-1]} names as its base," if via else ""
     if path.resolve() in [earlier.resolve() for earlier in via]:
         raise ValueError(f"the recipe {path} is its own base (by way of {via[-1]}); remove one `base` key.")
@@ -115,7 +117,7 @@ def _read_layers(path: Path, via: tuple[Path, ...] = ()) -> list[tuple[str, dict
 
 
 def _override(data: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted `key`; mappings on the way are made if absent, list entries must exist."""
+    """Set the dotted `key`. Missing mappings on the way are made; list entries must exist."""
     parts = key.split(".")
     node: Any = data
     for depth, part in enumerate(parts):
@@ -163,8 +165,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _tagged(model: type[BaseModel], part: Any) -> bool:
-    """Whether pydantic means this member of a union by `part`: its class name or its discriminator's
-    value."""
+    """Whether pydantic means this member of a union by `part`: its class name or its discriminator's value."""
     fields = (field.annotation for field in model.model_fields.values())
     return part == model.__name__ or any(
         part in get_args(annotation) for annotation in fields if get_origin(annotation) is Literal
@@ -276,14 +277,13 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[Config]) -> C
 
     Args:
         path: the YAML file; its optional key `base` names another to inherit from.
-        overrides: "a.b=c" each, applied in order over the file; the value is YAML, and `data.0.weight=2`
-        reaches
-            into a list. A value replaces what was there.
+        overrides: "a.b=c" each, applied in order over the file. The value is YAML and replaces the old value.
+            `data.0.weight=2` reaches into a list.
 
     Raises:
-        ValueError: a file is missing, unreadable or not YAML, or a key is unknown (the nearest right one is
-            named), missing or ill-typed; one sentence that names the file or override, the dotted key and
-            what was expected.
+        ValueError: a file is missing, unreadable or not YAML, or a key is unknown (the message names the nearest
+            right key), missing or ill-typed. The message is one sentence that names the file or override, the
+            dotted key and the expected value.
     """
     layers = _read_layers(Path(path))
     data: Any = {}
@@ -313,7 +313,7 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[Config]) -> C
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, by a recipe's rules, unchecked. Raises ValueError if it is something else."""
+    """The mapping in a YAML file, by a recipe's rules, unchecked. Raises ValueError for any other content."""
     try:
         content = _parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
@@ -324,7 +324,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def dump_recipe(config: BaseModel, path: Path) -> None:
-    """Write the resolved config as YAML that `load_recipe` reads back equal; replaces the file atomically."""
+    """Write the resolved config as YAML, atomically. `load_recipe` reads back an equal config."""
     content = config.model_dump(mode="json", round_trip=True)
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     with replacing(path) as fresh:

@@ -97,8 +97,7 @@ def _trained_tasks(records: Records) -> list[str]:
 
 
 def _held_out_table(records: Records) -> dict[str, Any] | None:
-    """Held-out losses at the start, the last before and the first after the delink, at the end, and the
-    best."""
+    """Held-out losses at the start, before and after the delink, at the end, and at the best step."""
     delink = next((i for i, record in enumerate(records) if record.get("event") == "delink"), None)
     rows: list[dict[str, Any]] = []
     steps: dict[str, set[int | None]] = {}
@@ -157,7 +156,7 @@ def _tiles(records: Records) -> Iterator[dict[str, Any]]:
 
 
 def _since(records: Records, key: str) -> str:
-    """Where a counter rose: the first few steps."""
+    """The first few steps at which a counter rose."""
     points = _points(records, key)
     rises = [
         int(x) for (_, before), (x, after) in zip([(0, 0), *points], points, strict=False) if after > before
@@ -292,13 +291,13 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_right(sample: Mapping[str, Any]) -> bool:
-    """Whether the output is the reference, a score in brackets behind it (`match`) apart."""
+    """Whether the output equals the reference. A score in brackets at its end (`match`) is ignored."""
     output, reference = sample.get("output"), sample.get("reference")
     return bool(reference) and str(output) in (reference, f"{reference} ({str(output).rpartition(' (')[2]}")
 
 
 def _sample_tasks(samples: Records, pictures: _Pictures) -> list[dict[str, Any]]:
-    """Per task its cards; what was said about one input picture shares a card."""
+    """The cards of each task. All outputs about one input picture share a card."""
     tasks = []
     for name in dict.fromkeys([*_TASKS, *(str(sample["task"]) for sample in samples)]):
         groups: dict[Any, list[Mapping[str, Any]]] = {}
@@ -343,10 +342,11 @@ def _run_name(run_dir: Path, config: str) -> str:
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html, self-contained and below 3 MB, and return its path.
 
-    Without matplotlib (extra `report`) the page says so in place of its charts.
+    Without matplotlib (extra `report`) a note on the page replaces its charts.
 
     Raises:
-        ValueError: the folder has no metrics, or metrics.jsonl or samples.json is not what a run writes.
+        ValueError: the folder has no metrics, or metrics.jsonl or samples.json does not have the format that a run
+            writes.
     """
 
     run_dir = Path(run_dir)

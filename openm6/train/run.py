@@ -34,7 +34,7 @@ from openm6.train.tokenizers import model_folder
 
 
 class Run(Course[Batch]):
-    """A run in memory: model and optimizer as PyTorch has them."""
+    """A run in memory, with model and optimizer in plain PyTorch."""
 
     def __init__(self, config: RunConfig, run_dir: Path):
         super().__init__(config, run_dir)
@@ -70,13 +70,16 @@ class Run(Course[Batch]):
         return resolve_device(self.config.device)
 
     def _place(self) -> None:
-        """Move the new model and the objective's tensors to the device; the optimizer has no state yet."""
+        """Move the new model and the objective's tensors to the device. The optimizer has no state yet."""
         self.model.to(self.device)
         self.objective.to(self.device)
 
     def _begin_from(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same shape. Its FFNs may be narrower, and it may lack cross
-        encoders or this recipe's pretrained backbone: those begin with new values."""
+        """Take the weights of a trained model of the same shape.
+
+        Its FFNs may be narrower. It may lack cross encoders or this recipe's pretrained backbone; those start with
+        new values.
+        """
         trained, wanted = load_model(folder), self.config.model
         had = trained.config
         other: dict[str, Any] = {"ffn": had.ffn}
@@ -174,11 +177,11 @@ class Run(Course[Batch]):
         return figures
 
     def _clip(self, limit: float) -> float:
-        """Bound the norm of all gradients. Returns the norm before that."""
+        """Bound the norm of all gradients. Returns the norm before clipping."""
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
 
     def _is_spike(self, value: float) -> bool:
-        """Whether the step would do harm: a loss that is not finite, or far above the usual one."""
+        """Whether the step would do harm: its loss is not finite, or far above the usual loss."""
         return not math.isfinite(value) or value > self.loss_limit
 
     @torch.no_grad()

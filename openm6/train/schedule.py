@@ -8,10 +8,10 @@ from openm6.train.config import OptimizerConfig
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Rate of step `step` (from 0) of `steps`; linear warm-up, and 0 at the end in both shapes.
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, and 0 at the end in both shapes.
 
-    WSD holds the rate until the last `decay_share` of the run and then ramps linearly, so a run can be
-    prolonged from a checkpoint of its stable part (2404.06395).
+    WSD holds the rate until the last `decay_share` of the run and then falls linearly. So a run can be prolonged
+    from a checkpoint of its stable part (2404.06395).
     """
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:

@@ -36,7 +36,7 @@ class Share:
 
 
 def take(batch: Batch, rank: int, size: int) -> Batch:
-    """The rank's rows of a batch, with what they predict and the pictures in them."""
+    """The rank's rows of a batch, with their targets and pictures."""
     rows, T = batch.stream.tokens_BT.shape
     first, last = bounds(rows, rank, size)
 

@@ -20,8 +20,10 @@ _STD = 0.02  # as M6 initialises itself
 
 
 def skeleton(config: ModelConfig, *, seed: int, unit: int | None = None, shared: bool = True) -> M6:
-    """A model with a frame of random values and layers on meta; `shared`: runs of `unit` layers (None = all)
-    have one slot."""
+    """A model with a frame of random values and layers on meta.
+
+    `shared`: runs of `unit` layers (None = all layers) share one slot.
+    """
     with torch.device("meta"):
         model = M6(config)
     if shared:
@@ -41,8 +43,8 @@ def skeleton(config: ModelConfig, *, seed: int, unit: int | None = None, shared:
 def first_values(model: M6, *, seed: int) -> Callable[[str, Tensor, int | None], None]:
     """A function (name, out, expert) that writes the first values of a parameter of `model` to `out`.
 
-    Those of the frame are the model's own, those of the slots what `M6` would draw: normal, the matrices that
-    write to the residual stream smaller by the square root of twice the depth; ones for norms.
+    Values of the frame are the model's own. Values of the slots have the distribution of a new `M6`: normal, with
+    matrices that write to the residual stream smaller by the square root of twice the depth, and ones for norms.
     """
     depth_scale = (2 * model.config.layers) ** -0.5
 

@@ -42,7 +42,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class StreamedRun(Course[list[Any]]):
-    """A run whose model is a `Giant`. Close it: its tiers have threads and files."""
+    """A run whose model is a `Giant`. It must be closed, because its tiers have threads and files."""
 
     group: Group | None = None  # of the ranks that train it together
 
@@ -96,7 +96,7 @@ class StreamedRun(Course[list[Any]]):
         return torch.device("cpu") if stands_in or self.group else resolve_device(self.config.device)
 
     def _device_settings(self) -> tuple[str, str | None]:
-        """Where layers compute, and within what: as `stream` takes them."""
+        """The device and its budget, as keywords for `stream`."""
         budget = self.memory.device
         if budget is not None and budget.startswith("arena:"):
             return budget, None
@@ -116,24 +116,24 @@ class StreamedRun(Course[list[Any]]):
         return folder
 
     def _spread(self, model: M6) -> None:
-        """Let a new model know of the ranks: here there are none."""
+        """Tell a new model about the ranks; a run in one process has none."""
 
     def _losses(self, model: nn.Module, work: Any) -> dict[str, Tensor]:
         return task_losses(cast(M6, model), work, contrastive=self.config.contrastive)
 
     def _work(self, batch: Batch) -> Any:
-        """What this process computes of a micro-batch; it has the batch's `tokens`."""
+        """This process's part of a micro-batch. It knows the batch's `tokens`."""
         return batch
 
     def _largest_work(self) -> list[Any]:
-        """The largest step that is likely: the memory that a step needs is measured on it."""
+        """The largest step that is likely. The memory of a step is measured on it."""
         probe = self._batches(self.config.mix, seed=self.config.seed)
         largest = max((next(probe) for _ in range(_PROBES)), key=lambda batch: batch.stream.tokens_BT.numel())
         pseudo = self.memory.pseudo_micro_batches or 1
         return [self._work(largest)] * max(self.memory.micro_batches, pseudo)
 
     def _require_space(self) -> None:
-        """Whether the disk will hold the Real Giant is asked now, and not when the layers part."""
+        """Check now that the disk will hold the Real Giant, and not only at the delink."""
         giant, memory = self.giant, self.memory
         if not giant.shared or self.config.sharing.delink_at >= 1 or giant.placement is None:
             return
@@ -200,7 +200,7 @@ class StreamedRun(Course[list[Any]]):
 
     @property
     def total_written(self) -> int:
-        """Bytes that the run has written to its tiers so far, in all of its processes: drive wear."""
+        """Bytes that the run has written to its tiers so far, in all of its processes. They wear the drive."""
         return self.written_before + self.giant.store.stats.bytes_written
 
     def _held_out_losses(self, batches: Batches) -> Iterator[dict[str, float]]:
@@ -228,7 +228,7 @@ class StreamedRun(Course[list[Any]]):
         return folder
 
     def close(self) -> None:
-        """Close threads and files. Tiers without a commit are of no use to a later run, so they are deleted."""
+        """Close threads and files. Tiers without a commit are deleted, because a later run cannot use them."""
         self.giant.close()
         if self.memory.durability == "none":
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -236,7 +236,7 @@ class StreamedRun(Course[list[Any]]):
 
 @dataclass
 class Traffic:
-    """What steps read, wrote and waited for, since the last log line."""
+    """The bytes that steps read and wrote, and the time that they waited, since the last log line."""
 
     seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -261,7 +261,7 @@ class Traffic:
 
 
 def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
-    """The recipe's optimizer, which updates one part at a time; `clip` is that of each part by itself."""
+    """The recipe's optimizer, which updates one part at a time. `clip` applies to each part separately."""
     if config.kind == "adafactor":
         return Adafactor(clip=config.clip, weight_decay=config.weight_decay)
     if config.kind == "muon":
@@ -276,12 +276,12 @@ def part_optimizer(config: OptimizerConfig) -> PartOptimizer:
 
 
 def tiers_folder(memory: MemoryConfig, run_dir: Path) -> Path:
-    """Where a run keeps what does not fit in memory: a folder of its own."""
+    """The run's own folder for everything that does not fit in memory."""
     return run_dir / "tiers" if memory.disk is None else memory.disk / f"openm6-{run_dir.resolve().name}"
 
 
 def fits_in_memory(config: RunConfig) -> bool:
-    """Whether a run's budget could hold its model as `openm6.load` does, in fp32."""
+    """Whether `openm6.load` could hold the model in fp32 within the run's budget."""
     if config.memory is None:
         return True
     return 4 * count(config.model).total() <= parse_bytes(config.memory.host)

@@ -22,10 +22,10 @@ def model_folder(name: str | Path) -> Path:
 
 
 def open_tokenizers(config: RunConfig, run_dir: Path) -> tuple[TextTokenizer, ImageTokenizer | None]:
-    """Open what the recipe names; a text tokenizer that is not named is trained once and kept in the run
-    folder.
+    """Open the tokenizers that the recipe names.
 
-    Raises ValueError when one is missing or does not fit the model's vocabulary.
+    If it names no text tokenizer, one is trained once and kept in the run folder. Raises ValueError if a tokenizer
+    is missing or does not fit the model's vocabulary.
     """
     path = config.tokenizer or run_dir / "tokenizer.json"
     if config.init is not None:

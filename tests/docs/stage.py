@@ -141,6 +141,14 @@ def search_learning(folder: Path) -> Names:
     return {"pictures": [np.array(Image.open(folder / "0.png").convert("RGB").resize((64, 64)))]}
 
 
+def music(folder: Path) -> Names:
+    from openm6.data.music import write_midi
+    from tests.data.music.scores import duet
+
+    write_midi(duet(), folder / "theme.mid")
+    return {}
+
+
 STAGES: dict[str, Callable[[Path], Names]] = {
     "README.md": readme,
     "docs/bring-your-own-data.md": bring_your_own_data,
@@ -148,6 +156,7 @@ STAGES: dict[str, Callable[[Path], Names]] = {
     "docs/decoding.md": decoding,
     "docs/change-the-model.md": nothing,
     "docs/hugging-face.md": hugging_face,
+    "docs/music.md": music,
     "docs/pseudo-to-real.md": pseudo_to_real,
     "docs/ranking.md": ranking,
     "docs/recipes.md": recipes,

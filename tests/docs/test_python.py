@@ -17,6 +17,7 @@ EXTRAS = {
     "README.md": "transformers",
     "docs/bring-your-own-data.md": "datasets",
     "docs/hugging-face.md": "transformers",
+    "docs/music.md": "mido",
     "docs/streaming.md": "transformers",
     "docs/search.md": "lancedb",
     "docs/search-learning.md": "efficientnet_lite_pytorch",

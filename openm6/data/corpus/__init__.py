@@ -1,7 +1,8 @@
-"""The embedded corpus: emoji pictures with names in two languages, and Chinese poems.
+"""The embedded corpus: emoji pictures with names in two languages, Chinese poems, and a game's music.
 
-Both tables ship inside the package. Reading one takes a fraction of a second. Pictures stay encoded until
-`decode_image` is called on them. `build.py` made the tables; `docs/data-card.md` describes their content.
+The tables ship inside the package. Reading one takes a fraction of a second. Pictures stay encoded until
+`decode_image` is called on them. `build.py` made the first two, `openm6/data/music/freedoom.py` made the music;
+`docs/data-card.md` describes their content.
 """
 
 # pyarrow declares no types.
@@ -23,6 +24,7 @@ from PIL import Image
 CORPUS_DIR = Path(__file__).parent
 EMOJI_SPLITS = ("train", "val", "concept_val")
 POEM_SPLITS = ("train", "val")
+MUSIC_SPLITS = ("train", "val")
 
 
 def load_emoji(split: str | None = None) -> pa.Table:
@@ -41,6 +43,16 @@ def load_poems(split: str | None = None) -> pa.Table:
     Columns: id, title, author, dynasty, form, text, split. Raises ValueError for an unknown split.
     """
     return _load("poems", split, POEM_SPLITS)
+
+
+def load_music(split: str | None = None) -> pa.Table:
+    """The music table, one row a piece; `split` is one of `MUSIC_SPLITS`, or None for all rows.
+
+    Columns: id, split, grid (ticks a quarter), and lists: programs and names of the tracks; bars and tempi, three
+    and two numbers each; track, onset, duration, pitch and velocity of each note. `openm6.data.music.embedded`
+    makes scores of the rows. Raises ValueError for an unknown split.
+    """
+    return _load("music", split, MUSIC_SPLITS)
 
 
 def decode_image(data: bytes) -> np.ndarray:

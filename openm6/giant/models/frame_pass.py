@@ -73,6 +73,7 @@ class Call:
     kwargs: dict[str, Any]
     modes: Modes
     context: Context  # of the model's code: context variables
+    in_function: bool = False  # inside a torch.autograd.Function, which has a backward pass of its own
 
     def run(self, work: Callable[[], Any]) -> tuple[Any, dict[str, list[Any]]]:
         """What `work` returns in the model's context, and what transformers' output hooks noted meanwhile: inner
@@ -126,18 +127,33 @@ def ask(layer: int, /, *args: Any, **kwargs: Any) -> Any:
     here = getcurrent()
     if not isinstance(here, _Greenlet):
         raise ValueError(
-            f"layer {layer} of a streamed model was called by hand, and its weights are not there; call the giant "
-            "instead: step, evaluate, logits, generate"
+            f"layer {layer} of a streamed model was called outside of a forward pass, and its weights are not "
+            "there: call the giant instead (step, evaluate, logits, generate), and let the model not use "
+            "torch.utils.checkpoint, since every layer is computed again in any case"
         )
     modes = Modes.now()
     assert here.parent is not None
-    out, noted = here.parent.switch(Call(layer, args, kwargs, modes, copy_context()))
+    call = Call(layer, args, kwargs, modes, copy_context(), _in_function())
+    out, noted = here.parent.switch(call)
     modes.restore()
     for name, values in noted.items():
         collector = _collector()
         assert collector is not None
         collector.get()[name].extend(values)
     return out
+
+
+_APPLY: Any = torch.autograd.Function.apply
+
+
+def _in_function() -> bool:
+    """Whether the caller was called by the forward pass of a torch.autograd.Function."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY.__func__.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _collector() -> Any:

@@ -8,7 +8,7 @@ parts      are filled one by one, or opened as the last commit left them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +31,7 @@ from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
 from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.buffers import Pins
 from openm6.giant.tiers.commit import CommitRecord, read_record
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
 from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
@@ -237,6 +238,7 @@ def solve_placement(
     *,
     fixed_bytes: int,
     staying: Mapping[str, Mapping[Section, Tier]],
+    held: Collection[str] = (),
 ) -> Placement:
     """Where parts live. What the settings say goes before the budget, and `staying` parts stay where they are.
 
@@ -250,6 +252,7 @@ def solve_placement(
         fixed_bytes=fixed_bytes,
         buffer_bytes=settings.buffer_bytes,
         override={**_together(slots, "host"), **_wanted(settings, parts), **staying},
+        held=held,
     )
 
 
@@ -322,6 +325,7 @@ def open_store(
     buffer_bytes: int,
     resumes: bool,
     trace: Trace,
+    pins: Pins | None,
 ) -> TieredStore:
     """The store of the last commit if the run `resumes`, else a new one with first values."""
     kind = TieredStore if settings.group is None else RankedStore
@@ -333,6 +337,7 @@ def open_store(
             buffer_bytes=buffer_bytes,
             threads=settings.threads,
             trace=trace,
+            pins=pins,
         )
     else:
         store = kind(
@@ -342,6 +347,7 @@ def open_store(
             durability=settings.durability,
             threads=settings.threads,
             trace=trace,
+            pins=pins,
         )
     if isinstance(store, RankedStore):
         assert settings.group is not None

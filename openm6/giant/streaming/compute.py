@@ -129,6 +129,14 @@ class Gradients:
                 self._add(name, x_MD.T @ d_y_MW)
                 calls.clear()
 
+    def stand_in(self) -> None:
+        """In a rehearsal, for a layer that was not run: the memory of its gradients."""
+        for name, leaf in self.leaves.items():
+            if name in self._room:
+                self.sums[name] = self._room[name]
+            elif name not in self._current:
+                self._current[name] = torch.empty_like(leaf, requires_grad=False)
+
     def _take(self, name: str, leaf: Tensor) -> None:
         gradient = leaf.grad
         assert gradient is not None

@@ -16,6 +16,12 @@ from openm6.giant.tiers.parts import PartLayout
 from openm6.giant.tiers.store import TieredStore
 
 
+def held_after(old: Sequence[Slot], new: Sequence[Slot], held: Sequence[str]) -> list[str]:
+    """The names of the new slots whose layers are those of old ones that are `held`."""
+    layers = {layer for slot in old if slot.name in held for layer in slot.layers}
+    return [slot.name for slot in new if layers & set(slot.layers)]
+
+
 def copy_parts(
     store: TieredStore,
     old: Sequence[Slot],

@@ -208,9 +208,11 @@ class Giant:
         self.slots = self.frame.slots
         kept = {slot.name for slot in old} & {slot.name for slot in self.slots}
         assert self.placement is not None
-        self._place(
-            {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
-        )
+        staying = {part: tiers for part, tiers in self.placement.tiers.items() if part.split(".")[0] in kept}
+        if machine.held:
+            machine.held = delinking.held_after(old, self.slots, machine.held)
+            self._measured = Measured()  # more gradients wait: the next step is measured
+        self._place(staying, machine.held)
         machine.place.forget()
         machine.store.resize(self.placement.buffer_bytes)
         delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
@@ -357,11 +359,11 @@ class Giant:
             takes, adds = rehearse(
                 machine, batches, build.weights_now(machine), training=training, loss_weights=loss_weights
             )
-        if (more := takes - self._takes) > 0:
+        if (more := max(0, takes - self._takes)) or machine.held:
             assert self.placement is not None
             before, self._fixed_bytes = self._fixed_bytes, self._fixed_bytes + more
             try:
-                self._place(self.placement.tiers)
+                self._place(self.placement.tiers, machine.held)
             except ValueError as error:
                 self._fixed_bytes = before
                 raise ValueError(
@@ -369,7 +371,7 @@ class Giant:
                     "with the largest batches there will be, or make them smaller"
                 ) from error
             machine.store.resize(self.placement.buffer_bytes)
-            self._takes = takes
+            self._takes += more
         self.device_placement = open_parts(machine, self.settings, self._placed)
         for kind, most in adds.items():
             self._adds[kind] = max(most, self._adds.get(kind, 0))
@@ -389,7 +391,7 @@ class Giant:
         self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
         self._fixed_bytes += machine.place.host_bytes
         build.empty_frame(self.frame, filled)
-        placement = self._place({})
+        placement = self._place({}, machine.held)
         store = machine.store = build.open_store(
             self.frame,
             self.slots,
@@ -399,6 +401,7 @@ class Giant:
             buffer_bytes=placement.buffer_bytes,
             resumes=self._resumes,
             trace=self.trace,
+            pins=machine.place.device,
         )
         machine.before_work = Keeper(
             self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
@@ -426,11 +429,11 @@ class Giant:
         self._resumes, self.steps, self.extra = True, record.step, record.extra["extra"]
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
-    def _place(self, staying: Mapping[str, Mapping[Section, Tier]]) -> Placement:
-        """Solve the placement; `staying` parts stay where they are."""
+    def _place(self, staying: Mapping[str, Mapping[Section, Tier]], held: Sequence[str]) -> Placement:
+        """Solve the placement; `staying` parts stay where they are. `held`: see `Machine`."""
         self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
-            self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying
+            self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying, held=held
         )
         return self.placement
 

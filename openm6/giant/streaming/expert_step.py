@@ -80,7 +80,7 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
         machine.trace.span("compute", f"{slot.name} body forward"),
     ):
         leaves = machine.precision.leaves(views["weights"], "body")
-        routed = [_route(machine, leaves, each, _waiting(each), gradients=False) for each in micro_batches]
+        routed = [_route_first(machine, leaves, each) for each in micro_batches]
     _count(machine, routed)
     machine.chose(slot, _chosen(machine, routed))
     out = [
@@ -108,9 +108,37 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
     ]
 
 
-def _waiting(micro_batch: MicroBatch) -> Visit:
-    assert micro_batch.visit is not None
-    return micro_batch.visit
+def _route_first(machine: Machine, leaves: Weights, micro_batch: MicroBatch) -> _Routed:
+    """A micro-batch's body in the forward pass; tried before, if the layer is new."""
+    visit = micro_batch.visit
+    assert visit is not None
+    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+        _try(machine, leaves, micro_batch, visit)
+    return machine.trials.forward(
+        machine, micro_batch, visit, lambda: _route(machine, leaves, micro_batch, visit, gradients=False)
+    )
+
+
+def _try(machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit) -> None:
+    """Raise ValueError for a mixture layer that is not what the engine takes it for. Its experts need no trial: the
+    engine's own code runs them, on their weights and rows alone."""
+    block = cast(Block, machine.frame.layers[visit.layer])
+    ffn = cast(Experts, block.ffn)
+    own = type(block).forward is Block.forward and type(ffn).forward is Experts.forward
+    hooks = (ffn._forward_hooks, ffn._forward_pre_hooks, ffn._backward_hooks, ffn._backward_pre_hooks)
+    if not own or any(hooks):
+        path, model = machine.frame.paths[visit.layer], type(machine.frame.model).__name__
+        raise ValueError(
+            f"{model} cannot be streamed: {path} is a mixture with "
+            f"{'hooks on its experts' if own else 'a forward of its own'}, and a mixture is run expert by expert, "
+            "past them; take them off."
+        )
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool) -> Any:
+        x1_BTD, h_ND, routing = _call_body(machine, leaves, micro_batch, visit, args, kwargs)
+        return x1_BTD, h_ND, routing.balance
+
+    machine.trials.run(machine, micro_batch, visit, leaves, run)
 
 
 def backward(
@@ -222,16 +250,27 @@ def _route(
 def _run_body(
     machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit, *, gradients: bool
 ) -> tuple[tuple[Tensor, Tensor, Routing], dict[int, Tensor]]:
-    machine.before_work("layer")
-    machine.reseed(visit.number, micro_batch.index)
     if micro_batch.training:
         args, kwargs, wanting = visit.arguments(machine.activations, gradients=gradients)
     else:
         args, kwargs, wanting = visit.call.args, visit.call.kwargs, {}
+    return _call_body(machine, leaves, micro_batch, visit, args, kwargs), wanting
+
+
+def _call_body(
+    machine: Machine,
+    leaves: Weights,
+    micro_batch: MicroBatch,
+    visit: Visit,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, Routing]:
+    machine.before_work("layer")
+    machine.reseed(visit.number, micro_batch.index)
     body = _Body(cast(Block, machine.frame.layers[visit.layer]))
     named = {f"block.{name}": leaf for name, leaf in leaves.items()}
     with machine.precision.autocast():
-        return functional_call(body, named, args, kwargs), wanting
+        return functional_call(body, named, args, dict(kwargs))
 
 
 def _gated(

@@ -51,6 +51,9 @@ class Machine:
     ranked: bool = False
     way: Way = "replayed"  # how gradients find their way between layers; see `visits`
     order: list[int] | None = None  # slots by number, in the order of the last pass; None: that of the layers
+    held: list[str] = field(
+        default_factory=list
+    )  # slots that a step visits more than once, in use between visits
     last: int | None = None  # the layer after which the last pass ended
     moved: dict[str, set[int]] = field(default_factory=dict)  # by buffer: places of a pass that change it
     moving: set[int] = field(default_factory=set)  # layers that change buffers of theirs
@@ -70,16 +73,20 @@ class Machine:
             torch.set_grad_enabled(micro_batch.training),
             self.precision.autocast(),
             micro_batch.watching(),
+            self.trials.at(micro_batch.index, None),
         ):
             micro_batch.run.go_on(*answer)
         for (name, mark), now in zip(before, self.frame.outer_versions(), strict=True):
             if now != (name, mark):
                 self._moved(name, stretch, micro_batch)
         micro_batch.arrive(self.activations)
-        if (visit := micro_batch.visit) is not None:
+        if micro_batch.training and (visit := micro_batch.visit) is not None:
+            self.trials.check_call(self, visit)
             for origin in visit.origins.values():
                 if isinstance(origin, FromGraph):
                     self.trials.check(self, origin.tensor)
+        if not micro_batch.run.done:
+            self.trials.crossed()
 
     def run(
         self,

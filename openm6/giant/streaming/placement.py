@@ -19,7 +19,7 @@ hold at least that one part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import get_args
@@ -111,6 +111,7 @@ def solve(
     fixed_bytes: int,
     buffer_bytes: int | None = None,
     override: Override | None = None,
+    held: Collection[str] = (),
 ) -> Placement:
     """The placement with the least traffic that keeps to a budget.
 
@@ -121,6 +122,7 @@ def solve(
             gradients of one part, scratch.
         buffer_bytes: fixes the buffers' size.
         override: tiers by part name or pattern (`*`, `?`, `[...]`); of several that match the last counts.
+        held: parts whose weights stay in use, all at a time, while others come and go.
 
     Raises:
         ValueError: the budget cannot hold one part beside what is fixed; the buffers cannot; an override
@@ -129,23 +131,24 @@ def solve(
     fixed_tiers = _overridden(parts, override or {})
     order = [item for item in by_worth(parts) if item not in fixed_tiers]
     available = budget_bytes - fixed_bytes
-    prefixes = list(_prefixes(parts, fixed_tiers, order))
+    prefixes = list(_prefixes(parts, fixed_tiers, order, held))
 
     def needs(prefix: _Prefix, *, ahead: bool) -> int:
         """Memory with that many items resident; with room to read `ahead`, or for one part at a time."""
         if buffer_bytes is not None:
             return prefix.resident + (buffer_bytes if prefix.on_disk else 0)
         deep = max(PARTS_IN_BUFFERS * prefix.largest, min(DEEP_BUFFERS, available // 4)) if ahead else 0
-        return prefix.resident + min(max(prefix.largest, deep), prefix.on_disk)
+        return prefix.resident + min(prefix.held + max(prefix.largest, deep), prefix.on_disk)
 
-    possible = [p for p in prefixes if buffer_bytes is None or p.largest <= buffer_bytes]
+    possible = [p for p in prefixes if buffer_bytes is None or p.in_use <= buffer_bytes]
     # More budget must not mean more traffic: so what the least budget can keep resident, every budget keeps.
     least = min(possible, key=lambda prefix: (needs(prefix, ahead=False), -prefix.count), default=None)
     if least is None or needs(least, ahead=False) > available:
-        if buffer_bytes is not None and buffer_bytes < (largest := prefixes[0].largest):
+        if buffer_bytes is not None and buffer_bytes < (in_use := prefixes[0].in_use):
+            beside = f" beside {len(held)} that stay in use between visits" if held else ""
             raise ValueError(
-                f"buffers of {format_bytes(buffer_bytes)} cannot hold the largest part on the disk, which "
-                f"takes {format_least(largest)}"
+                f"buffers of {format_bytes(buffer_bytes)} cannot hold the largest part on the disk{beside}, which "
+                f"takes {format_least(in_use)}"
             )
         assert least is not None
         takes = needs(least, ahead=False)
@@ -165,7 +168,7 @@ def solve(
         for part in parts
     }
     room = min(needs(chosen, ahead=True), available) - chosen.resident
-    return Placement(tiers, dict(parts), budget_bytes, fixed_bytes, room, chosen.largest)
+    return Placement(tiers, dict(parts), budget_bytes, fixed_bytes, room, chosen.in_use)
 
 
 def visits(layout: PartLayout, section: Section, *, trains: bool) -> int:
@@ -185,6 +188,7 @@ def _trains(parts: Mapping[str, PartLayout]) -> bool:
 # -------------------- the order in which sections become resident
 
 _Item = tuple[str, Section]
+_HELD: tuple[Section, ...] = ("weights", "gradients")  # what is in use from one visit of a part to the next
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,13 @@ class _Prefix:
     count: int
     resident: int  # bytes in memory
     on_disk: int  # bytes on disk
-    largest: int  # bytes on disk that are in use together, at most
+    largest: int  # bytes on disk that one part uses together, at most
+    held: int  # bytes on disk that stay in use besides
+
+    @property
+    def in_use(self) -> int:
+        """Bytes on disk that are in use together, at most."""
+        return min(self.held + self.largest, self.on_disk)
 
 
 def by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
@@ -213,7 +223,10 @@ def by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
 
 
 def _prefixes(
-    parts: Mapping[str, PartLayout], fixed_tiers: Mapping[_Item, Tier], order: Iterable[_Item]
+    parts: Mapping[str, PartLayout],
+    fixed_tiers: Mapping[_Item, Tier],
+    order: Iterable[_Item],
+    held: Collection[str],
 ) -> Iterator[_Prefix]:
     resident = sum(parts[p].section_bytes(s) for (p, s), tier in fixed_tiers.items() if tier != "disk")
     on_disk = {part: layout.nbytes for part, layout in parts.items()}
@@ -231,7 +244,13 @@ def _prefixes(
     used = {part: in_use(part) for part in parts if owner(part) == part}
     sizes = Counter(used.values())  # few: most parts are alike
     total = sum(on_disk.values())
-    yield _Prefix(0, resident, total, max(sizes, default=0))
+    staying = sum(
+        parts[part].section_bytes(section)
+        for part in held
+        for section in _HELD
+        if fixed_tiers.get((part, section), "disk") == "disk"
+    )
+    yield _Prefix(0, resident, total, max(sizes, default=0), staying)
     for count, (part, section) in enumerate(order, 1):
         bytes = parts[part].section_bytes(section)
         on_disk[part] -= bytes
@@ -242,7 +261,9 @@ def _prefixes(
         used[whole] = in_use(whole)
         sizes[used[whole]] += 1
         resident, total = resident + bytes, total - bytes
-        yield _Prefix(count, resident, total, max(sizes))
+        if part in held and section in _HELD:
+            staying -= bytes
+        yield _Prefix(count, resident, total, max(sizes), staying)
 
 
 def _radical_inverse(index: int) -> float:

@@ -13,13 +13,13 @@ covers this memory, and the freed blocks that the C library keeps.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -29,7 +29,7 @@ from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot, together
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
-from openm6.giant.streaming.activations import HostActivations
+from openm6.giant.streaming.activations import DiskActivations, HostActivations
 from openm6.giant.streaming.casting import Cast, kind_of
 from openm6.giant.streaming.compute import Scratch
 from openm6.giant.streaming.device_activations import DeviceActivations
@@ -135,8 +135,27 @@ def rehearse(
     `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
     random state are as before; the machine's `way` is that of the model from now on.
     """
+    for everyone in (False, True):
+        cast = Cast(machine.slots, everyone=everyone)
+        try:
+            return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
+        except Exception:
+            # The model's code may need what a layer that was stood in for leaves in an attribute, or in a list.
+            if not cast.stood_in:
+                raise
+    raise AssertionError("no layer is stood in for the second time")
+
+
+def _rehearse(
+    machine: Machine,
+    batches: Sequence[Any],
+    weights: Callable[[Slot, str], Weights],
+    cast: Cast,
+    *,
+    training: bool,
+    loss_weights: Sequence[float] | None,
+) -> tuple[int, dict[str, int]]:
     updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
-    cast = Cast(machine.slots)
     place = machine.place
     on_device = place.device is not None and isinstance(machine.activations, HostActivations)
     activations = place.open_activations("device" if on_device else "host", None)
@@ -171,6 +190,17 @@ def rehearse(
         activations.clear()
         rehearsing.scratch.clear()
     machine.way, machine.last, machine.order = rehearsing.way, rehearsing.last, rehearsing.order
+    if training:
+        order = machine.order or []
+        machine.held = [slot.name for slot in machine.slots if order.count(slot.index) > 1]
+        if machine.way != "replayed" and isinstance(
+            machine.activations, (DiskActivations, DeviceActivations)
+        ):
+            warnings.warn(
+                f"{type(machine.frame.model).__name__} reads layers' outputs between its layers, and autograd's "
+                "graph keeps them where they were computed: to move activations elsewhere saves no memory",
+                stacklevel=2,
+            )
     streaming.drop_gradients(machine.frame)
     memory.mark("layer")
     kept = 0
@@ -183,21 +213,9 @@ def rehearse(
         activations.close()
     if training:
         kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
-        kept += _bytes_held(machine)
     holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
-
-
-def _bytes_held(machine: Machine) -> int:
-    """Weights and gradients of slots that are visited more than once: they are held between the visits."""
-    order = machine.order or []
-    several = {number for number in order if order.count(number) > 1}
-    return sum(3 * 4 * numel(machine.slots[number]) for number in several)
-
-
-def numel(slot: Slot) -> int:
-    return sum(torch.Size(shape).numel() for _, shapes, _ in slot.parts() for shape in shapes.values())
 
 
 class Measured:

@@ -33,6 +33,7 @@ from openm6.giant.models.vocabulary import take_gradients
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import replay
 from openm6.giant.streaming.compute import Gradients
+from openm6.giant.streaming.crossings import Crossed
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.running import Group, Running
 from openm6.giant.streaming.visits import MicroBatch, ReadBetween, Visit
@@ -74,12 +75,21 @@ def run_forward(
     machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
 ) -> Running:
     """All passes to their ends, in the machine's `way`; where that is not the model's, in the next one."""
-    buffers = Buffers(machine.frame.model)
+    buffers, crossed = Buffers(machine.frame.model), False
     while True:
         running = begin(machine, batches, training=training, weights=weights)
+        machine.trials.begin(
+            several=len(batches) > 1, training=training, rehearsal=machine.rehearsal is not None
+        )
+        whole = False
         try:
             forward(machine, running)
+            whole = True
             return running
+        except Crossed as error:
+            if crossed:
+                raise machine.trials.refuse(machine, error) from None
+            crossed = True  # a table that the model keeps for good is there the next time
         except ReadBetween:
             assert machine.way == "replayed"
             machine.way = "kept"
@@ -89,7 +99,7 @@ def run_forward(
             machine.way = "cloned"
         finally:
             running.close()
-            machine.trials.end()
+            machine.trials.end(whole=whole)
         machine.activations.clear()
         drop_gradients(machine.frame)
         buffers.restore()
@@ -181,14 +191,20 @@ def _dense_layer(
     if cast is not None and not cast.plays(slot, visit.layer, micro_batch.index):
         visit.played = False
         return cast.stand_in(slot, micro_batch, visit)
-    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
-        out = machine.trials.run(machine, micro_batch, visit, leaves)
-    else:
+
+    def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], grad: bool) -> Any:
+        return machine.run(micro_batch, visit, leaves, args, kwargs, grad=grad)
+
+    def forward() -> Any:
+        if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+            return machine.trials.run(machine, micro_batch, visit, leaves, run)
         if micro_batch.training:
             args, kwargs, _ = visit.arguments(machine.activations, gradients=False)
         else:
             args, kwargs = visit.call.args, visit.call.kwargs
-        out = machine.run(micro_batch, visit, leaves, args, kwargs, grad=False)
+        return run(args, kwargs, False)
+
+    out = machine.trials.forward(machine, micro_batch, visit, forward)
     if cast is not None:
         cast.saw(slot, micro_batch.index, out)
     return out
@@ -222,6 +238,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     with torch.set_grad_enabled(training), machine.precision.autocast():
         loss = machine.total(losses)
     machine.trials.check(machine, loss)
+    machine.trials.crossed()
     if micro_batch.balance is not None:  # its gradients come from the layers themselves
         losses["balance"] = micro_batch.balance
         loss = loss + machine.balance_weight * micro_batch.balance
@@ -322,6 +339,8 @@ def _group_backward(machine: Machine, running: Running, group: Group, gradients:
                 pass
             elif not visit.played:
                 micro_batch.pass_back(visit)
+                if gradients is not None:
+                    gradients.stand_in()
             elif gradients is not None:
                 _visit_backward(machine, micro_batch, visit, gradients)
             visit.let_go(machine.activations, outputs=not running.deferred)

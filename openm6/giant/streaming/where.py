@@ -27,10 +27,12 @@ from openm6.giant.models.slots import FRAME
 from openm6.giant.streaming.activations import Activations, DiskActivations, HostActivations
 from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.updates import Updates
+from openm6.giant.tiers.buffers import Buffer
 from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS, DeviceStore, OnDevice, Parts
 from openm6.giant.tiers.devices import Device, Event
+from openm6.giant.tiers.landing import Landing
 from openm6.giant.tiers.named_devices import open_device
-from openm6.giant.tiers.parts import PAGE, PartLayout, packed_bytes
+from openm6.giant.tiers.parts import PAGE, PartLayout, TensorSpec, packed_bytes
 from openm6.giant.tiers.store import TierError, Views
 
 Kept = Literal["device", "host", "disk"]
@@ -115,6 +117,9 @@ class Host:
     def forget(self) -> None:
         """Let go of parts' weights on the device, but not of the frame's: parts are about to change."""
 
+    def let_go(self) -> None:
+        """Let go of the host's memory that copies from the device take."""
+
     def close(self) -> None:
         """Let go of the device."""
 
@@ -134,6 +139,7 @@ class _Late:
     views: Views
     gradients: dict[str, Tensor]  # on the host, when they are ...
     copied: list[Event]
+    buffer: Buffer  # in which they are
     held: ExitStack
 
 
@@ -149,6 +155,8 @@ class OnADevice(Host):
         self.work_bytes = 0  # of the device, that a step takes beside parts: the most that was measured
         self._measured = 0
         self._late: deque[_Late] = deque()
+        # Gradients of the part that is updated, and of the one that waits for it; fp32, if weights are bf16.
+        self._landing = Landing(device, 2 * 2 * largest_bytes)
 
     # -------------------- memory
 
@@ -178,8 +186,7 @@ class OnADevice(Host):
 
     @property
     def host_bytes(self) -> int:
-        # Gradients of the part that is updated, and of the one that waits for it; fp32, if weights are bf16.
-        return 2 * 2 * self.largest_bytes + (self.device.limit if self.device.in_host_memory else 0)
+        return self._landing.limit + (self.device.limit if self.device.in_host_memory else 0)
 
     def bytes_of(self, model: nn.Module) -> int:
         """What a model's tensors take of the device, in whole pages."""
@@ -205,6 +212,8 @@ class OnADevice(Host):
             except BaseException:
                 rehearsing.drop()
                 raise
+            finally:
+                rehearsing.let_go()
             rehearsing.parts.forget()
         peak = self.device.peak_used_bytes - before - rehearsing.parts.most_part_bytes
         self._measured = round((1 + MARGIN) * peak)
@@ -230,6 +239,8 @@ class OnADevice(Host):
                         is_parameter = isinstance(tensor, nn.Parameter)
                         brought[tensor] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
                     registry[name] = brought[tensor]  # pyright: ignore[reportArgumentType]
+        frame = sum(4 * each.numel() for each in brought.values() if isinstance(each, nn.Parameter))
+        self._landing.limit += -(-frame // PAGE) * PAGE
 
     def open_activations(self, where: Kept, folder: Path | None) -> Activations:
         if where == "device":
@@ -284,10 +295,11 @@ class OnADevice(Host):
             views.release()
             own = views.host
         sources = {name: each.contiguous() for name, each in gradients.items()}
+        specs = [TensorSpec(name, tuple(each.shape), each.dtype) for name, each in sources.items()]
         with self.hosting():
-            hosts = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in sources.items()}
+            buffer, hosts = self._landing.take(specs)
         copied = [self.device.download(each, hosts[name]) for name, each in sources.items()]
-        self._late.append(_Late(updates, part, own, hosts, copied, held.pop_all()))
+        self._late.append(_Late(updates, part, own, hosts, copied, buffer, held.pop_all()))
         if not self.late:
             self.catch_up()
 
@@ -297,15 +309,27 @@ class OnADevice(Host):
             with late.held:
                 for event in late.copied:
                     event.synchronize()
-                with self.hosting():
-                    late.updates.apply(self.parts, late.part, late.views, late.gradients)
+                try:
+                    with self.hosting():
+                        late.updates.apply(self.parts, late.part, late.views, late.gradients)
+                finally:
+                    self._landing.give(late.buffer)
 
     def drop(self) -> None:
         while self._late:
+            late = self._late.popleft()
+            with suppress(RuntimeError):  # of the device, where that is why the step failed
+                for event in late.copied:
+                    event.synchronize()
+            self._landing.give(late.buffer)
             with suppress(TierError):  # the parts are as they were
-                self._late.popleft().held.close()
+                late.held.close()
+
+    def let_go(self) -> None:
+        self._landing.close()
 
     def close(self) -> None:
+        self.let_go()
         if self.parts is not None:
             self.parts.forget()
         self.device.close()

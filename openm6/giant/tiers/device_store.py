@@ -7,8 +7,8 @@ The host holds the true weights: updates change them, and commits store them. So
 weights on the device and, as `host`, the store's own views for an update.
 
 The host only queues copies and computations, so both can run at the same time. It queues the computation of a part
-and then the copy of the next part, while the device is still busy. On CUDA this needs pinned memory, and the
-store's buffers are not pinned yet.
+and then the copy of the next part, while the device is still busy. On CUDA this needs pinned memory: the store pins
+the memory of weights (its argument `pins`).
 """
 
 from __future__ import annotations

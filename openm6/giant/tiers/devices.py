@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from openm6.giant.measure.budget import format_bytes
+
 
 class Event(Protocol):
     """A point in the device's work."""
@@ -44,6 +46,9 @@ class Device(ABC):
     torch_device: torch.device
     limit: int
     in_host_memory = False
+
+    def __init__(self) -> None:
+        self._pinned: dict[int, int] = {}  # bytes of host memory by its address
 
     @abstractmethod
     def empty(self, nbytes: int) -> Tensor:
@@ -122,13 +127,37 @@ class Device(ABC):
         """A tensor with any content."""
         return self.empty(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
-    @abstractmethod
     def pin(self, memory: Tensor) -> None:
-        """Let copies between this host memory and the device run beside the host. It may do nothing."""
+        """Let copies between this host memory and the device run beside the host. Unpin it before it is freed.
+
+        Raises ValueError if the system has not so much memory to pin.
+        """
+        assert memory.data_ptr() not in self._pinned and not self.owns(memory)
+        self._register(memory)
+        self._pinned[memory.data_ptr()] = memory.nbytes
+
+    def unpin(self, memory: Tensor) -> None:
+        """Undo `pin`."""
+        del self._pinned[memory.data_ptr()]
+        self._unregister(memory)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that is pinned now."""
+        return sum(self._pinned.values())
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether all of a host tensor's memory is pinned."""
+        start, nbytes = tensor.data_ptr(), tensor.nbytes
+        return any(at <= start and start + nbytes <= at + size for at, size in list(self._pinned.items()))
 
     @abstractmethod
-    def unpin(self, memory: Tensor) -> None:
-        """Undo `pin`, before the memory is freed."""
+    def _register(self, memory: Tensor) -> None:
+        """Pin it, where the device's backend can."""
+
+    @abstractmethod
+    def _unregister(self, memory: Tensor) -> None:
+        """Undo `_register`."""
 
     def synchronize(self) -> None:
         """Block the host until everything computed so far is done."""
@@ -159,6 +188,7 @@ class Accelerator(Device):
     """
 
     def __init__(self, torch_device: torch.device, limit: int) -> None:
+        super().__init__()
         self.torch_device, self.limit = torch_device, limit
         self._backend: Any = torch.get_device_module(torch_device)
         self._up, self._down = torch.Stream(torch_device), torch.Stream(torch_device)
@@ -233,13 +263,22 @@ class Accelerator(Device):
     def peak_bytes(self) -> int:
         return self._backend.max_memory_reserved(self.torch_device)
 
-    def pin(self, memory: Tensor) -> None:
-        if self.torch_device.type == "cuda":
-            # Not `pin_memory`, which copies, and rounds sizes up to powers of two.
-            cudart: Any = torch.cuda.cudart()
-            torch.cuda.check_error(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    def _register(self, memory: Tensor) -> None:
+        if self.torch_device.type != "cuda":
+            return
+        # Not `pin_memory`, which copies, and rounds sizes up to powers of two.
+        cudart: Any = torch.cuda.cudart()
+        with torch.cuda.device(self.torch_device):  # the caller may be an I/O thread
+            code = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        try:
+            torch.cuda.check_error(code)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{format_bytes(memory.nbytes)} of host memory could not be pinned beside the "
+                f"{format_bytes(self.pinned_bytes)} that are ({error}); use a smaller memory budget"
+            ) from error
 
-    def unpin(self, memory: Tensor) -> None:
+    def _unregister(self, memory: Tensor) -> None:
         if self.torch_device.type == "cuda":
             cudart: Any = torch.cuda.cudart()
             torch.cuda.check_error(cudart.cudaHostUnregister(memory.data_ptr()))

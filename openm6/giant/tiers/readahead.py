@@ -23,7 +23,7 @@ from functools import partial
 from typing import Literal
 
 from openm6.giant.measure.trace import Trace
-from openm6.giant.tiers.buffers import BufferPool
+from openm6.giant.tiers.buffers import BufferPool, Pins
 from openm6.giant.tiers.direct_io import Disk, TierError, copy_range
 from openm6.giant.tiers.folder import Folder
 from openm6.giant.tiers.stored import Access, StoredSection
@@ -43,9 +43,11 @@ _SPARE = 2
 class ReadAhead:
     """Brings sections into memory and back. `check` raises what went wrong in the background."""
 
-    def __init__(self, disk: Disk, buffer_bytes: int, trace: Trace, folder: Folder | None) -> None:
+    def __init__(
+        self, disk: Disk, buffer_bytes: int, trace: Trace, folder: Folder | None, pins: Pins | None = None
+    ) -> None:
         self._disk = disk
-        self._pool = BufferPool(buffer_bytes)
+        self._pool = BufferPool(buffer_bytes, pins)
         self._trace = trace
         self._folder = folder
         self._lock = threading.Condition()
@@ -164,7 +166,7 @@ class ReadAhead:
             assert stored.memory is not None
             self._pool.wake(stored.memory)
         for stored in absent:
-            stored.memory = self._pool.take(stored.nbytes, stored.lose)
+            stored.memory = self._pool.take(stored.nbytes, stored.lose, pinned=stored.travels)
             if stored in reads:
                 self.start("read", stored)
         return True
@@ -382,7 +384,7 @@ class ReadAhead:
             for stored in sections:
                 if stored.memory is not None and not stored.resident:
                     self._pool.discard(stored.memory)
-                stored.memory = None
+                stored.let_go()
             self._pump()
 
     def close(self) -> None:
@@ -391,3 +393,4 @@ class ReadAhead:
         self.fail(TierError("the store is closed; open it again."))
         with self._lock:
             self._lock.wait_for(lambda: not self._flying)
+            self._pool.resize(0)

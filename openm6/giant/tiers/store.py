@@ -31,7 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from openm6.giant.measure.trace import Trace
-from openm6.giant.tiers.buffers import Buffer
+from openm6.giant.tiers.buffers import Buffer, Pins
 from openm6.giant.tiers.commit import CommitRecord, Durability, SectionRecord, check_json, write_record
 from openm6.giant.tiers.direct_io import Disk, TierError, Traffic
 from openm6.giant.tiers.folder import Folder
@@ -58,6 +58,7 @@ class TieredStore:
         durability: "step" keeps two sides of every part and can commit; "none" keeps one and cannot.
         threads: I/O threads.
         trace: gets the lanes "disk_0", "disk_1", ... and, in the lane "compute", the waits for them.
+        pins: the device to which weights are copied: their memory is pinned.
 
     Raises:
         TierError: the folder is in use, or holds a committed run (which `TieredStore.open` goes on with).
@@ -72,8 +73,9 @@ class TieredStore:
         durability: Durability = "step",
         threads: int = 2,
         trace: Trace | None = None,
+        pins: Pins | None = None,
     ) -> None:
-        self._prepare(folder, placement, buffer_bytes, durability, threads, trace)
+        self._prepare(folder, placement, buffer_bytes, durability, threads, trace, pins)
         try:
             if self._folder is not None:
                 self._folder.begin()
@@ -90,6 +92,7 @@ class TieredStore:
         buffer_bytes: int,
         threads: int = 2,
         trace: Trace | None = None,
+        pins: Pins | None = None,
     ) -> tuple[TieredStore, dict[str, Any]]:
         """The store of `folder` as of its last commit, and that commit's `extra`.
 
@@ -102,7 +105,7 @@ class TieredStore:
         if not Path(folder).is_dir():
             raise TierError(f"{folder} is not there; check the path, or start a run in it first.")
         store = cls.__new__(cls)
-        store._prepare(folder, placement, buffer_bytes, "step", threads, trace)
+        store._prepare(folder, placement, buffer_bytes, "step", threads, trace, pins)
         assert store._folder is not None
         try:
             return store, store._resume(store._folder)
@@ -118,9 +121,10 @@ class TieredStore:
         durability: Durability,
         threads: int,
         trace: Trace | None,
+        pins: Pins | None,
     ) -> None:
         trace = trace or Trace()
-        self._placement = placement
+        self._placement, self._pins = placement, pins
         self._parts: dict[str, StoredPart] = {}
         self._removed: list[StoredPart] = []  # in the last commit, so their files go with the next one
         self._step: int | None = None
@@ -131,7 +135,7 @@ class TieredStore:
                 undo.callback(self._folder.close)
             self._disk = Disk(threads, trace)
             undo.callback(self._disk.close)
-            self._ahead = ReadAhead(self._disk, buffer_bytes, trace, self._folder)
+            self._ahead = ReadAhead(self._disk, buffer_bytes, trace, self._folder, pins)
             undo.callback(self._ahead.close)
             self._closing = undo.pop_all()
 
@@ -148,7 +152,7 @@ class TieredStore:
         sections = [stored for part in self._parts.values() for stored in part.sections.values()]
         for stored in sections:
             if stored.resident:
-                stored.memory = Buffer(stored.nbytes)
+                stored.memory = self._memory(stored)
                 if stored.filled:
                     self._ahead.start("read", stored)
         self._ahead.drain(sections)
@@ -334,6 +338,8 @@ class TieredStore:
     def close(self) -> None:
         """Finish writes and let go of memory, threads and the folder. Does not commit."""
         self._closing.close()
+        for stored in (each for part in self._parts.values() for each in part.sections.values()):
+            stored.let_go()
         self._parts.clear()
 
     def __enter__(self) -> TieredStore:
@@ -381,13 +387,20 @@ class TieredStore:
         try:
             for stored in part.sections.values():
                 if stored.resident:
-                    stored.memory = Buffer(stored.nbytes)
+                    stored.memory = self._memory(stored)
             yield part
         except BaseException:
             self._drop(part)
             self._delete(part)
             raise
         self._parts[name] = part
+
+    def _memory(self, stored: StoredSection) -> Buffer:
+        """Memory for a resident section."""
+        memory = Buffer(stored.nbytes)
+        if stored.travels:
+            memory.pin(self._pins)
+        return memory
 
     def _drop(self, part: StoredPart) -> None:
         sections = list(part.sections.values())

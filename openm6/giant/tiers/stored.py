@@ -65,6 +65,17 @@ class StoredSection:
         """The side that a commit does not need."""
         return "b" if self.committed is not None and self.committed.side == "a" else "a"
 
+    @property
+    def travels(self) -> bool:
+        """Whether its bytes go to a device, if layers compute on one: its memory is pinned then."""
+        return self.section == "weights"
+
+    def let_go(self) -> None:
+        """It has no memory any more."""
+        if self.memory is not None:
+            self.memory.unpin()
+        self.memory = None
+
     def lose(self) -> None:
         """The pool took the buffer back."""
         assert not self.users and not self.pins and self.busy is None and not self.resident

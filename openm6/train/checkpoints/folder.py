@@ -113,7 +113,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise `ValueError` with the reason unless every file of the checkpoint is what was written."""
+    """Raise `ValueError` with the reason if any file of the checkpoint differs from the file that was written."""
     for name, expected in read_state(Path(path))["files"].items():
         file = Path(path) / name
         if not file.is_file():
@@ -125,7 +125,7 @@ def verify_checkpoint(path: Path) -> None:
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None if the run has none yet.
 
-    A damaged one is passed over with a `RuntimeWarning`, so that the run goes on from the one before it.
+    A damaged checkpoint is skipped with a `RuntimeWarning`, so that the run continues from an earlier one.
 
     Raises:
         ValueError: there are checkpoints and all are damaged.
@@ -151,8 +151,8 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 def read_checkpoint_state(path: Path) -> dict[str, Any]:
     """The `state` that was given to `save_checkpoint`, with its "step", without reading any tensor.
 
-    What decides the model's shape (`sharing`: is the run delinked yet?) must be known before it is built
-    and loaded.
+    Some of it decides the model's shape (`sharing`: is the run delinked yet?), so it must be known before the model
+    is built and loaded.
 
     Raises:
         ValueError: the checkpoint's state.json is damaged.

@@ -34,9 +34,10 @@ def load_checkpoint(
 def load_on_rank(
     path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
 ) -> None:
-    """The same on one of several ranks, whose tensors may be cut. The caller has verified the checkpoint.
+    """Like `load_checkpoint`, on one of several ranks, whose tensors may be cut. The caller has verified the
+    checkpoint.
 
-    Raises ValueError if the checkpoint is of another model.
+    Raises ValueError if the checkpoint belongs to another model.
     """
     load = load_cut if _is_whole(path) else load_shards
     load(path, model=model, optimizer=optimizer, objective=objective)

@@ -48,9 +48,9 @@ def save_shards(
     objective: nn.Module | None = None,
     keep: int = 2,
 ) -> None:
-    """`save_checkpoint` by all ranks together: atomic, every file flushed and its SHA-256 kept.
+    """Like `save_checkpoint`, by all ranks together: atomic, every file flushed and its SHA-256 kept.
 
-    Raises ValueError if `state` is not plain JSON, and if the disk is full (earlier checkpoints are intact).
+    Raises ValueError if `state` is not plain JSON, or if the disk is full (earlier checkpoints are intact).
     """
     check_json(state, "state", holder="a checkpoint's state")
     folder = Path(ranks.agree(lambda: str(folders.begin(run_dir, step))))
@@ -85,9 +85,10 @@ def save_shards(
 def load_shards(
     path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
 ) -> None:
-    """Put such a checkpoint's tensors into `model`, `optimizer` and `objective`, whole or cut as they are here.
+    """Read a checkpoint of several ranks into `model`, `optimizer` and `objective`, whether these are whole or cut
+    here.
 
-    Raises ValueError if it is of another model.
+    Raises ValueError if it belongs to another model.
     """
     reader = HuggingFaceStorageReader(str(path))
     saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
@@ -110,9 +111,9 @@ def load_shards(
 def load_cut(
     path: Path, *, model: nn.Module, optimizer: Optimizer, objective: nn.Module | None = None
 ) -> None:
-    """Cut a checkpoint of one process for this rank, tensor by tensor.
+    """Read a checkpoint of one process and cut it for this rank, tensor by tensor.
 
-    Raises ValueError if it is of another model.
+    Raises ValueError if it belongs to another model.
     """
     parameters = dict(model.named_parameters())
     present = model.state_dict()

@@ -37,7 +37,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The model's tensors without repetition, and {second name: first name} of tied ones."""
+    """The model's tensors without repetition, and {second name: first name} of tied tensors."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -107,19 +107,19 @@ def save_checkpoint(
 ) -> Path:
     """Write `run_dir`/checkpoints/step-XXXXXXXX atomically and delete all but the `keep` newest checkpoints.
 
-    Checkpoints of later steps belong to a past that this run left when it resumed from an earlier one; they
-    are deleted too. Until the new checkpoint is safe on the disk, nothing old is touched.
+    A run that resumed from an earlier checkpoint abandons the later ones, so checkpoints of later steps are deleted
+    too. Until the new checkpoint is safe on the disk, nothing old is touched.
 
     Args:
-        state: what else the run needs to go on (its position in the data, counters, ...), as plain JSON
-            values; tuples come back as lists.
+        state: everything else that the run needs to continue (its position in the data, counters, ...), as plain
+            JSON values; tuples come back as lists.
 
     Returns:
         The folder of the new checkpoint.
 
     Raises:
-        ValueError: `state` is not plain JSON; or the disk is full (the message gives the needed and the
-            free bytes; earlier checkpoints are intact).
+        ValueError: `state` is not plain JSON; or the disk is full (the message gives the needed and the free bytes;
+            earlier checkpoints are intact).
     """
     assert step >= 0 and keep >= 1
     check_json(state, "state", holder="a checkpoint's state")
@@ -234,9 +234,9 @@ def load_whole(
     optimizer: torch.optim.Optimizer,
     objective: nn.Module | None = None,
 ) -> None:
-    """Put the tensors of a verified checkpoint into `model`, `optimizer` and `objective`, to the last bit.
+    """Read a verified checkpoint into `model`, `optimizer` and `objective`, to the last bit.
 
-    Raises ValueError if the checkpoint is of another model, optimizer or objective; nothing is changed then.
+    Raises ValueError if the checkpoint belongs to another model, optimizer or objective. Then nothing is changed.
     """
     content = read_state(path)
     tensors = load_file(path / MODEL_FILE)

@@ -11,7 +11,7 @@ from openm6.train.objectives.seq2seq import Seq2Seq
 
 
 def open_objective(config: RunConfig, model: M6, tokenizer: TextTokenizer) -> Objective:
-    """The objective of a run, for a model that is as it will be trained (sharing or delinked)."""
+    """The objective of a run. The model must already be in its state for training (sharing or delinked)."""
     if isinstance(config.objective, R2D2Config):
         return R2D2(config.objective, model, mask=tokenizer.mask, row=config.row)
     return Seq2Seq(contrastive=config.contrastive)

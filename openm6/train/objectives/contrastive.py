@@ -18,7 +18,8 @@ MARGIN = 0.5  # as in the paper
 def contrastive_loss(hidden_MD: Tensor, text_M: Tensor, *, margin: float = MARGIN) -> Tensor:
     """Mean of max(0, margin - 1 + cos(h_i, h_j)) over all pairs of different positions of one text.
 
-    `text_M` says which text a position belongs to; those of one text stand together. 0 without any pair.
+    `text_M` gives the text of each position; positions of one text stand together. The loss is 0 if there is no
+    pair.
     """
     _, text_M, length_G = text_M.unique_consecutive(return_inverse=True, return_counts=True)
     start_G = length_G.cumsum(0) - length_G

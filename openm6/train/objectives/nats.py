@@ -13,8 +13,7 @@ from openm6.tasks.collate import Batch
 
 
 def task_nats(model: M6, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-    """What each predicted position of every task costs, (M) each, from the hidden states (B x T, D); of all
-    tasks but `match`."""
+    """The nats of each predicted position, (M) for every task except `match`, from the hidden states (B x T, D)."""
     found: dict[str, Tensor] = {}
     # The heads run only where something is predicted.
     if len(batch.text_at):

@@ -17,7 +17,7 @@ class Objective(nn.Module):
     """
 
     def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch by name; the recipe's `loss_weights` says what each counts.
+        """The losses of a batch by name. The recipe's `loss_weights` weighs them.
 
         In training these are the losses to learn from. In evaluation (`model.training` is False) they are losses
         that can be compared over a run.
@@ -25,14 +25,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
-        """This rank's part of every loss, from its rows `mine`; over all ranks they add up to those of `whole`.
+        """This rank's part of every loss, from its rows `mine`. Summed over all ranks, the parts are the losses of
+        `whole`.
 
-        All ranks give the same losses in the same order.
+        All ranks return the same losses in the same order.
         """
         raise NotImplementedError
 
     def spread(self, group: Group) -> None:
-        """Called once on each of several ranks: the state kept here must then see the whole step."""
+        """Called once on each of several ranks. Afterwards the state kept here must cover the whole step."""
 
     def follow(self, model: M6) -> None:
-        """The model has taken a step on the last batch."""
+        """Called after the model has taken a step on the last batch."""

@@ -28,11 +28,11 @@ def pre_ranking_loss(
     likeness_MV: Tensor | None = None,
     share: float = 0.0,
 ) -> Tensor:
-    """GCPR in one direction: mean cross-entropy of queries with all that they are contrasted with.
+    """GCPR in one direction: mean cross-entropy of the queries over all candidates.
 
-    What belongs to a query (`same_MV`, bool) shares its target; one of weight w counts as w of one. The teacher's
-    scores `likeness_MV` make up a `share` of the target. Without a teacher, a query to which nothing belongs costs
-    nothing.
+    The candidates that belong to a query (`same_MV`, bool) share its target. A candidate of weight w counts as w
+    candidates. The teacher's scores `likeness_MV` make up a `share` of the target. Without a teacher, a query
+    without a right candidate costs nothing.
     """
     wanted_MV = same_MV.float()
     if weight_V is not None:
@@ -46,8 +46,9 @@ def pre_ranking_loss(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which picture is ranked with which text: B that belong, then each text with a wrong picture, then each
-    picture with a wrong text."""
+    """The pairs of pictures and texts that are ranked: first B right pairs, then each text with a wrong picture,
+    then each picture with a wrong text.
+    """
 
     image_3B: Tensor
     text_3B: Tensor
@@ -64,11 +65,11 @@ class Pairs:
 def draw_pairs(
     scores_IV: Tensor, same_IV: Tensor, *, texts: int, generator: torch.Generator, hard: float = 1.0
 ) -> Pairs:
-    """For every picture one of the first `texts` that belongs to it, and negatives drawn from softmax(score) of
-    what does not: a picture for that text, one of all V texts for the picture. A share of 1 - `hard` of them is
-    drawn evenly.
+    """Draw for every picture one of the first `texts` that belongs to it, and negatives.
 
-    A picture without a text of its own is left out, as is what has no negative.
+    A negative is a wrong picture for that text, or a wrong one of all V texts for the picture. Negatives are drawn
+    from softmax(score), and a share of 1 - `hard` of them evenly. A picture without a text of its own is left out,
+    and so is a pair without a negative.
     """
     same_IT = same_IV[:, :texts]
     own_IT = same_IT & ~same_IT.all(0) & ~same_IV.all(1, keepdim=True)

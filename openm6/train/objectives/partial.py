@@ -15,9 +15,9 @@ from openm6.train.objectives.nats import task_nats
 
 
 def partial_losses(model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
-    """This rank's part of every task's loss; over all ranks they add up to `task_losses` of the whole batch.
+    """This rank's part of every task's loss. Summed over all ranks, the parts are `task_losses` of the whole batch.
 
-    All ranks give the same tasks in the same order, a 0 for one that they have nothing of.
+    All ranks return the same tasks in the same order, with 0 for a task that they have no part of.
     """
     hidden = model(mine.stream).flatten(0, 1)
     nats = task_nats(model, mine, hidden)
@@ -30,7 +30,7 @@ def partial_losses(model: M6, mine: Batch, whole: Batch, group: Group) -> dict[s
 
 
 def _targets(batch: Batch) -> dict[str, int]:
-    """How many targets each task has, in the order in which `task_losses` names them."""
+    """The number of targets of each task, in the order in which `task_losses` names the tasks."""
     return {
         name: count
         for task_M in (batch.text_task, batch.cell_task)

@@ -21,8 +21,10 @@ class Queued(NamedTuple):
 
 
 class Queue(nn.Module):
-    """The latest `size` features with their keys, and the texts (at most `tokens` long) that they are of; every
-    further push multiplies their weight by `decay`."""
+    """The latest `size` features with their keys and their texts (at most `tokens` long).
+
+    Every further push multiplies their weight by `decay`.
+    """
 
     vector_QD: Tensor
     key_Q: Tensor
@@ -38,7 +40,7 @@ class Queue(nn.Module):
         self.register_buffer("tokens_QW", torch.full((size, tokens), -1))
 
     def push(self, vector_MD: Tensor, key_M: Tensor, tokens_MT: Tensor | None = None) -> None:
-        """The new ones go in front, what was there longest falls out."""
+        """Put new entries in front. The oldest entries fall out."""
         tokens_MW = torch.full((len(key_M), self.tokens_QW.shape[1]), -1, device=key_M.device)
         if tokens_MT is not None:
             tokens_MW[:, : tokens_MT.shape[1]] = tokens_MT

@@ -58,7 +58,7 @@ class Side:
 
 
 class R2D2(Objective):
-    """`mask` is the token that stands for one that ranking does not see, `row` the most tokens of a text."""
+    """`mask` is the token that replaces masked tokens; `row` is the largest number of tokens in a text."""
 
     def __init__(self, config: R2D2Config, model: M6, *, mask: int, row: int):
         super().__init__()
@@ -73,18 +73,20 @@ class R2D2(Objective):
         self._last: tuple[Side, Side, Texts] | None = None
 
     def forward(self, model: M6, batch: Batch) -> dict[str, Tensor]:
-        """Losses in nats, `feature_guided` as 1 - cosine; of other tasks than `match` as in `seq2seq`.
+        """Losses in nats, and `feature_guided` as 1 - cosine. Tasks other than `match` have their losses of
+        `seq2seq`.
 
-        In evaluation everything stays within the batch, and nothing is taught.
+        In evaluation everything stays within the batch, and no loss uses the teacher.
         """
         taught_BTD = self._teach(batch.stream) if model.training else None
         return self._losses(model, batch, model(batch.stream), taught_BTD, part=0, parts=1)
 
     def parts(self, model: M6, mine: Batch, whole: Batch, group: Group) -> dict[str, Tensor]:
-        """This rank's part of every loss; over all ranks they add up to the losses of the whole batch.
+        """This rank's part of every loss. Summed over all ranks, the parts are the losses of the whole batch.
 
-        A rank runs the stack on its rows. Their states are gathered, gradients and all, so that every picture
-        is contrasted with the texts of all ranks; the pairs that the cross encoders read are shared out again.
+        A rank runs the stack on its rows. The states of all ranks are gathered, with their gradients, so every
+        picture is contrasted with the texts of all ranks. The pairs that the cross encoders read are divided among
+        the ranks again.
         """
         taught_BTD = self._teach(mine.stream) if model.training else None
         if taught_BTD is not None:
@@ -141,7 +143,7 @@ class R2D2(Objective):
             return Side(key_M, unit_MD, self.teacher.match_embedding(taught_BTD.flatten(0, 1)[at_M]))
 
     def _contrast(self, model: M6, mine: Side, others: Side, queue: Queue) -> tuple[Tensor, Tensor, Tensor]:
-        """Pre-ranking in one direction: its loss, all scores (M, V) and what belongs together (M, V)."""
+        """Pre-ranking in one direction: its loss, all scores (M, V), and which pairs belong together (M, V)."""
         with torch.autocast(mine.unit_MD.device.type, enabled=False):  # as `match_logits`, and for its reason
             scores_MV = model.match_logits(mine.unit_MD, others.unit_MD)
             same_MV = mine.key_M[:, None] == others.key_M
@@ -173,7 +175,9 @@ class R2D2(Objective):
         part: int,
         parts: int,
     ) -> dict[str, Tensor]:
-        """Losses of the cross encoders and of the masked texts that they read; `whole` are the teacher's states."""
+        """Losses of the cross encoders, and of the masked texts that they read. `whole`
+        are the teacher's states.
+        """
         assert model.ranking is not None
         T = len(texts.tokens_MT)
         drawn = pairs.text_3B >= T
@@ -219,7 +223,7 @@ class R2D2(Objective):
 
     @torch.no_grad()
     def follow(self, model: M6) -> None:
-        """The teacher moves towards the model. Its embeddings of the last batch join the queues."""
+        """Move the teacher towards the model, and add its embeddings of the last batch to the queues."""
         if self.teacher is None:
             return
         if self.teacher.sharing != model.sharing:
@@ -236,7 +240,7 @@ class R2D2(Objective):
             self.texts.push(text.taught_MD, text.key_M, texts.tokens_MT)
 
     def spread(self, group: Group) -> None:
-        """The teacher sees the pictures of all ranks too."""
+        """Let the teacher see the pictures of all ranks too."""
         if self.teacher is not None:
             synchronise(self.teacher, group)
 

@@ -21,7 +21,7 @@ from openm6.train.objectives.partial import partial_losses
 
 
 class Seq2Seq(Objective):
-    """Every task's mean loss, and SimCTG's of the text tasks that `contrastive` names; nothing is kept."""
+    """Every task's mean loss, and SimCTG's for the text tasks that `contrastive` names. It keeps no state."""
 
     def __init__(self, *, contrastive: Collection[str] = ()):
         super().__init__()
@@ -56,7 +56,7 @@ def task_losses(model: M6, batch: Batch, *, contrastive: Collection[str] = ()) -
 
 
 def _text_of(batch: Batch, at_M: Tensor) -> Tensor:
-    """A number for the text that each position belongs to: its example and the branch of it."""
+    """A number for the text of each position, from its example and its branch."""
     stream = batch.stream
     branches = stream.branch_BT.max() + 1
     return (stream.example_BT.long() * branches + stream.branch_BT).flatten()[at_M]

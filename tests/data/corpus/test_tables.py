@@ -15,6 +15,7 @@ from openm6.data.corpus import (
     POEM_SPLITS,
     decode_image,
     load_emoji,
+    load_music,
     load_poems,
 )
 from openm6.data.corpus.build import EMOJI_SCHEMA, POEM_SCHEMA
@@ -54,7 +55,7 @@ def test_splits_partition_the_tables() -> None:
     assert set(load_emoji("val")["split"].to_pylist()) == {"val"}
 
 
-@pytest.mark.parametrize("load", [load_emoji, load_poems])
+@pytest.mark.parametrize("load", [load_emoji, load_poems, load_music])
 def test_an_unknown_split_is_refused(load) -> None:
     with pytest.raises(ValueError, match=r"unknown split 'test'.*train"):
         load("test")

@@ -1,0 +1,1 @@
+"""How music enters and leaves the stream as events; see `docs/music.md`."""
