@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_sides
+from benchmarks import gpu, gpu_model, gpu_sides
 
 KEYS = ["streamed_over_resident", "streamed_over_resident_no_recompute", "disk_over_resident"]
 RATIOS = [*KEYS, "vs_fsdp2_offload"]
@@ -146,20 +146,20 @@ def test_streamed_losses_are_those_in_memory(
 
 
 def test_values_depend_on_the_name_and_no_two_rows_are_alike() -> None:
-    model = gpu_sides.on_meta(gpu.SIZES["tiny"]["exact"]["experts"]).to_empty(device="cpu")
-    gpu_sides.fill_model(model)
+    model = gpu_model.on_meta(gpu.SIZES["tiny"]["exact"]["experts"]).to_empty(device="cpu")
+    gpu_model.fill_model(model)
     up_EDW = model.slots[0].get_parameter("ffn.up")
     first = up_EDW.detach().clone()
     assert not first[0].equal(first[1]) and len(first[0].unique(dim=0)) == first.shape[1]
     assert 0.015 < first.std() < 0.025 and (model.norm.weight == 1).all()
-    fill = gpu_sides.values_of(model.config.layers)
+    fill = gpu_model.values_of(model.config.layers)
     fill("slots.0.ffn.up", up_EDW[0], 0)
     assert up_EDW[0].equal(first[0])
 
 
 def test_every_side_trains_on_the_same_tokens() -> None:
     job = gpu.job_of("fsdp2", args(size="tiny"), seconds=1, folder="")
-    two, one = (next(gpu_sides.batches_of(job, micro_batches=count)) for count in (2, 1))
+    two, one = (next(gpu_model.batches_of(job, micro_batches=count)) for count in (2, 1))
     assert [len(two), len(one)] == [2, 1]
     assert sum(batch.tokens for batch in two) == one[0].tokens == 64
 
