@@ -1,4 +1,4 @@
-"""The model that all sides of `gpu.py` train: its shape, its first values, which follow from names, and its batches."""
+"""The model that all sides of `gpu.py` train: its shape, its batches, and first values that follow from names."""
 
 import dataclasses
 import zlib
