@@ -21,7 +21,9 @@ BATCH = 32  # photos at a time: 300 MB of maps at 224 pixels
 
 
 class Encoder(Protocol):
-    """Pictures are uint8 arrays (image_size, image_size, 3 | 4) as `read_image` gives them."""
+    """The interface of encoders. Pictures are uint8 arrays (image_size, image_size, 3 | 4), as `read_image` returns
+    them.
+    """
 
     name: str  # `opening.open_encoder(name)` opens it again
     fingerprint: str  # of its weights
@@ -39,7 +41,7 @@ class Encoder(Protocol):
 
 
 class Wordless:
-    """An encoder of pictures alone."""
+    """An encoder of pictures only."""
 
     name: str
     reads_words = False
@@ -51,7 +53,7 @@ class Wordless:
 
 
 def fingerprint(weights: Path) -> str:
-    """Of a file of weights."""
+    """The fingerprint of a file of weights."""
     return hashlib.blake2s(weights.read_bytes(), digest_size=8).hexdigest()
 
 

@@ -9,7 +9,7 @@ from openm6.search.store import Store
 
 
 def open_encoder(name: str) -> Encoder:
-    """The encoder of a name (`openm6/search/encoders.py` lists them). Raises ValueError if there is none."""
+    """The encoder of a name (see `openm6/search/encoders.py`). Raises ValueError if there is none."""
     if name == "photo":
         return PhotoEncoder()
     if name == "m6" or name.startswith("m6:"):
@@ -24,9 +24,10 @@ def open_encoder(name: str) -> Encoder:
 
 
 def open_store(address: str) -> Store:
-    """The store at an address: `http://host:19530` or a file `*.db` is Milvus, anything else a folder of LanceDB.
+    """The store at an address. `http://host:19530` or a file `*.db` is Milvus; anything else is a folder of
+    LanceDB.
 
-    Raises ValueError if the address is empty, cannot be reached, or its package is not installed.
+    Raises ValueError if the address is empty, if it cannot be reached, or if its package is not installed.
     """
     if not address.strip():
         raise ValueError(

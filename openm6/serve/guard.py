@@ -34,8 +34,10 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps the application. A route calls `body_done` in the scope when it has read the request's body: only
-    `max_uploads` bodies are held at a time.
+    """Wraps the application.
+
+    A route calls `body_done` in the scope when it has read the request's body, because only `max_uploads` bodies
+    are held at a time.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -98,7 +100,7 @@ class Guard:
             release()
 
     def _check_sender(self, scope: Scope, headers: Headers) -> None:
-        """Raises ApiError for a foreign host, a foreign page, a missing key."""
+        """Raises ApiError for an unknown host, another site's page, or a missing key."""
         path, key = scope["path"].removeprefix(self.settings.root_path) or "/", self.settings.api_key
         host = _host_of(f"//{headers.get('host', '')}")
         own = key is not None or host in LOCAL | self.settings.hosts or "*" in self.settings.hosts
@@ -139,7 +141,7 @@ def _too_large(limit: int) -> ApiError:
 
 
 def _limited(receive: Receive, limit: int, seconds: float) -> Receive:
-    """`receive`, raising ApiError when the body is larger than `limit` or takes longer than `seconds`."""
+    """A `receive` that raises ApiError if the body is larger than `limit` or takes longer than `seconds`."""
     size, complete, deadline = 0, False, time.monotonic() + seconds
 
     async def limited() -> Message:

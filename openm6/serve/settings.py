@@ -12,7 +12,7 @@ ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
 class Settings(BaseModel):
-    """Limits of the service. A request above a limit gets 4xx; one that has to wait too long gets 503."""
+    """Limits of the service. A request above a limit gets 4xx. A request that has to wait too long gets 503."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -23,12 +23,13 @@ NAMES = ("name", "title", "caption", "name_en", "caption_en", "name_zh", "id")
 
 
 class Shop:
-    """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
+    """The index at an address. `pictures`: the folder where paths of the items' column `image` start, if there is
+    one.
 
-    `prepare` brings the index up to date with the file `catalogue`, if one is given. `note` is a sentence about the
-    catalogue for visitors; `remark` is one for the person who starts the service, or None. `yuan`: the prices
-    are in yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it has
-    nothing in it and no catalogue is given, or if none of the first items' pictures is in the folder.
+    `prepare` updates the index from the file `catalogue`, if one is given. `note` is a sentence about the catalogue
+    for visitors. `remark` is a sentence for the person who starts the service, or None. `yuan`: the prices are in
+    yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it is empty and
+    no catalogue is given, or if the folder contains none of the first items' pictures.
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class Shop:
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The shipped model, where the index uses it: it need not be loaded twice."""
+        """The shipped model, if the index uses it. Then it need not be loaded twice."""
         encoder = self.index.encoder
         return encoder.pipeline if isinstance(encoder, M6Encoder) and encoder.name == "m6" else None
 
     def prepare(self, on_progress: Callable[[str, int, int], None]) -> None:
-        """Bring the index up to date with its catalogue, and look at its items.
+        """Update the index from its catalogue, and read its items.
 
-        Raises ValueError where the catalogue, the index or the folder of pictures cannot be used.
+        Raises ValueError if the catalogue, the index or the folder of pictures cannot be used.
         """
         if self.catalogue is not None:
             self.index.update(str(self.catalogue), workers=2, on_progress=on_progress)
@@ -74,7 +75,7 @@ class Shop:
     def refresh(self) -> None:
         """Read the number of items and the facets again, at most every half second.
 
-        Raises ValueError where the index cannot be used any more.
+        Raises ValueError if the index cannot be used any more.
         """
         with self._looking:
             if time.monotonic() - self._looked < FRESH:
@@ -90,9 +91,10 @@ class Shop:
             self.count, self._looked = count, time.monotonic()
 
     def _try_pictures(self) -> str | None:
-        """A sentence for the person who starts the service, if items name pictures and no folder of them is given.
+        """A sentence for the person who starts the service, if items name pictures but no folder of pictures is
+        given.
 
-        Raises ValueError where a folder is given and none of the first items' pictures is in it.
+        Raises ValueError if a folder is given but contains none of the first items' pictures.
         """
         rows = self.index.store.page(TRIED).values()
         named = [row["image"] for row in rows if isinstance(row.get("image"), str)]
@@ -113,7 +115,7 @@ class Shop:
         return self.index.store.rows([name]).get(name)
 
     def thumbnail(self, name: str) -> Thumbnail | None:
-        """The small picture of an item; None if there is no such item, or it has none that can be read.
+        """The small picture of an item; None if there is no such item, or if it has no readable picture.
 
         The service opens only files that the catalogue names, inside the folder of pictures.
         """
@@ -129,7 +131,7 @@ class Shop:
     def facts(self, name: str, attributes: Attributes, lang: str) -> tuple[tuple[str, str], ...]:
         """The facts that a script may use: (column, value), each in its language if the catalogue has both.
 
-        A column `colour_zh` holds in Chinese what `colour`, or `colour_en`, holds in English.
+        A column `colour_zh` holds in Chinese the content of `colour` or `colour_en`.
         """
         facts = {"name": self.label(name, attributes, lang)}
         for column, value in attributes.items():

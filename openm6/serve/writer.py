@@ -38,8 +38,10 @@ ASK = {
 
 @dataclass(frozen=True)
 class Product:
-    """An item to praise: its facts as (column, value), in the language `lang` (en, zh) of the script; `category` as
-    the catalogue has it, in whatever language; `yuan`: its price is in yuan.
+    """An item to praise.
+
+    Its facts are (column, value), in the language `lang` (en, zh) of the script. `category` is the catalogue's
+    word, in any language. `yuan`: its price is in yuan.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -50,19 +52,19 @@ class Product:
 
 
 class Writer(Protocol):
-    """A writer of scripts. Readers see its `name`."""
+    """The interface of writers of scripts. Readers see its `name`."""
 
     name: str
 
     def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
-        """A script for each. `on_text` is called with its place in the list and the text so far."""
+        """A script for each product. `on_text` is called with its place in the list and the text so far."""
         ...
 
 
 class QwenWriter:
-    """A checkpoint folder of the Hugging Face layout: config.json, safetensors, tokenizer.json.
+    """A checkpoint folder in the Hugging Face layout: config.json, safetensors, tokenizer.json.
 
-    Raises ValueError if the folder is not complete, or of a family that the stack does not have.
+    Raises ValueError if the folder is not complete, or if the stack does not support its family.
     """
 
     def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -104,7 +106,7 @@ class QwenWriter:
 
 
 class SlotWriter:
-    """A checkpoint or run folder of `openm6/configs/script.yaml`. Raises ValueError if it is neither."""
+    """A checkpoint or run folder of `openm6/configs/script.yaml`. Raises ValueError for any other folder."""
 
     def __init__(self, folder: Path) -> None:
         self.m6 = Pipeline(folder)
@@ -128,8 +130,9 @@ class SlotWriter:
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """A script with the values in its slots. A sentence with a slot that has no value is left out, and so is a
-    slot at the end that is still being written.
+    """A script with values in its slots.
+
+    A sentence with a slot that has no value is left out, and so is a slot at the end that is still being written.
     """
     text = re.sub(r"\[[^\]]*$", "", text)
     sentences = re.split(r"(?<=[.!?。！？]) ?", text)
@@ -139,9 +142,9 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def open_writer(folder: Path) -> Writer:
-    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `openm6/configs/script.yaml`.
+    """The writer of a folder with a Hugging Face checkpoint, or with a run of `openm6/configs/script.yaml`.
 
-    Raises ValueError for any other.
+    Raises ValueError for any other folder.
     """
     if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
         return QwenWriter(folder)
@@ -149,6 +152,6 @@ def open_writer(folder: Path) -> Writer:
 
 
 def shipped_writer() -> Writer | None:
-    """The small writer that comes with the package; None where it is not installed."""
+    """The small writer that comes with the package; None if it is not installed."""
     folder = shipped_checkpoint().with_name("m6-script")
     return SlotWriter(folder) if folder.is_dir() else None

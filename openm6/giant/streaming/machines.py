@@ -28,7 +28,7 @@ def new_machine(
     *,
     layouts: Mapping[str, PartLayout],
 ) -> Machine:
-    """A machine without a store. Raises ValueError for a device that is not there."""
+    """A machine without a store. Raises ValueError for a device that does not exist."""
     place = open_place(settings.device, settings.device_budget, layouts)
     machine = Machine(
         frame=frame,
@@ -49,8 +49,11 @@ def new_machine(
 
 
 def open_parts(machine: Machine, settings: Settings, placement: Placement) -> DevicePlacement | None:
-    """Let layers use the store's parts, also when they were placed anew. On a device, as many of their weights stay
-    as its budget holds. Raises ValueError for a budget that is too small."""
+    """Let layers use the store's parts, also after a new placement.
+
+    On a device, as many of their weights stay as its budget holds. Raises ValueError for a budget that is too
+    small.
+    """
     place = machine.place
     if not isinstance(place, OnADevice):
         place.parts = machine.store

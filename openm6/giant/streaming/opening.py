@@ -53,44 +53,44 @@ def stream(
     group: Group | None = None,
     trace: Trace | str | Path | None = None,
 ) -> Giant:
-    """Open a model for training within a memory budget; the module itself is taken over.
+    """Open a model for training within a memory budget. The giant takes over the module itself.
 
     Args:
-        model: an M6; a module whose layers sit in one `ModuleList`, whatever the model calls them with; or the
-            folder of a model of `transformers`, which is read tensor by tensor.
+        model: an M6, a module whose layers sit in one `ModuleList` (it may call them in any way), or the folder of
+            a `transformers` model, which is read tensor by tensor.
 
-        budget: the most memory that the process may hold resident, all included: "6GiB", or bytes.
-        disk: folder for what does not fit. If it holds a committed step of this run, the run goes on from there.
+        budget: the most resident memory of the process, all included: "6GiB" or bytes.
+        disk: the folder for everything that does not fit. If it holds a committed step of such a run, the run
+            continues from it.
         device: where layers compute: "cpu"; "cuda", "cuda:1" ...; "auto": the accelerator, if there is one;
             "arena:64MiB": a stand-in of that size in host memory, to try placements. Not measured on a GPU.
-        device_budget: the most memory that the process may hold on the device; by default what is free, less a
-            margin.
+        device_budget: the most memory of the process on the device; by default the free memory less a margin.
         tiers: how memory and the disk are used: durability, activations, placement, buffers, threads.
 
-        optimizer: "adamw", "adamw8bit" or "muon" (they clip each part's gradient norm to 1, if there is no global
-            clip), "adafactor", or an instance; None to run the model only.
-        lr: learning rate of the steps that are given none.
-        global_clip: largest norm of all gradients together. It costs writing and reading them; by default the
-            optimizer clips each part by itself.
+        optimizer: "adamw", "adamw8bit" or "muon" (without a global clip they clip each part's gradient norm to 1),
+            "adafactor", or an optimizer object; None to run the model only.
+        lr: the learning rate if `step` gets none.
+        global_clip: largest norm of all gradients together. It costs writing and reading them. By default the
+            optimizer clips each part separately.
         seed: of dropout and stochastic rounding.
 
-        weights_dtype: how weights are stored: float32, or bfloat16 (half the traffic), or the name of either. The
-            frame of an M6 is float32, and so are norms and biases of any frame.
-        compute_dtype: of matrix products: float32, or bfloat16 where the processor has it.
+        weights_dtype: the type of stored weights: float32, or bfloat16 (half the traffic), or the name of either.
+            The frame of an M6 is float32, and so are norms and biases of any frame.
+        compute_dtype: the type of matrix products: float32, or bfloat16 if the processor has it.
 
-        loss: `loss(model, batch)` returns a scalar, a dict of them, or an object with `.loss`; by default the
-            model is called with the batch.
-        loss_weights: weight of each loss in a dict, by name; 1 for a name that is missing.
-        weigh: how micro-batches count. "tokens": batches that are mappings with "labels" by their targets (labels
-            other than -100), so that a batch cut in two gives the loss of the whole; others alike. "batches": all
-            alike.
+        loss: `loss(model, batch)` returns a scalar, a dict of them, or an object with `.loss`. By default the model
+            is called with the batch.
+        loss_weights: weights of a dict's losses; 1 for a loss that is not listed.
+        weigh: how micro-batches count. "tokens": batches that are mappings with "labels" count by their targets
+            (labels other than -100), so that a batch cut in two gives the loss of the whole; other batches count
+            alike. "batches": all count alike.
 
         layers: dotted path of the ModuleList, if the model has several.
         fill: `fill(name, out, expert)` writes first values of a parameter (of one expert of a mixture), for a model
-            that is on meta.
+            on meta.
 
-        group: ranks that train this model together, each with a `disk` of its own. The loss of a micro-batch is the
-            sum over the ranks; slots of a single layer are cut among them.
+        group: ranks that train this model together, each with its own `disk`. The loss of a micro-batch is the sum
+            of the ranks' parts of it; slots of a single layer are cut among them.
         trace: file for a Chrome trace of compute and I/O.
 
     Raises ValueError (TierError) for a model that cannot be streamed and for settings that contradict each other.

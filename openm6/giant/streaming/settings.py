@@ -32,10 +32,10 @@ class Tiers:
     Args:
         durability: "step" can commit, and takes the disk space twice. "none" cannot, and neither can a giant
             that only runs.
-        activations: where the layers' inputs wait for the backward pass: "host", "disk", or "device" with a device.
-        placement: {part: {section: tier}}, which goes before what the budget says. A part may be a pattern:
+        activations: where the layers' inputs wait for the backward pass: "host", "disk", or with a device "device".
+        placement: {part: {section: tier}}, which comes before the budget's placement. A part may be a pattern:
             `{"slot-*": {"weights": "disk"}}`.
-        buffer_bytes: memory for what is read ahead and written behind; by default, what suits the budget.
+        buffer_bytes: memory for reads ahead and writes behind; by default a size that suits the budget.
         threads: how many threads read and write. Two keep a disk busy while the others hash.
     """
 

@@ -40,7 +40,7 @@ MARGIN = 0.05  # of what a rehearsal took of the device: for holes between its t
 
 
 class Host:
-    """The processor: nothing has to be moved."""
+    """The processor as the place: nothing has to be moved."""
 
     torch_device = torch.device("cpu")
     device: Device | None = None
@@ -58,19 +58,19 @@ class Host:
         return nullcontext()
 
     def bring(self, value: Any) -> Any:
-        """Nested values with their tensors where layers compute."""
+        """Nested values with their tensors moved to the place where layers compute."""
         return value
 
     def fetch(self, value: Any) -> Any:
-        """Nested values with their tensors on the host."""
+        """Nested values with their tensors moved to the host."""
         return value
 
     def seed(self, number: int) -> None:
-        """Begin what is random anew."""
+        """Seed the random state anew."""
         torch.default_generator.manual_seed(number)
 
     def open_activations(self, where: Kept, folder: Path | None) -> Activations:
-        """Raises ValueError for the disk without a folder, and for the device."""
+        """The activations. Raises ValueError for the disk without a folder, and for the device."""
         if where == "device":
             raise ValueError("activations='device' needs a device; use host or disk")
         return HostActivations() if where == "host" else _on_disk(folder)
@@ -96,17 +96,19 @@ class Host:
         return False
 
     def measuring(self, rehearsing: Host) -> AbstractContextManager[None]:
-        """Context of a rehearsal in the place `rehearsing`: what it takes of the device is measured."""
+        """Context of a rehearsal in the place `rehearsing`. It measures the device memory of the rehearsal."""
         return nullcontext()
 
     def keep(self, nbytes: int) -> None:
-        """A step keeps so many bytes on the device besides what the last rehearsal took."""
+        """A step keeps this many bytes on the device, beside those of the last rehearsal."""
 
     def move(self, model: nn.Module) -> None:
-        """Bring a model's buffers and its parameters that have values to where layers compute. In place."""
+        """Move a model's buffers, and its parameters that have values, to the place where
+        layers compute. In place.
+        """
 
     def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
-        """Bring the frame's buffers, which the model changes, back to the views of its part."""
+        """Copy the frame's buffers, which the model changes, back to the views of its part."""
 
     def rehearsing(self, store: Any, together: Collection[str]) -> Host:
         """A place like this one, with a stand-in for the store. `together`: parts that are in use at a time."""
@@ -115,13 +117,13 @@ class Host:
         return place
 
     def forget(self) -> None:
-        """Let go of parts' weights on the device, but not of the frame's: parts are about to change."""
+        """Release parts' weights on the device, except the frame's, because parts are about to change."""
 
     def let_go(self) -> None:
         """Let go of the host's memory that copies from the device take."""
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Release the device."""
 
 
 def _on_disk(folder: Path | None) -> DiskActivations:
@@ -144,7 +146,7 @@ class _Late:
 
 
 class OnADevice(Host):
-    """A device. Parts of up to `largest_bytes` of weights pass through its buffers."""
+    """A device as the place. Parts with up to `largest_bytes` of weights pass through its buffers."""
 
     def __init__(self, device: Device, *, largest_bytes: int, buffers: int) -> None:
         super().__init__()
@@ -163,10 +165,10 @@ class OnADevice(Host):
     def open_parts(
         self, store: Parts, *, resident: Callable[[str], bool], buffer_bytes: int, late: bool
     ) -> None:
-        """Use the weights of a store; or place them anew, when none is in use.
+        """Use the weights of a store, or place them anew when none is in use.
 
         Args:
-            store: where the parts are.
+            store: the store of the parts.
             resident: whether a part's weights stay on the device; the frame's do.
             buffer_bytes: size of each buffer for the others.
             late: whether the host has room for a part whose update is put off.
@@ -189,7 +191,7 @@ class OnADevice(Host):
         return self._landing.limit + (self.device.limit if self.device.in_host_memory else 0)
 
     def bytes_of(self, model: nn.Module) -> int:
-        """What a model's tensors take of the device, in whole pages."""
+        """The bytes of a model's tensors on the device, in whole pages."""
         tensors = {*model.parameters(), *model.buffers()}
         return sum(-(-each.nbytes // PAGE) * PAGE for each in tensors if self.device.owns(each))
 
@@ -336,7 +338,7 @@ class OnADevice(Host):
 
 
 def open_place(name: str, limit: int | None, layouts: Mapping[str, PartLayout]) -> Host:
-    """Where the parts of these layouts are computed with: `name` and `limit` are those of `open_device`."""
+    """The place where the parts of these layouts are computed. `name` and `limit` are those of `open_device`."""
     device = open_device(name, limit=limit)
     if device is None:
         return Host()

@@ -18,7 +18,7 @@ from openm6.search.learned.voters import Voters
 
 
 class LearnedEncoder(Wordless):
-    """A folder that `openm6 search train` made, as an encoder. Raises ValueError if it is none."""
+    """A folder that `openm6 search train` made, as an encoder. Raises ValueError for any other folder."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()  # an index is opened from other folders than it was made in
@@ -37,7 +37,9 @@ class LearnedEncoder(Wordless):
         return self.net.look(pictures)[0]
 
     def predict(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """`images`, and probabilities (N, L) of the categories: the softmax, fused with a vote if there is one."""
+        """The vectors of `images`, and probabilities (N, L) of the categories: the softmax, fused with a vote if
+        there is one.
+        """
         vectors_ND, p_NL = self.net.look(pictures)
         if self.voters is not None:
             p_NL = fuse(p_NL, self.voters.vote(pictures), self.net.config.model_weight)

@@ -65,14 +65,14 @@ def train_search(
     views: Sequence[PageView] = (),
     on_progress: Progress | None = None,
 ) -> LearnedEncoder:
-    """Trains to the end, saves `search.json`, `search.safetensors` and (if there are categories)
-    `voters.safetensors` in `folder`, and returns the encoder.
+    """Train to the end, save the result in `folder`, and return the encoder.
 
-    The same call on the same folder goes on from the last checkpoint. `on_progress` gets every metrics line.
+    The result is `search.json`, `search.safetensors` and (if there are categories) `voters.safetensors`. The same
+    call on the same folder continues from the last checkpoint. `on_progress` gets every metrics line.
 
     Raises:
-        ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries
-            cannot be read, the log joins no items, or a checkpoint is damaged or of another run.
+        ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries cannot
+            be read, the log joins no items, or a checkpoint is damaged or belongs to another run.
     """
     keep_large_blocks()
     if len(items.categories) < 2 and not views:
@@ -122,7 +122,7 @@ def train_search(
 
 @dataclass(frozen=True)
 class _Round:
-    """Some items (rows), or some page views (numbers of lists), whose pictures are mapped at once."""
+    """Some items (rows), or some page views (numbers of lists), whose pictures are mapped together."""
 
     what: str  # "catalogue" or "page views"
     members: np.ndarray
@@ -172,7 +172,7 @@ class _Run:
         return found
 
     def round(self, each: _Round, number: int) -> dict[str, float]:
-        """Maps the round's pictures, passes over them, and returns the mean of every loss."""
+        """Map the round's pictures, pass over them, and return the mean of every loss."""
         rng = np.random.default_rng((self.config.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
@@ -221,7 +221,7 @@ class _Run:
         return lines
 
     def _sampled(self, each: ClickList, rng: np.random.Generator) -> ClickList:
-        """One clicked item and a few unclicked ones, chosen anew every round."""
+        """One clicked item and a few unclicked ones, chosen anew in every round."""
         some = rng.permutation(len(each.unclicked))[:UNCLICKED]
         clicked = each.clicked[int(rng.integers(len(each.clicked)))]
         return ClickList(each.view, (clicked,), tuple(each.unclicked[i] for i in some))
@@ -297,7 +297,7 @@ class _Run:
     # -------------------- held-out items
 
     def _look(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (N, D) and category probabilities (N, L) of items, as the encoder sees them."""
+        """Embeddings (N, D) and category probabilities (N, L) of items, computed as the encoder does."""
         looks = [self.net.look(self.data.items.decode(lot, self.config.image_size)) for lot in _lots(rows)]
         return np.concatenate([vectors for vectors, _ in looks]), np.concatenate([each for _, each in looks])
 
@@ -310,7 +310,7 @@ class _Run:
         return {"held_out": float((probabilities_NL.argmax(1) == self.data.items.category_G[rows]).mean())}
 
     def fit_fusion(self, voters: Voters) -> float:
-        """The softmax's weight beside the vote, fitted on the items held out."""
+        """The weight of the softmax against the vote, fitted on the held-out items."""
         rows = self._labelled()
         if not len(rows):
             return self.net.config.model_weight

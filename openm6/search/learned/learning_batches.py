@@ -70,5 +70,5 @@ def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]
 
 
 def n_batches(n: int, size: int) -> int:
-    """How many `batches` there are."""
+    """The number of `batches`."""
     return n // size + (2 * (n % size) >= size or n < size)

@@ -52,7 +52,7 @@ class PhotoNetConfig(BaseModel):
 
 
 class PhotoNet(nn.Module):
-    """Raises ValueError if the extra `[photo]` is not installed."""
+    """The network. Raises ValueError if the extra `[photo]` is not installed."""
 
     def __init__(self, config: PhotoNetConfig, *, pretrained: bool = True) -> None:
         super().__init__()
@@ -75,18 +75,18 @@ class PhotoNet(nn.Module):
         return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
 
     def late(self, early_NCHW: Tensor) -> Tensor:
-        """From that map to pooled features (N, 1280)."""
+        """The pooled features (N, 1280) from the map of `early`."""
         return run_folded([*list(self.backbone.trunk)[EARLY:], *self.backbone.tail], early_NCHW).mean(
             dim=(2, 3)
         )
 
     @torch.no_grad()
     def trunk(self, x_NCHW: Tensor) -> Tensor:
-        """The map that the detection branch reads; its gradient stays in that branch."""
+        """The map that the detection branch reads. Its gradient stays in that branch."""
         return run_folded(self.backbone.trunk, x_NCHW)
 
     def last(self, trunk_NCHW: Tensor) -> Tensor:
-        """The map (N, 1280, H/32, W/32) after it."""
+        """The map (N, 1280, H/32, W/32) from that of the trunk."""
         return run_folded(self.backbone.tail, trunk_NCHW)
 
     def found(self, trunk_NCHW: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class PhotoNet(nn.Module):
 
     @torch.no_grad()
     def likeness(self, trunk_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
-        """How much each cell of the last map (N, H/32, W/32) is like the picture itself and like `wanted`."""
+        """The likeness of each cell of the last map (N, H/32, W/32) to the picture itself and to `wanted`."""
         map_NCHW = self.last(trunk_NCHW)
         cells_NHWD = F.normalize(self.project(map_NCHW.permute(0, 2, 3, 1)), dim=-1)
         both_ND = self.embed(map_NCHW.mean(dim=(2, 3))) + wanted_ND

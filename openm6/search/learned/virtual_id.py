@@ -93,7 +93,7 @@ def virtual_ids(
 ) -> np.ndarray:
     """The Virtual ID of every item, int (G,), from 0; -1 for an item that was never clicked with another.
 
-    By default there is a cluster for every 20 items that have one. Raises ValueError if no two items were ever
+    By default there is one cluster for every 20 items with an ID. Raises ValueError if no two items were ever
     clicked together.
     """
     vectors_GD = embed_graph(co_click_graph(views, numbers), len(numbers), dim=dim, seed=seed)

@@ -25,7 +25,7 @@ MOST = 20_000  # so many of a large catalogue's items vote: 50 MB
 
 
 class Voters:
-    """`features_GD` are the encoder's, of photos; `category_G` are numbers below `categories`."""
+    """`features_GD` are the encoder's features of photos. `category_G` are numbers below `categories`."""
 
     def __init__(
         self, features_GD: np.ndarray, category_G: np.ndarray, *, categories: int, encoder: PhotoEncoder
@@ -38,7 +38,7 @@ class Voters:
 
     @classmethod
     def of(cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int) -> Voters:
-        """The items in `rows` that have a category; a random `MOST` of them if they are more."""
+        """The items in `rows` that have a category; a random `MOST` of them if there are more."""
         rows = rows[items.category_G[rows] >= 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
         encoder, categories = PhotoEncoder(image_size), len(items.categories)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openm6.giant import AdamW, Giant, share, stream
+from openm6.giant import AdamW, Giant, Tiers, share, stream
 from openm6.giant.measure.budget import parse_bytes
 
 WIDTH, LAYERS = 256, 8
@@ -47,7 +47,7 @@ class Loop(nn.Module):
 
 def opened(loops: int, folder: Path, **settings: Any) -> Giant:
     settings = {"budget": "64GiB", "placement": DISK, **settings}
-    return stream(Loop(loops), disk=folder, optimizer=AdamW(), durability="none", **settings)
+    return stream(Loop(loops), disk=folder, optimizer=AdamW(), tiers=Tiers(durability="none"), **settings)
 
 
 def batches() -> list[Any]:
@@ -81,7 +81,7 @@ def test_buffers_that_cannot_hold_what_waits_are_refused_before_the_first_step(t
 def test_a_delink_lays_out_memory_anew(tmp_path: Path) -> None:
     model = Loop(2)
     share(model, unit=4)
-    giant = stream(model, disk=tmp_path, budget="64GiB", optimizer=AdamW(), durability="none")
+    giant = stream(model, disk=tmp_path, budget="64GiB", optimizer=AdamW(), tiers=Tiers(durability="none"))
     with giant:
         giant.step(batches())
         machine, before = giant.prepare(batches()), giant._takes
