@@ -45,9 +45,9 @@ class Loop(nn.Module):
         return h.pow(2).mean()
 
 
-def opened(loops: int, folder: Path, **settings: Any) -> Giant:
-    settings = {"budget": "64GiB", "placement": DISK, **settings}
-    return stream(Loop(loops), disk=folder, optimizer=AdamW(), tiers=Tiers(durability="none"), **settings)
+def opened(loops: int, folder: Path, *, buffer_bytes: int | None = None) -> Giant:
+    tiers = Tiers(durability="none", placement=DISK, buffer_bytes=buffer_bytes)
+    return stream(Loop(loops), budget="64GiB", disk=folder, tiers=tiers, optimizer=AdamW())
 
 
 def batches() -> list[Any]:
@@ -100,7 +100,7 @@ def test_activations_on_the_disk_are_said_to_save_nothing_where_a_graph_holds_th
                 h = layer(h) * 0.5
             return h.pow(2).mean()
 
-    given: dict[str, Any] = {"budget": "64GiB", "durability": "none", "activations": "disk"}
+    given: dict[str, Any] = {"budget": "64GiB", "tiers": Tiers(durability="none", activations="disk")}
     with (
         stream(Between(1), disk=tmp_path / "kept", **given) as giant,
         pytest.warns(UserWarning, match="Between reads layers' outputs between its layers"),
