@@ -98,7 +98,7 @@ def tell(
 
 def told_by(logits: MatchLogits, teller: Opened, *, magic: Magic, rows: int, max_new: int) -> list[str]:
     """The teller's description of each picture of `logits`."""
-    # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
+    # All candidates of a text are one row of the decoder (`look_ahead`). Beams are rows and do not look ahead.
     search = magic_beam_search if magic.beams > 1 else magic_search
     candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)
     outputs: list[list[int]] = []
