@@ -34,7 +34,7 @@ def caption(
     if teller is not None and lang is not None:
         raise ValueError("--teller speaks the language that it was trained on; leave out --lang")
     if magic and teller is None:
-        raise ValueError("--magic sets how a --teller tells; leave it out, or name the teller's folder")
+        raise ValueError("--magic sets how a --teller writes; leave it out, or name the teller's folder")
     if lang not in (None, "en", "zh"):
         raise ValueError(f"--lang must be en or zh, not '{lang}'")
     settings = magic_of(magic or [])

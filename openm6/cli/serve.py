@@ -115,5 +115,5 @@ def serve(
 
     try:
         server.run(engine, bound, on_ready=announce)
-    except KeyboardInterrupt:  # uvicorn raises it again when all is done
+    except KeyboardInterrupt:  # uvicorn raises it again at its end
         print("OpenM6 has stopped")

@@ -165,7 +165,7 @@ def beam_search(
     rows = len(decoder.hidden_BD)
     decoder.select(torch.arange(rows).repeat_interleave(beams))
     scores_RW = torch.full((rows, beams), float("-inf"))
-    scores_RW[:, 0] = 0  # all beams are equal at first: let one speak
+    scores_RW[:, 0] = 0  # all beams are equal at first, so only one may continue
     tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
     best: list[_Finished | None] = [None] * rows
     for place in range(1, max_new + 1):

@@ -37,7 +37,7 @@ class Magic:
     """The weights of the picture and of the past. The default values are the authors' for COCO captions."""
 
     k: int = 45
-    alpha: float = 0.1  # how much a token loses for being like one before it
+    alpha: float = 0.1  # the penalty for a token that is like an earlier one
     beta: float = 2.0  # how much the image score counts
     # Ours:
     plausible: float = 0.0  # the least probability of a candidate, as a share of the likeliest's

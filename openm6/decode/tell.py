@@ -50,7 +50,7 @@ def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) 
     Raises ValueError for a guide that cannot do `match`.
     """
     if guide.model.match_scale is None:
-        raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")
+        raise ValueError(f"the checkpoint {guide.folder} cannot do match, so it cannot guide a teller")
 
     def embed(texts: Sequence[str]) -> Tensor:  # unlike embed_texts it takes a text without a word yet
         return torch.from_numpy(guide.embed([guide.prompt("match", 1, text=text) for text in texts]))
@@ -98,7 +98,7 @@ def tell(
 
 def told_by(logits: MatchLogits, teller: Opened, *, magic: Magic, rows: int, max_new: int) -> list[str]:
     """The teller's description of each picture of `logits`."""
-    # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
+    # All candidates of a text are one row of the decoder (`look_ahead`). Beams are rows and do not look ahead.
     search = magic_beam_search if magic.beams > 1 else magic_search
     candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)
     outputs: list[list[int]] = []

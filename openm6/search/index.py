@@ -191,7 +191,7 @@ class Index:
         """
         if image is None and text is None and where is None and after is None:
             raise ValueError("a query needs a picture, a text, or a filter.")
-        # All that can be wrong with a query is checked before an encoder is loaded for it.
+        # A query is checked completely before an encoder is loaded for it.
         condition = self._checked(where, n, quality or {}, text_weight)
         words = None if text is None else read_texts(text, "the text of a query")[0]
         image_D = text_D = None
@@ -243,7 +243,7 @@ class Index:
             found = [(name, share, rows[name]) for name, share in shares.items() if name in rows]
             return _hits(found, quality or {}, n)
         if quality:
-            raise ValueError("quality signals order what a picture or words find: leave them out.")
+            raise ValueError("quality signals need a picture or words to search for: leave them out.")
         page = self.store.page(n, condition, after)
         return [Hit(name, 0.0, 0.0, attributes) for name, attributes in page.items()]
 

@@ -34,7 +34,7 @@ from openm6.search.values import of_kind
 SAMPLE = 512  # items whose mean vector becomes the centre of the codes
 DELETED = 0.1  # share of an index that an update may delete unasked
 SETTLE = 100  # lots between two tidyings of the store
-Progress = Callable[[str, int, int], None]  # what is being done, so far, of how many (0 = unknown)
+Progress = Callable[[str, int, int], None]  # phase, items so far, items in all (0 = unknown)
 T = TypeVar("T")
 
 
@@ -112,7 +112,7 @@ def update(
         gone = [*missing, *(name for name in known if name in broken)]
         store.delete(gone)
         changes.deleted = len(gone)
-        store.settle()  # also what a run wrote that was stopped before it came here
+        store.settle()  # also items that a stopped run wrote
     return changes
 
 

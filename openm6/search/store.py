@@ -37,7 +37,7 @@ class About(BaseModel):
     bits: int
     centre: list[float]  # of the vectors, where the codes' hyperplanes meet
     columns: dict[str, Kind]
-    category: str | None  # the column that says what an item is
+    category: str | None  # the column with the items' categories
     part: tuple[int, int] = (1, 1)  # which shard of how many this store is
 
 

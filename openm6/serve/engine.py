@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 BEAMS = 4  # of a caption
 WRITTEN = 32  # texts at a time
-LATER = 2  # seconds after which to come again while the service starts
+LATER = 2  # seconds after which clients may retry while the service starts
 LAST = 1.0  # seconds for the model's thread to end, when all who asked have been answered or given up
 
 

@@ -18,8 +18,8 @@ class Settings(BaseModel):
 
     api_key: str | None = Field(
         default=None, min_length=8
-    )  # asked of every request but those of the page and health
-    # Names beside localhost: whose pages may ask, and without a key the only ones answered to; "*" = any.
+    )  # needed for every request except those of the page and health
+    # Host names beside localhost. Their pages may send requests; without a key only they are served. "*" = any.
     hosts: frozenset[str] = frozenset()
 
     root_path: str = ""  # the path below which a proxy offers the service, such as /shop

@@ -16,7 +16,7 @@ from openm6.search.where import Value
 from openm6.serve.facets import Facet, facets_of
 from openm6.serve.thumbnails import Thumbnail, Thumbnails
 
-FACETED = 20_000  # items: of larger catalogues it would take too long to look at every value
+FACETED = 20_000  # items: in larger catalogues it would take too long to read every value
 FRESH = 0.5  # seconds for which counts and facets are not read again
 TRIED = 10  # items whose pictures are looked for at the start
 NAMES = ("name", "title", "caption", "name_en", "caption_en", "name_zh", "id")

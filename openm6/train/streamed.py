@@ -38,7 +38,7 @@ from openm6.train.objectives.seq2seq import task_losses
 from openm6.train.schedule import learning_rate
 from openm6.train.skeleton import first_values, skeleton
 
-_PROBES = 64  # batches that are looked at for the largest
+_PROBES = 64  # batches among which the largest is chosen
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -19,7 +19,7 @@ class Cast:
         self._chosen: dict[Any, int] = {}  # slots by kind
         self._outputs: dict[tuple[Any, int], Any] = {}  # by kind and micro-batch
         self.stood_in = False  # for any layer
-        self.bytes_of_others = 0  # what is kept for the layers that are not run
+        self.bytes_of_others = 0  # bytes kept for the layers that are not run
 
     def plays(self, slot: Slot, layer: int, micro_batch: int) -> bool:
         """Whether a layer is run."""

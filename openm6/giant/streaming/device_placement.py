@@ -31,7 +31,7 @@ class DevicePlacement:
     resident: frozenset[str]
     layouts: Mapping[str, PartLayout]
     budget_bytes: int
-    fixed_bytes: int  # what computing takes: the frame, activations, gradients of a part
+    fixed_bytes: int  # needed for computing: the frame, activations, gradients of a part
     buffer_bytes: int  # of each buffer
     buffers: int
 

@@ -389,7 +389,7 @@ class Giant:
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
         self._takes, self._adds = takes, adds
-        # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
+        # After it the libraries hold the memory of their first use: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
         self._fixed_bytes += machine.place.host_bytes

@@ -323,7 +323,7 @@ def _prepare(
     with machine.trace.span("compute", f"{slot.name} body again"):
         leaves = machine.precision.leaves(body["weights"], "body")
         for micro_batch, visit in visits:
-            # With a graph, though nobody wants it: the body must route as it will when its gradients are found,
+            # With a graph, though nobody needs it: the body must route as in the backward pass,
             # and attention in bf16 takes another path without one.
             with torch.enable_grad():
                 each = _route(machine, leaves, micro_batch, visit, gradients=False)

@@ -46,9 +46,9 @@ class Placement:
     tiers: Mapping[str, Mapping[Section, Tier]]
     layouts: Mapping[str, PartLayout]
     budget_bytes: int
-    fixed_bytes: int  # what the process holds beside parts and buffers
+    fixed_bytes: int  # held by the process beside parts and buffers
     buffer_bytes: int
-    in_use_bytes: int = 0  # of the buffers, that one part takes at most
+    in_use_bytes: int = 0  # the most bytes of the buffers for one part
 
     def __call__(self, part: str) -> Mapping[Section, Tier]:
         return self.tiers.get(part, dict.fromkeys(SECTIONS, "host"))
@@ -140,7 +140,7 @@ def solve(
         return prefix.resident + min(prefix.held + max(prefix.largest, deep), prefix.on_disk)
 
     possible = [p for p in prefixes if buffer_bytes is None or p.in_use <= buffer_bytes]
-    # More budget must not mean more traffic: so what the least budget can keep resident, every budget keeps.
+    # More budget must not mean more traffic. So every budget keeps the sections that the least budget keeps.
     least = min(possible, key=lambda prefix: (needs(prefix, ahead=False), -prefix.count), default=None)
     if least is None or needs(least, ahead=False) > available:
         if buffer_bytes is not None and buffer_bytes < (in_use := prefixes[0].in_use):

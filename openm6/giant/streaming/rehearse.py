@@ -141,7 +141,7 @@ def rehearse(
         try:
             return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
         except Exception:
-            # The model's code may need what a layer that was stood in for leaves in an attribute, or in a list.
+            # The model's code may need a value that a replaced layer would leave in an attribute or a list.
             if not cast.stood_in:
                 raise
     raise AssertionError("no layer is stood in for the second time")
@@ -166,7 +166,7 @@ def _rehearse(
         place=rehearsing_place,
         activations=activations,
         updates=updates,
-        # Of its own, to be gone when memory is looked at afterwards.
+        # A separate function, so that its memory is free when memory is measured afterwards.
         scratch=defaultdict(lambda: Scratch(place.torch_device)),
         chosen={},
         cast={},
@@ -214,7 +214,7 @@ def _rehearse(
         activations.close()
     if training:
         kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
-    holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
+    holes = max(memory.work.values()) // 4  # that the allocator may keep although nobody uses them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
 

@@ -23,7 +23,7 @@ class StepReport:
     step: int  # steps so far, this one included
     tokens: int | None  # None if the batches do not say
     seconds: float
-    wait_seconds: float  # of them, that compute waited for the disk
+    wait_seconds: float  # of these, the time that compute waited for the disk
     bytes_read: int
     bytes_written: int
     skipped: bool = False  # nothing was updated, for the loss was not finite or above the limit

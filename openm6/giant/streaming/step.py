@@ -249,7 +249,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
     micro_batch.losses = dict(zip(losses, by_name, strict=True))
     weight = micro_batch.weight
-    if weight == 0:  # nothing in it is to be learned, and a mean over nothing is no number
+    if weight == 0:  # it has no targets, and a mean over nothing is not a number
         return
     running.total += whole.item() if weight is None else weight * whole.item()
     if not training or not math.isfinite(running.total):

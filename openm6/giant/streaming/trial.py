@@ -34,7 +34,7 @@ class Runs(Protocol):
 # A layer on arguments, positional and by name, with a graph or without one: what it returns.
 Run = Callable[[tuple[Any, ...], dict[str, Any], bool], Any]
 
-# Of a tensor's norm: what kernels with and without a graph may differ by.
+# Share of a tensor's norm by which kernels with and without a graph may differ.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 _OTHERWISE = 0.05
 

@@ -103,7 +103,7 @@ class Visit:
     call: Call
     number: int
     shape: Any  # of the arguments, with holes for tensors
-    tensors: list[Tensor | None]  # the arguments' tensors; None where they are put by
+    tensors: list[Tensor | None]  # the arguments' tensors; None for those among the activations
     put: dict[int, int] = field(default_factory=dict)  # by place: their numbers among the activations
     put_bytes: list[int] = field(default_factory=list)
     origins: dict[int, Origin] = field(default_factory=dict)  # of those that want a gradient
@@ -191,11 +191,11 @@ class MicroBatch:
     way: Way
     training: bool
     of: int = 1  # how many there are
-    weight: float | None = None  # of its loss in the step's; None: one of as many, all alike
+    weight: float | None = None  # of its loss in the step's loss; None: all micro-batches count alike
     visits: list[Visit] = field(default_factory=list)  # in training all, else the last
     count: int = 0  # of visits
     last: int | None = None  # the layer after which it ended
-    entrance: set[Tensor] = field(default_factory=set)  # parameters that what waits comes from
+    entrance: set[Tensor] = field(default_factory=set)  # parameters from which the waiting gradients come
     losses: dict[str, Tensor] = field(default_factory=dict)
     balance: Tensor | None = None  # load-balance losses of the mixture layers so far
     assigned: int = 0  # tokens that went to experts, over layers ...
@@ -217,7 +217,7 @@ class MicroBatch:
         if not self.training or self.way != "replayed":
             yield
         elif not self.count:
-            # Gradients of what comes before the layers are found by a replay: nothing is saved for them here.
+            # A replay computes the gradients of the code before the layers, so nothing is saved for them here.
             with saved_tensors_hooks(lambda tensor: None, _not_saved):
                 yield
         else:

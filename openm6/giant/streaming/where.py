@@ -36,7 +36,7 @@ from openm6.giant.tiers.parts import PAGE, PartLayout, TensorSpec, packed_bytes
 from openm6.giant.tiers.store import TierError, Views
 
 Kept = Literal["device", "host", "disk"]
-MARGIN = 0.05  # of what a rehearsal took of the device: for holes between its tensors
+MARGIN = 0.05  # of a rehearsal's device memory: for holes between its tensors
 
 
 class Host:
@@ -44,10 +44,10 @@ class Host:
 
     torch_device = torch.device("cpu")
     device: Device | None = None
-    host_bytes = 0  # of the host's memory, that moving things takes
+    host_bytes = 0  # of the host's memory, for moving values
 
     def __init__(self) -> None:
-        self.parts: Any = None  # a TieredStore, or what stands in for one
+        self.parts: Any = None  # a TieredStore, or a stand-in for one
 
     def computing(self) -> AbstractContextManager[Any]:
         """Context in which layers, and the model's code between them, compute."""
@@ -154,7 +154,7 @@ class OnADevice(Host):
         self.torch_device = device.torch_device
         self.largest_bytes, self.buffers = largest_bytes, buffers
         self.late = 0  # how many parts' updates may be put off at a time
-        self.work_bytes = 0  # of the device, that a step takes beside parts: the most that was measured
+        self.work_bytes = 0  # device bytes of a step beside parts: the most that was measured
         self._measured = 0
         self._late: deque[_Late] = deque()
         # Gradients of the part that is updated, and of the one that waits for it; fp32, if weights are bf16.
@@ -228,7 +228,7 @@ class OnADevice(Host):
         return self.device.owns(tensor)
 
     def move(self, model: nn.Module) -> None:
-        brought: dict[Tensor, Tensor] = {}  # what is shared stays shared
+        brought: dict[Tensor, Tensor] = {}  # shared tensors stay shared
         for module in model.modules():
             for registry in (module._parameters, module._buffers):
                 for name, tensor in registry.items():
@@ -320,7 +320,7 @@ class OnADevice(Host):
     def drop(self) -> None:
         while self._late:
             late = self._late.popleft()
-            with suppress(RuntimeError):  # of the device, where that is why the step failed
+            with suppress(RuntimeError):  # of the device, if that made the step fail
                 for event in late.copied:
                     event.synchronize()
             self._landing.give(late.buffer)

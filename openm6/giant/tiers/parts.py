@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PAGE = 4096  # bytes: what direct I/O asks of addresses, offsets and lengths
+PAGE = 4096  # bytes: direct I/O needs multiples of it as addresses, offsets and lengths
 LINE = 64  # bytes: tensors begin at cache lines, which is also more than any kernel's alignment
 
 Section = Literal["weights", "state", "gradients"]

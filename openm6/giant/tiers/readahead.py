@@ -36,7 +36,7 @@ class _Announced:
     pinned: bool = False
 
 
-# Room that reads ahead leave, in buffers of what a use writes unread: one to fill, one on its way out.
+# Room that reads ahead leave, in buffers of the sections that a use writes unread: one to fill, one to store.
 _SPARE = 2
 
 
@@ -281,7 +281,7 @@ class ReadAhead:
             try:
                 waited |= self._wait_until_ready(sections, writes)
             except BaseException as error:
-                # What was to be written without being read has lost its bytes.
+                # A section that was to be written without being read has lost its bytes.
                 if not set(writes) <= set(reads):
                     self.fail(error)
                 raise

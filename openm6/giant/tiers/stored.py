@@ -50,7 +50,7 @@ class StoredSection:
     users: int = 0  # uses that are open
     writer: bool = False  # one of them may change it
     pins: int = 0  # announced accesses that hold it in memory
-    busy: Literal["read", "write"] | None = None  # what an I/O thread does with `memory`
+    busy: Literal["read", "write"] | None = None  # the work of an I/O thread on `memory`
     error: BaseException | None = None  # of the read that filled `memory`
 
     def __str__(self) -> str:

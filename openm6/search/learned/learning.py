@@ -244,7 +244,7 @@ class _Run:
         category_N, virtual_N = self._labels(clicked)
         category_M, virtual_M = self._labels(used)
         positive_NM = torch.zeros(len(lists), len(used), dtype=torch.bool)
-        # Items of the other page views are not what was clicked either, unless they are of one kind with it.
+        # Items of the other page views are negatives too, unless they are of the clicked item's kind.
         alike_NM = (category_N[:, None] == category_M) & (category_M >= 0)
         alike_NM |= (virtual_N[:, None] == virtual_M) & (virtual_M >= 0)
         negative_NM = ~alike_NM
