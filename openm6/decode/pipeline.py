@@ -182,7 +182,7 @@ class Pipeline(Opened):
             raise ValueError(f"candidates must be at least 1, not {candidates}")
         if candidates > 1 and not self.model.config.match_dim:
             raise ValueError(
-                f"the checkpoint {self.folder} does not match, so it cannot rank: set candidates to 1"
+                f"the checkpoint {self.folder} cannot do match, so it cannot rank: set candidates to 1"
             )
         drawings = draw_sketches(
             self,

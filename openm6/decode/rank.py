@@ -61,7 +61,7 @@ def rank(
     if by not in (None, *get_args(By)):
         raise ValueError(f"by must be {' or '.join(map(repr, get_args(By)))} or None, not {by!r}")
     if model.match_scale is None:
-        raise ValueError(f"the checkpoint {m6.folder} does not match, so it cannot rank")
+        raise ValueError(f"the checkpoint {m6.folder} cannot do match, so it cannot rank")
     if by == "encoders" and model.ranking is None:
         raise ValueError(
             f"the checkpoint {m6.folder} has no cross encoders (the shipped model has none): train some with "

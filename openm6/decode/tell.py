@@ -51,7 +51,7 @@ def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) 
     Raises ValueError for a guide that cannot do `match`.
     """
     if guide.model.match_scale is None:
-        raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")
+        raise ValueError(f"the checkpoint {guide.folder} cannot do match, so it cannot guide a teller")
 
     def embed(texts: Sequence[str]) -> Tensor:  # unlike embed_texts it takes a text without a word yet
         return torch.from_numpy(guide.embed([guide.prompt("match", 1, text=text) for text in texts]))

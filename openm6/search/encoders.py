@@ -71,7 +71,7 @@ class M6Encoder:
         self.pipeline = Pipeline(folder, device=device)
         config = self.pipeline.model.config
         if not config.match_dim:
-            raise ValueError(f"the checkpoint {self.pipeline.folder} does not match, so it cannot search.")
+            raise ValueError(f"the checkpoint {self.pipeline.folder} cannot do match, so it cannot search.")
         self.dim, self.image_size = config.match_dim, config.image_size
         self.fingerprint = fingerprint(self.pipeline.folder / "model.safetensors")
 

@@ -252,7 +252,7 @@ class Index:
             found = [(name, share, rows[name]) for name, share in shares.items() if name in rows]
             return _hits(found, quality or {}, n)
         if quality:
-            raise ValueError("quality signals order what a picture or words find: leave them out.")
+            raise ValueError("quality signals need a picture or words to search for: leave them out.")
         page = self.store.page(n, condition, after)
         return [Hit(name, 0.0, 0.0, attributes) for name, attributes in page.items()]
 

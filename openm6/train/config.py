@@ -229,7 +229,9 @@ class RunConfig(_Strict):
         if self.device == "cpu" and self.memory.device is not None:
             raise ValueError("memory.device: the processor computes (device: cpu); leave one of them out")
         if self.init is not None:
-            raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
+            raise ValueError(
+                "memory: a streamed run cannot start from a trained model; leave out init, or leave out memory"
+            )
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":
             raise ValueError(
                 "memory: a streamed run delinks at sharing.delink_at and copies the optimizer's state; "

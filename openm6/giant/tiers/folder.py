@@ -71,7 +71,7 @@ class Folder:
         record = read_record(self.path)
         if record is not None and record.durability == "step":
             raise TierError(
-                f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
+                f"{self.path} holds a run, committed at step {record.step}; continue it, or delete the "
                 "folder to start anew."
             )
         lost = self.sweep(set())

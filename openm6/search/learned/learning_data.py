@@ -99,7 +99,7 @@ def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> 
             kept.append(ClickList(each.view, clicked, unclicked))
     if not kept:
         raise ValueError(
-            f"none of the {len(views)} page views of the log has both a click and an item passed over."
+            f"none of the {len(views)} page views of the log has both a clicked and an unclicked item."
         )
     return LearningData(items, trained, virtual_ids(views, items.numbers, seed=config.seed), views, kept)
 
