@@ -60,7 +60,7 @@ def data(
     column: Annotated[
         list[str] | None, typer.Option(help="FIELD=COLUMN, such as caption_en=title; once for each field.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="csv, parquet, ..., where the path does not tell.")] = "auto",
+    kind: Annotated[str, typer.Option(help="csv, parquet, ..., if the path does not show it.")] = "auto",
     split: Annotated[str | None, typer.Option(help="A split of the data, such as train.")] = None,
     encoding: Encoding = None,
     limit: Annotated[

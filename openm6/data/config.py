@@ -26,9 +26,9 @@ class DataConfig(BaseModel):
 
     `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps fields (image,
     caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to columns.
-    `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or the beginning of the file
-    names. `encoding` is that of CSV and JSONL files, as Python names it; without it, UTF-8, UTF-16 and
-    GB 18030 are told apart. `sets` keeps only the pictures of these icon sets (corpus-emoji).
+    `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or the beginning of the file names.
+    `encoding` is that of CSV and JSONL files, by Python's name; by default UTF-8, UTF-16 and GB 18030 are detected.
+    `sets` keeps only the pictures of these icon sets (corpus-emoji).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

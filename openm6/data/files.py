@@ -65,9 +65,9 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
     """The files of a source in a fixed order: `path` itself, the files in the folder `path`, or those that match
     the pattern `path`.
 
-    In a folder, `split` chooses the files of the subfolder of that name or, if there is none, the files whose
-    names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if that leaves
-    none.
+    In a folder, `split` chooses the files of the subfolder of that name. If there is no such subfolder, it chooses
+    the files whose names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if no
+    file is left.
     """
     place, suffixes = Path(path), SUFFIXES[kind]
     if not place.is_dir():
@@ -96,7 +96,9 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
 
 
 def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """All files below `root` with one of `suffixes`, in a fixed order; nothing hidden, no linked folders."""
+    """All files below `root` with one of `suffixes`, in a fixed order. Hidden files and linked folders are left
+    out.
+    """
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -124,7 +126,7 @@ def find_below(path: str, split: str | None, suffixes: frozenset[str]) -> tuple[
 
 
 def skipped_pictures(root: Path) -> str:
-    """The pictures below `root` of formats that are not read, counted: "12 .heic files"; "" if there are none."""
+    """The number of pictures below `root` in formats that are not read: "12 .heic files"; "" if there are none."""
     counts = Counter(path.suffix.lower() for path in walk(root, UNREAD_SUFFIXES))
     return " and ".join(f"{n:,} {suffix} file{'s' if n > 1 else ''}" for suffix, n in sorted(counts.items()))
 

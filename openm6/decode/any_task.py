@@ -28,7 +28,7 @@ Record = Mapping[str, object]
 
 
 def fields_of(task: str) -> list[dict[str, str]]:
-    """The fields that a task reads, one {field: "picture", "text" or "mark"} for each of its instructions.
+    """The fields that a task reads: for each of its instructions, one {field: "picture", "text" or "mark"}.
 
     A mark is a word that names a special token, such as `lang` with the values en and zh. Raises ValueError for a
     task that is not registered.
@@ -48,11 +48,11 @@ def run_task(
 ) -> list[Any]:
     """The target of each record: a text (str), a picture (PIL), or a unit match embedding (array of match_dim).
 
-    A text in the language of the field `lang` keeps to it, as `Pipeline.caption` does.
-    A record has the fields of one of the task's instructions; it may have others, which are not read. A text is the
-    best of `beams`, or a sample where `sampling` is given. A picture is always a sample. The i-th record samples
-    with the seed `seed + i`. Raises ValueError for an unknown task, a record without the fields, and a model that
-    cannot do the task.
+    A record has the fields of one of the task's instructions. It may have other fields, which are not read. A text
+    is the best of `beams`, or a sample if `sampling` is given. A text keeps to the language of the field `lang`, as
+    in `Pipeline.caption`. A picture is always a sample. The i-th record samples with the seed `seed + i`.
+
+    Raises ValueError for an unknown task, for a record without the fields, and for a model that cannot do the task.
     """
     if not records:
         raise ValueError(f"the list of records for the task {task} is empty")
@@ -61,7 +61,7 @@ def run_task(
     assert all(prompt.target_kind == kind for prompt in prompts), "the targets of a task are of one kind"
     if kind == "match":
         if m6.model.match_scale is None:
-            raise ValueError(f"the checkpoint {m6.folder} does not match, so it has no embeddings")
+            raise ValueError(f"the checkpoint {m6.folder} cannot do match, so it has no embeddings")
         return list(m6.embed(prompts))
     if kind == "codes":
         if m6.image_tokenizer is None or not m6.model.config.cells:
@@ -90,14 +90,14 @@ def _fields(layout: Layout) -> dict[str, str]:
 
 
 def _language(task: str, record: Record) -> str | None:
-    """The language that the record asks for, where the task reads it."""
+    """The record's language, if the task reads it."""
     lang = record.get("lang")
     reads = any(fields.get("lang") == "mark" for fields in fields_of(task))
     return str(lang) if reads and lang in LANGUAGES else None
 
 
 def _prompt(m6: Opened, task: str, record: Record, number: int) -> Branch:
-    """The prompt of the one instruction whose fields the record has."""
+    """The prompt of the only instruction whose fields the record has."""
     offered = [_fields(layout) for layout in _layouts(task)]
     fitting = [i for i, fields in enumerate(offered) if all(record.get(name) is not None for name in fields)]
     needs = " or ".join(" and ".join(fields) for fields in offered)

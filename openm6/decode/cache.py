@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Grows in place, up to `capacity` positions; layers that share a slot still have keys of their own."""
+    """Keys and values, grown in place up to `capacity` positions. Layers on one slot still have separate keys."""
 
     def __init__(self, layers: int, capacity: int):
         self.capacity = capacity
@@ -19,7 +19,9 @@ class KeyValueCache:
         self.length = [0] * layers
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values of a layer; return all of its so far, (B, K, S, C) each."""
+        """Store new keys and values of a layer. Returns all keys and values of the layer
+        so far, (B, K, S, C) each.
+        """
         start, stop = self.length[layer], self.length[layer] + k_BKTC.shape[2]
         assert stop <= self.capacity, "the caller knows how long it decodes"
         keys, values = self.keys[layer], self.values[layer]
@@ -40,8 +42,8 @@ class KeyValueCache:
                     tensors[layer] = torch.index_select(tensor, 0, rows)
 
     def keep(self, chosen_B: Tensor, *, of: int) -> None:
-        """Keep one of the last `of` positions in each row: they were alternatives, not a sequence."""
-        row_B = torch.arange(len(chosen_B))
+        """Keep one of the last `of` positions in each row. These positions were alternatives, not a sequence."""
+        row_B = torch.arange(len(chosen_B), device=chosen_B.device)
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             assert keys is not None and values is not None
             start = self.length[layer] - of

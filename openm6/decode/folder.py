@@ -11,7 +11,7 @@ def shipped_checkpoint() -> Path:
 
 
 def find_checkpoint(folder: str | Path | None) -> Path:
-    """The checkpoint in a checkpoint or run folder, None = the shipped one. Raises ValueError if there is none."""
+    """The checkpoint in a checkpoint or run folder; None = the shipped one. Raises ValueError if there is none."""
     path = shipped_checkpoint() if folder is None else Path(folder)
     if not path.is_dir():
         raise ValueError(f"there is no checkpoint folder {path}")

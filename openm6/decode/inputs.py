@@ -18,19 +18,19 @@ Texts = list[str] | tuple[str, ...]  # not Sequence[str], which a str is too
 
 
 def is_list(given: object) -> TypeGuard[Sequence[Any]]:
-    """Several items: a list, a tuple, a stack of pictures (n, H, W, C), or an array of texts."""
+    """Whether this is several items: a list, a tuple, a stack of pictures (n, H, W, C), or an array of texts."""
     if isinstance(given, np.ndarray):
         return given.ndim == 4 or given.dtype.kind in "UO"
     return isinstance(given, (list, tuple))
 
 
 def like(outputs: list[Any], *given: object) -> Any:
-    """A list if any of the inputs was one, else the one output."""
+    """The outputs as a list if any of the inputs was a list, else the single output."""
     return outputs if any(map(is_list, given)) else outputs[0]
 
 
 def read_pictures(given: Picture | Sequence[Picture], size: int) -> list[np.ndarray]:
-    """Every picture as uint8 (size, size, 3 | 4). Raises ValueError naming the one that cannot be read."""
+    """Every picture as uint8 (size, size, 3 | 4). Raises ValueError that names the picture that cannot be read."""
     pictures = list(given) if is_list(given) else [given]
     if not pictures:
         raise ValueError("the list of pictures is empty")
@@ -61,7 +61,7 @@ def _read(picture: Picture, size: int, number: int) -> np.ndarray:
 
 
 def read_texts(given: str | Sequence[str], what: str) -> list[str]:
-    """Every text. Raises ValueError naming `what` if there is none, or one is empty or no text."""
+    """Every text. Raises ValueError naming `what` if there are none, or if one is empty or not a text."""
     texts = list(given) if is_list(given) else [given]
     if not texts:
         raise ValueError(f"the list that should hold {what} for each output is empty")
@@ -71,7 +71,7 @@ def read_texts(given: str | Sequence[str], what: str) -> list[str]:
 def read_questions(
     images: Picture | Sequence[Picture], questions: str | Sequence[str], size: int
 ) -> list[tuple[np.ndarray, str]]:
-    """Every question with its picture; one question may go to many pictures, or many to one.
+    """Every question with its picture. One question may go to many pictures, or many questions to one picture.
 
     Raises ValueError for lists of different lengths.
     """
@@ -92,7 +92,7 @@ def check_tokens(max_tokens: int) -> None:
 
 
 def check_text(text: object, what: str) -> str:
-    """The text. Raises ValueError naming `what` if it is empty or no text."""
+    """The text. Raises ValueError naming `what` if it is empty or not a text."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be text that says something, not {text!r}")
     try:

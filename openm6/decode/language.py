@@ -36,10 +36,10 @@ SMALL_LETTER = re.compile(rb"[a-z]")
 
 
 class Language:
-    """The tokens that keep a text in one language. `words`: the only words that it may have; None = any."""
+    """The tokens that keep a text in one language. `words`: the only allowed words; None = any."""
 
     def __init__(self, tokenizer: TextTokenizer, lang: str, words: Iterable[str] | None, *, vocab: int):
-        """`vocab`: V, at least the tokenizer's size."""
+        """`vocab`: V, at least the size of the tokenizer's vocabulary."""
         self.eos, self.vocab, self.texts = tokenizer.eos, vocab, tokenizer.token_bytes
         self.word = WORD[lang]
         self.words = None if words is None else frozenset(word.encode() for word in words)
@@ -67,7 +67,9 @@ class Language:
                     self._outside[first].append(token)
 
     def allowed(self, tokens: Sequence[int]) -> Tensor:
-        """Which tokens may follow these, (V) bool. The end may, unless a word is unfinished or nothing was said."""
+        """Which tokens may follow these, (V) bool. The end is allowed unless a word is unfinished or the text is
+        empty.
+        """
         begun = self._begun(tokens)
         mask = self._masks.get(begun)
         if mask is None:
@@ -78,7 +80,7 @@ class Language:
         return mask
 
     def finished(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens without an unfinished word at their end, which a limit of length may have cut."""
+        """The tokens without an unfinished word at their end, which a limit of length may have left."""
         kept = list(tokens)
         while kept and not self._is_whole(self._begun(kept)):
             kept.pop()
@@ -123,7 +125,9 @@ class Language:
 
 
 def read_words(folder: Path) -> dict[str, list[str]]:
-    """The lists of words of a checkpoint, by language; empty where it has none. ValueError for a broken file."""
+    """The lists of words of a checkpoint, by language; empty if it has none. Raises
+    ValueError for a broken file.
+    """
     path = folder / WORDS_FILE
     if not path.is_file():
         return {}
@@ -148,7 +152,7 @@ def words_of(texts: Iterable[str], lang: str) -> list[str]:
 
 
 def write_words(folder: Path) -> None:
-    """Give a checkpoint that was trained on the embedded corpus the words of its training split."""
+    """Give the words of the embedded corpus's training split to a checkpoint that was trained on it."""
     from openm6.data.corpus import load_emoji
 
     rows = [row for row in load_emoji().drop_columns(["image"]).to_pylist() if row["split"] == "train"]

@@ -31,7 +31,7 @@ OnText = Callable[[int, str], None]  # called with a text's place in its list an
 
 @dataclass(frozen=True)
 class Poem:
-    """A poem to write. `form`: 五绝, 七律, 词, ... (None = any); `author`: whose manner it imitates."""
+    """A poem to write. `form`: 五绝, 七律, 词, ... (None = any); `author`: the author to imitate."""
 
     title: str
     form: str | None = None
@@ -74,7 +74,7 @@ def continue_texts(
     sampling: Sampling = WRITING,
     on_text: OnText | None = None,
 ) -> list[str]:
-    """Each beginning, and at most `max_tokens` more."""
+    """Each beginning, followed by at most `max_tokens` new tokens."""
     begin = [m6.short(m6.tokenizer.encode(each.text)) for each in beginnings]
     prompts = [m6.prompt("lm") for _ in begin]
     seeds = [each.seed for each in beginnings]
@@ -93,7 +93,7 @@ def draw_sketches(
 ) -> list[Image.Image]:
     """A picture for each text: the best of `candidates` by `match`. At most `rows` are drawn at a time.
 
-    `on_progress` is called with the share of the work that is done, from 0 to 1.
+    `on_progress` is called with the finished share of the work, from 0 to 1.
     """
     drawings: list[Image.Image] = []
     at_a_time = max(1, rows // candidates)
@@ -120,7 +120,7 @@ def draw_sketches(
 
 
 def to_image(pixels_CSS: Tensor) -> Image.Image:
-    """Pixels in [0, 1] as a picture."""
+    """Pixels in [0, 1], on the host, as a picture."""
     array = (pixels_CSS.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     return Image.fromarray(array.numpy())
 
@@ -136,7 +136,7 @@ def sample_prompts(
     begin: Sequence[tuple[int, ...]] | None = None,
     on_text: OnText | None = None,
 ) -> list[str]:
-    """A text sampled for each prompt, of at most `max_new` tokens after `begin`, which is part of the text."""
+    """A sampled text for each prompt: `begin`, which is part of the text, and at most `max_new` further tokens."""
     if sampling.guidance != 1:
         raise ValueError("guidance is for drawings; a text is sampled with guidance 1")
     begin = begin or [()] * len(prompts)
@@ -173,7 +173,10 @@ def draw_prompts(
     wordless: Branch | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
-    """A drawing for each prompt and its seed, (n, 3, S, S) in [0, 1]; guidance steers away from `wordless`."""
+    """A drawing for each prompt and its seed, (n, 3, S, S) in [0, 1], on the host.
+
+    Guidance steers away from `wordless`.
+    """
     assert m6.image_tokenizer is not None and (sampling.guidance == 1 or wordless is not None)
     config, pixels = m6.model.config, list[Tensor]()
     for part in m6.slices(prompts, config.cells):
@@ -191,5 +194,5 @@ def draw_prompts(
             chance_BT=chances(seeds[part], config.cells * config.codes_per_cell),
             on_cell=report,
         )
-        pixels.append(m6.image_tokenizer.decode(to_raster(cells_NLK)))
+        pixels.append(m6.image_tokenizer.decode(to_raster(cells_NLK)).cpu())
     return torch.cat(pixels)

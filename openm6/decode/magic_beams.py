@@ -34,10 +34,11 @@ class _Text:
 def magic_beam_search(
     decoder: Decoder, *, magic: Magic, eos: int, max_new: int, image_logits: ImageLogits
 ) -> list[list[int]]:
-    """Text tokens of every row up to `eos`, which is left out, at most `max_new`: the best of `magic.beams` ends.
+    """Text tokens of every row up to `eos`, which is left out, at most `max_new`: the best of `magic.beams`
+    finished texts.
 
-    A row is done when as many texts have ended, or none is open, and its best end beats every open text. A text
-    that is open after `max_new` tokens is told only where none has ended.
+    A row is done when `magic.beams` texts have ended, or none is open, and its best finished text beats every open
+    one. A text that is still open after `max_new` tokens is returned only if none has ended.
     """
     texts = [_Text(row) for row in range(len(decoder.hidden_BD))]
     ends: list[list[_Text]] = [[] for _ in texts]
@@ -80,7 +81,9 @@ def magic_beam_search(
 
 
 def _best(score_BK: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[int, int, float]]:
-    """(row, candidate, score) of the `n` best, or fewer, in some rows. Of 2 W at most W are ends, one a text."""
+    """(row, candidate, score) of the `n` best candidates, or fewer in some rows. Of 2 W, at most W are ends, one
+    per text.
+    """
     K = score_BK.shape[1]
     values, flat = score_BK[list(rows)].flatten().topk(min(n, len(rows) * K))
     for score, where in zip(values.tolist(), flat.tolist(), strict=True):
@@ -89,12 +92,13 @@ def _best(score_BK: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[int, 
 
 
 def _candidates(decoder: Decoder, texts: Sequence[_Text], magic: Magic) -> tuple[Tensor, Tensor]:
-    """log p (B, K) of every text with each of its plausible next tokens (B, K).
+    """log p (B, K) of every text with each of its plausible next tokens (B, K), on the host.
 
-    -inf fills up, beside the likeliest token: its text is read anyway, so the guide has nothing more to read.
+    -inf fills the free places, which repeat the likeliest token. The guide reads that token's text anyway, so it
+    has nothing more to read.
     """
     log_p_BV = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
-    log_p_BK, token_BK = log_p_BV.topk(min(magic.k, log_p_BV.shape[-1]))
+    log_p_BK, token_BK = (each.cpu() for each in log_p_BV.topk(min(magic.k, log_p_BV.shape[-1])))
     plausible_BK = log_p_BK.exp() >= magic.plausible * log_p_BK[:, :1].exp()
     most = int(plausible_BK.sum(1).max())
     log_p_BK = log_p_BK + torch.tensor([text.log_p for text in texts])[:, None]

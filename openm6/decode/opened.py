@@ -26,14 +26,16 @@ from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model import Stream
 from openm6.model.checkpoint import load_model
+from openm6.model.device import AUTO, resolve_device
 from openm6.tasks import TASKS
+from openm6.tasks.collate import to_device
 from openm6.tasks.layout import Branch
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
 
 
 class Run(NamedTuple):
-    """Some prompts of `match`, run through the stack: its states, the stream, flat indices of the marks."""
+    """Some prompts of `match` after the stack: their states, the stream, flat indices of the marks."""
 
     hidden_BTD: Tensor
     stream: Stream
@@ -41,24 +43,32 @@ class Run(NamedTuple):
 
 
 class Opened:
-    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None where the checkpoint has none."""
+    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None if the checkpoint has none.
 
-    def __init__(self, folder: str | Path | None = None):
-        """`folder`: a checkpoint or a run folder, None = the shipped model. ValueError if it is neither."""
+    Both networks are on `device`. Inputs are prepared on the host and moved there; outputs are moved back.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, device: str = AUTO):
+        """`folder`: a checkpoint or a run folder; None = the shipped model. `device`: as for `openm6.load`. Raises
+        ValueError for any other folder, and for a device that this machine does not have.
+        """
+        self.device = resolve_device(device)
         self.folder = path = find_checkpoint(folder)
-        self.model = load_model(path)
+        self.model = load_model(path).to(self.device)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
         has_codes = (path / "image_tokenizer.json").is_file()
-        self.image_tokenizer = ImageTokenizer.load(path) if has_codes else None
+        self.image_tokenizer = ImageTokenizer.load(path).to(self.device) if has_codes else None
 
     # -- prompts -------------------------------------------------------------------------------------------
 
     def pictures(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
-        """Every picture as uint8 (S, S, 3 | 4), at the model's size S. ValueError names one that is unreadable."""
+        """Every picture as uint8 (S, S, 3 | 4), at the model's size S. Raises ValueError that names an unreadable
+        picture.
+        """
         return read_pictures(images, self.model.config.image_size)
 
     def prompt(self, task: str, layout: int = 0, **fields: object) -> Branch:
-        """The prompt of a task, from the fields that its instruction names. ValueError if it is too long."""
+        """The prompt of a task, from the fields that its instruction names. Raises ValueError if it is too long."""
         prompt = TASKS[task].layouts[layout].branch(task, fields, self.tokenizer)
         self.short(prompt.source)
         return prompt
@@ -72,20 +82,22 @@ class Opened:
         return [self.prompt("match", 1, text=text) for text in read_texts(texts, "a text")]
 
     def short(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens. Raises ValueError if they are more than a prompt may have."""
+        """The tokens. Raises ValueError if a prompt may not have so many."""
         if len(tokens) > MAX_PROMPT:
             raise ValueError(f"a text of {len(tokens)} tokens is too long: at most {MAX_PROMPT} are read")
         return tokens
 
     def pixels(self, prompts: Sequence[Branch]) -> Tensor | None:
-        """The pictures of the prompts that have one, in their order, normalised, (n, 3, S, S); None without any."""
+        """The normalised pictures of the prompts that have one, in their order, (n, 3, S, S); None if there are
+        none.
+        """
         images = [prompt.image for prompt in prompts if prompt.image is not None]
         return normalise(over_white(stack_rgba(images, self.model.config.image_size))) if images else None
 
     def slices(self, prompts: Sequence[Branch], new: int, *, rows: int = BATCH) -> Iterator[slice]:
-        """Parts of the prompts to run together: at most `rows`, fewer where they would fill the memory.
+        """Slices of the prompts that run together: at most `rows` prompts, or fewer if these would fill the memory.
 
-        `new`: tokens that will follow each prompt.
+        `new`: the number of tokens that will follow each prompt.
         """
         longest = self.model.config.image_tokens + max(len(prompt.source) for prompt in prompts) + new
         size = max(1, min(rows, SCORES // longest**2))
@@ -99,9 +111,9 @@ class Opened:
         max_tokens: int,
         langs: Sequence[str | None] | None = None,
     ) -> list[str]:
-        """The most probable text of each prompt among `beams` kept ones, of at most `max_tokens`.
+        """The most probable text of each prompt among `beams` kept texts, of at most `max_tokens`.
 
-        `langs`: the language that each text must keep to (en, zh), None = any (`openm6.decode.language`).
+        `langs`: the language that each text must keep to (en, zh); None = any (`openm6.decode.language`).
         """
         check_tokens(max_tokens)
         if not 1 <= beams <= BATCH:
@@ -136,20 +148,20 @@ class Opened:
 
     @torch.no_grad()
     def runs(self, prompts: Sequence[Branch]) -> Iterator[Run]:
-        """The prompts, run through the stack in parts of bounded memory."""
+        """Run the prompts through the stack, in slices of bounded memory."""
         for part in self.slices(prompts, 0):
             chunk, P = prompts[part], self.model.config.image_tokens
             stream, length_B = prompt_stream(chunk, self.pixels(chunk), image_tokens=P)
             mark_at_B = torch.arange(len(chunk)) * stream.tokens_BT.shape[1] + length_B - 1
-            yield Run(self.model(stream), stream, mark_at_B)
+            stream = to_device(stream, self.device)
+            yield Run(self.model(stream), stream, mark_at_B.to(self.device))
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Branch]) -> np.ndarray:
         """Unit match embeddings of prompts of `match`, (n, match_dim)."""
         runs = self.runs(prompts)
-        return torch.cat(
-            [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
-        ).numpy()
+        found = [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
+        return torch.cat(found).cpu().numpy()
 
     def embed_images(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """Unit match embeddings of pictures, (n, match_dim)."""

@@ -50,10 +50,10 @@ MAX_TEXT = 40  # tokens of a caption or an answer, by default
 
 
 class Pipeline(Opened):
-    """A model ready to use. Every method takes one input or a list, and gives one output or a list.
+    """A model ready to use. Every method takes one input or a list, and returns one output or a list.
 
-    Lists of any length are read first (16 KB a picture of 64 x 64), then computed in batches of bounded
-    memory. The output for an input does not depend on the rest of its list, rounding aside: the i-th samples with
+    Lists of any length are read first (16 KB a picture of 64 x 64), then computed in batches of bounded memory. The
+    output for an input does not depend on the rest of its list, except for rounding. The i-th input samples with
     the seed `seed + i`. All methods raise ValueError for an empty list, an empty text, and a picture that cannot be
     read; the message names the picture.
     """
@@ -78,7 +78,8 @@ class Pipeline(Opened):
     ) -> str | list[str]:
         """A caption of each picture, in English (`en`) or Chinese (`zh`), of at most `max_tokens`.
 
-        It keeps to that language, and to the checkpoint's words where it lists them (`openm6.decode.language`).
+        The caption keeps to that language, and to the checkpoint's list of words if there is one
+        (`openm6.decode.language`).
         """
         if lang not in LANGUAGES:
             raise ValueError(f"lang must be 'en' or 'zh', not '{lang}'")
@@ -101,10 +102,10 @@ class Pipeline(Opened):
         magic: Magic = Magic(),  # noqa: B008 (immutable)
         max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """A description of each picture by a model trained on texts alone (task `lm`), guided by `match`.
+        """A description of each picture by a model trained only on texts (task `lm`), guided by `match`.
 
-        MAGIC (2205.02655): nothing is trained; the language is whatever the teller was trained on.
-        Raises ValueError when this model does not match, or the teller is none that was opened.
+        MAGIC (2205.02655): no training is needed, and the language is that of the teller's training texts. Raises
+        ValueError if this model cannot do `match`, or if the teller is not an opened model.
         """
         if not isinstance(teller, Pipeline):
             raise ValueError(f"the teller must be a model that openm6.load has opened, not {teller!r}")
@@ -135,7 +136,9 @@ class Pipeline(Opened):
         beams: int = 1,
         max_tokens: int = MAX_TEXT,
     ) -> str | list[str]:
-        """The answer to each question about its picture; one question may go to many pictures, or back."""
+        """The answer to each question about its picture. One question may go to many pictures, or many questions to
+        one.
+        """
         prompts = [
             self.prompt("ask", image=picture, question=question)
             for picture, question in read_questions(images, questions, self.model.config.image_size)
@@ -179,7 +182,7 @@ class Pipeline(Opened):
             raise ValueError(f"candidates must be at least 1, not {candidates}")
         if candidates > 1 and not self.model.config.match_dim:
             raise ValueError(
-                f"the checkpoint {self.folder} does not match, so it cannot rank: set candidates to 1"
+                f"the checkpoint {self.folder} cannot do match, so it cannot rank: set candidates to 1"
             )
         drawings = draw_sketches(
             self,
@@ -247,7 +250,7 @@ class Pipeline(Opened):
         seed: int = 0,
         sampling: Sampling = WRITING,
     ) -> str | list[str]:
-        """Each beginning, continued freely by at most `max_tokens` (the beginning is part of the output)."""
+        """Each beginning, continued freely by at most `max_tokens`. The beginning is part of the output."""
         check_tokens(max_tokens)
         begin = [Beginning(text, seed + i) for i, text in enumerate(read_texts(beginnings, "a beginning"))]
         return like(continue_texts(self, begin, max_tokens=max_tokens, sampling=sampling), beginnings)
@@ -260,12 +263,12 @@ class Pipeline(Opened):
         candidates: int = 128,
         by: By | None = None,
     ) -> np.ndarray:
-        """How well texts fit each picture, (pictures, texts): `match`, with a second look at the best.
+        """How well texts fit each picture, (pictures, texts): `match`, with a second score for the best texts.
 
-        `by` names the judge of each picture's best `candidates`: "captions" (how likely the model is to caption the
-        picture with that text), "encoders" (cross encoders, which a run of `openm6 train r2d2-emoji` or
-        `r2d2-photo` has and the shipped model has not), or None for all that the model has. All other texts score
-        -inf. Raises ValueError for a model without that judge.
+        `by` names the judge of each picture's best `candidates`. "captions" judges by the likelihood of the text as
+        a caption. "encoders" judges by cross encoders, which a run of `openm6 train r2d2-emoji` or `r2d2-photo` has
+        and the shipped model does not have. None uses all judges of the model. All other texts score -inf. Raises
+        ValueError for a model without that judge.
         """
         return rank(self, images, texts, candidates=candidates, by=by)
 
@@ -312,10 +315,10 @@ class Pipeline(Opened):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Any:
-        """Any registered task (`openm6.tasks.TASKS`): the target of its instruction, for each record.
+        """Run any registered task (`openm6.tasks.TASKS`): returns the target of its instruction, for each record.
 
         A record holds the fields that the instruction reads, such as `{"image": "a.png", "lang": "zh"}`. The result
-        is a text, a picture, or an embedding. `openm6.decode.any_task` has the details and the errors.
+        is a text, a picture, or an embedding. `openm6.decode.any_task` describes the details and the errors.
         """
         listed = [records] if isinstance(records, Mapping) else list(records)
         made = run_task(self, task, listed, beams=beams, max_tokens=max_tokens, sampling=sampling, seed=seed)
@@ -329,17 +332,17 @@ class Pipeline(Opened):
     def reconstruct(self, images: Sequence[Picture]) -> list[Image.Image]: ...
     @torch.no_grad()
     def reconstruct(self, images: Picture | Sequence[Picture]) -> Image.Image | list[Image.Image]:
-        """Pictures after a round trip through the image codes: the most that `draw` could reach."""
+        """Pictures after a round trip through the image codes. `draw` cannot exceed this quality."""
         if self.image_tokenizer is None:
             raise ValueError(f"the checkpoint {self.folder} has no image tokenizer")
         back: list[Image.Image] = []
         pictures = self.pictures(images)
         for start in range(0, len(pictures), BATCH):
             pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
-            codes = self.image_tokenizer.encode(pixels)
-            back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
+            codes = self.image_tokenizer.encode(pixels.to(self.device))
+            back += [to_image(each) for each in self.image_tokenizer.decode(codes).cpu()]
         return like(back, images)
 
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:
-        """(total nats, characters) of the records' texts given their titles, the end of the text included."""
+        """(total nats, characters) of the records' texts given their titles. The end of each text counts."""
         return poem_nll(self, records)

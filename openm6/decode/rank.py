@@ -39,16 +39,21 @@ def rank(
     by: By | None,
     of_texts: bool = False,
 ) -> np.ndarray:
-    """Scores of every picture's (`of_texts`: every text's) `candidates` best by cosine, (I, T) or (T, I).
+    """Scores of every picture's `candidates` best texts by cosine, or with `of_texts` of every text's best
+    pictures, (I, T) or (T, I).
 
-    A candidate's score is its cosine plus the verdicts of the judges: nats, divided by the scale of the cosines
-    (their inverse temperature). All others have -inf. The cross encoders learned from wrong pairs that were drawn
-    by exp(scale x cosine), so their verdict adds to the cosine. Captions are a second estimate of the whole and
-    count as much as the first. (R2D2's authors add a probability to the cosine instead, so encoders that know
-    little spoil the order.) A caption's likelihood falls with its length, and a cosine does not: the texts of a
-    picture are compared fairly where they are of one kind.
-    For cross encoders the states of all inputs stay in memory: 17 KB for a picture of 16 tokens at width 256.
-    Raises ValueError when `candidates` is below 1, or the model lacks what is asked for.
+    A candidate's score is its cosine plus the verdicts of the judges. A verdict is in nats, divided by the scale of
+    the cosines (their inverse temperature). All other scores are -inf.
+
+    The cross encoders learned from wrong pairs that were drawn by exp(scale x cosine), so their verdict adds to the
+    cosine. Captions are a second estimate of the whole score and count as much as the first. (R2D2's authors add a
+    probability to the cosine instead, so weak encoders spoil the order.) A caption's likelihood falls with its
+    length, but a cosine does not. So the texts of a picture are compared fairly only if they are of one kind.
+
+    For cross encoders the states of all inputs stay in the memory of the model's device: 17 KB for a picture of 16
+    tokens at width 256.
+
+    Raises ValueError if `candidates` is below 1, or if the model lacks the judge.
     """
     model = m6.model
     if candidates < 1:
@@ -56,7 +61,7 @@ def rank(
     if by not in (None, *get_args(By)):
         raise ValueError(f"by must be {' or '.join(map(repr, get_args(By)))} or None, not {by!r}")
     if model.match_scale is None:
-        raise ValueError(f"the checkpoint {m6.folder} does not match, so it cannot rank")
+        raise ValueError(f"the checkpoint {m6.folder} cannot do match, so it cannot rank")
     if by == "encoders" and model.ranking is None:
         raise ValueError(
             f"the checkpoint {m6.folder} has no cross encoders (the shipped model has none): train some with "
@@ -70,16 +75,16 @@ def rank(
     cosine_IT, scale = image_ID @ text_TD.T, model.inverse_temperature()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:
-        nats_N = torch.zeros(len(i_N))
+        nats_N = torch.zeros(len(i_N), device=i_N.device)
         if encoders is not None:
             assert image is not None and text is not None
             nats_N = nats_N + encoders.log_odds(image[i_N], text[t_N])
         if captions is not None:
-            nats_N = nats_N + captions.log_likelihood(i_N, t_N)
+            nats_N = nats_N + captions.log_likelihood(i_N, t_N).to(i_N.device)
         return nats_N / scale
 
     scores_IT = _refine(cosine_IT, correction, candidates, of_texts=of_texts)
-    return (scores_IT.T if of_texts else scores_IT).numpy()
+    return (scores_IT.T if of_texts else scores_IT).cpu().numpy()
 
 
 def image_states(model: M6, run: Run) -> States:
@@ -94,7 +99,7 @@ def text_states(_: M6, run: Run) -> States:
 def _read(
     model: M6, runs: Iterable[Run], states: Callable[[M6, Run], States] | None
 ) -> tuple[Tensor, States | None]:
-    """Match embeddings of all prompts and, where `states` is given, their states."""
+    """Match embeddings of all prompts and, if `states` is given, their states."""
     embeddings, found = list[Tensor](), list[States]()
     for run in runs:
         embeddings.append(model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]))
@@ -106,7 +111,9 @@ def _read(
 def _refine(
     cosine_IT: Tensor, correction: Callable[[Tensor, Tensor], Tensor], candidates: int, *, of_texts: bool
 ) -> Tensor:
-    """Cosines of candidates plus their `correction(i, t)`, picture by picture, so that each is read once."""
+    """Cosines of candidates plus their `correction(i, t)`, picture by picture, so that
+    each picture is read once.
+    """
     dim = 0 if of_texts else 1
     best = cosine_IT.topk(min(candidates, cosine_IT.shape[dim]), dim=dim).indices
     i_N, t_N = torch.zeros_like(cosine_IT, dtype=torch.bool).scatter_(dim, best, True).nonzero(as_tuple=True)

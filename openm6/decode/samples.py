@@ -30,10 +30,10 @@ def write_samples(
     poems: int = 4,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Let the model caption, answer, match, draw and write, as far as the run trained it to.
+    """Let the model caption, answer, match, draw and write, as far as the run trained these tasks.
 
-    It gets the first `pictures` and `poems` records of the run's held-out data (of its training data where it holds
-    nothing out). Saves pictures and samples.json in `folder` and returns the content of samples.json.
+    It uses the first `pictures` and `poems` records of the run's held-out data (or of its training data, if no data
+    is held out). It saves pictures and samples.json in `folder`, and returns the content of samples.json.
     `on_progress` is called with a few words before each part.
     """
     say = on_progress or (lambda text: None)
@@ -147,7 +147,7 @@ def _has_caption(record: dict[str, Any]) -> bool:
 
 
 def _caption(record: dict[str, Any], turn: int = 0) -> str:
-    """A caption of the record, languages taking turns where it has both."""
+    """A caption of the record. If it has both languages, they take turns."""
     offered = [str(record[f"caption_{lang}"]) for lang in LANGUAGES if record.get(f"caption_{lang}")]
     return offered[turn % len(offered)]
 

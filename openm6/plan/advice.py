@@ -18,14 +18,14 @@ MOST_MICRO_BATCHES = 1024
 
 @dataclass(frozen=True)
 class Change:
-    """A change, and how many times as fast the run becomes by it."""
+    """A change, and the speed-up of the run that it brings."""
 
     what: str
     gain: float
 
 
 def advise(plan: Plan, pieces: Pieces) -> tuple[str, Change | None]:
-    """One sentence, and the change behind it (None if nothing is worth it)."""
+    """One sentence of advice, and the change behind it (None if no change is worth it)."""
     found: list[Change] = []
     for what, job, hardware in _changes(plan.job, plan.hardware):
         other = make_plan(job, hardware, tokens=plan.tokens, pieces=pieces)
@@ -65,8 +65,10 @@ def _changes(job: Job, hardware: Hardware) -> Iterator[tuple[str, Job, Hardware]
 
 
 def propose_micro_batches(plan: Plan, pieces: Pieces) -> int | None:
-    """The fewest micro-batches (a power of two) with which a Real step waits for less than a tenth of its time;
-    None where it waits so little already, or where no number fits."""
+    """The fewest micro-batches (a power of two) with which a Real step waits for less than a tenth of its time.
+
+    None if it waits so little already, or if no number fits.
+    """
     job = plan.job
     if not job.streamed or "real" not in job.stages:
         return None

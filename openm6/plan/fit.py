@@ -34,7 +34,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Rates, and the relative errors that remain: of the median piece and of the worst."""
+    """Fitted rates, with the relative errors of the median piece and of the worst piece."""
 
     rates: Rates
     median_error: float
@@ -45,10 +45,10 @@ def fit_rates(timed: Sequence[Timed], products: Mapping[str, float]) -> Fit:
     """The rates that explain the times best.
 
     Args:
-        timed: pieces, which together must contain every kind of work but those that `products` bounds.
+        timed: pieces, which together must contain every kind of work except those that `products` bounds.
         products: FLOP/s of the directly timed product, by "fp32" and "bf16".
 
-    Raises ValueError where a kind of work was not measured.
+    Raises ValueError if a kind of work was not measured.
     """
     names = list(KINDS)
     matrix = np.array([[getattr(each.cost, name) for name in names] for each in timed], dtype=np.float64)
@@ -65,7 +65,7 @@ def fit_rates(timed: Sequence[Timed], products: Mapping[str, float]) -> Fit:
     if missing := [name for i, name in enumerate(names) if not used[i] and not least[i]]:
         raise ValueError(f"no timed piece of work has any {missing[0]}, so its rate cannot be found")
     scaled = matrix / times[:, None]
-    # Kinds that the fit finds free get a rate that hardly counts.
+    # If the fit finds no time for a kind, the kind gets a rate that hardly counts.
     floor = 0.01 / (len(names) * np.where(used, scaled.max(axis=0), np.inf))
     least = np.maximum(least, floor)
     found = least.copy()

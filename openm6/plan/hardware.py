@@ -35,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class Rates(_Strict):
-    """What a device does in a second, by the kinds of work that `Cost` counts."""
+    """The work of a device in one second, by the kinds of work that `Cost` counts."""
 
     matrix_fp32: PositiveFloat  # FLOP/s of large matrix products
     matrix_bf16: PositiveFloat  # or fp16, where that is what the device has
@@ -43,7 +43,7 @@ class Rates(_Strict):
     convolution_bf16: PositiveFloat
     matrix_bytes: PositiveFloat  # bytes/s of matrix products that are bound by their operands
     elementwise_bytes: PositiveFloat  # bytes/s of norms, sums, casts, copies
-    operation_seconds: NonNegativeFloat  # s: what each operation costs beside that
+    operation_seconds: NonNegativeFloat  # s, the cost of each operation beside that
     backward_bytes: PositiveFloat | None = None  # bytes/s of them in a backward pass; None = the same
 
 
@@ -57,7 +57,7 @@ class UpdateRate(_Strict):
 class Device(_Strict):
     name: str
     memory: Size
-    library_bytes: Size  # what libraries hold once they have computed
+    library_bytes: Size  # held by libraries after their first computation
     rates: Rates
     rates_bf16: Rates | None = None  # while products are computed in bf16, where that was measured apart
     updates: dict[str, UpdateRate] = {}  # "adamw-fp32": measured; others follow from `elementwise_bytes`
@@ -65,20 +65,20 @@ class Device(_Strict):
 
 
 class Link(_Strict):
-    """Of one device to its host, or of one device to another."""
+    """A link from one device to its host, or from one device to another."""
 
     bytes_per_s: PositiveFloat  # each way
     latency_s: NonNegativeFloat = 0.0
 
 
 class Disk(_Strict):
-    """Of one node; direct I/O in large blocks."""
+    """The disk of one node, used by direct I/O in large blocks."""
 
     size: Size
     read: PositiveFloat  # bytes/s, when nothing else happens
     write: PositiveFloat
     mixed: PositiveFloat  # bytes/s of both together, half of them read
-    operations_per_s: PositiveFloat | None = None  # told, not used: blocks are so large that it never rules
+    operations_per_s: PositiveFloat | None = None  # reported, not used: never the limit with large blocks
 
 
 class Hardware(_Strict):
@@ -109,32 +109,34 @@ class Hardware(_Strict):
 
     @property
     def host_bytes_per_device(self) -> int:
-        """Host memory that is one device's share; 0 where the device computes in it."""
+        """One device's share of the host memory; 0 if the device computes in it."""
         if self.host_link is None or self.host_memory is None:
             return 0
         return self.host_memory // self.devices_per_node
 
     @property
     def network(self) -> Link | None:
-        """What devices exchange over: the slowest link on the way. None for a single device."""
+        """The link over which devices exchange data: the slowest one on the way. None for a single device."""
         if self.devices == 1:
             return None
         return self.outer if self.nodes > 1 else self.inner
 
     @property
     def watts(self) -> float:
-        """Of all, the building included, while they compute."""
+        """Power of all devices while they compute, with that of the building."""
         return self.facility * self.nodes * (self.node_watts + self.devices_per_node * self.device.watts)
 
     def resized(self, devices: int) -> Hardware:
-        """The same machines, as many as `devices` need; a node with some devices left over counts whole."""
+        """The same machines, as many as `devices` need. A node that is used partly counts as a whole."""
         if devices < self.devices_per_node:
             return self.model_copy(update={"nodes": 1, "devices_per_node": devices})
         return self.model_copy(update={"nodes": -(-devices // self.devices_per_node)})
 
     def seconds_by_kind(self, cost: Cost, *, bf16: bool) -> dict[str, float]:
-        """Seconds of "matrix products", "convolutions", "element-wise work" and "dispatch" on one device, in a step
-        that computes products in bf16 or in fp32."""
+        """Seconds of each kind of work on one device, in a step with products in bf16 or in fp32.
+
+        The kinds are "matrix products", "convolutions", "element-wise work" and "dispatch".
+        """
         rates = (self.device.rates_bf16 if bf16 else None) or self.device.rates
         return {
             "matrix products": cost.matrix_fp32 / rates.matrix_fp32
@@ -148,7 +150,7 @@ class Hardware(_Strict):
         }
 
     def update_seconds(self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float) -> float:
-        """Time of an optimizer's update; `bytes_per_weight` is what it reads and writes."""
+        """Time of an optimizer's update. `bytes_per_weight` is the number of bytes that it reads and writes."""
         measured = self.device.updates.get(kind)
         if measured is None:
             return weights * bytes_per_weight / self.device.rates.elementwise_bytes
@@ -156,5 +158,5 @@ class Hardware(_Strict):
 
 
 def profile_names() -> list[str]:
-    """The profiles that come with the package."""
+    """The names of the profiles that come with the package."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))

@@ -21,7 +21,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.sharing.pseudo_to_real import share
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
+from openm6.giant.streaming.settings import Settings, Tiers
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 from openm6.model import M6, ModelConfig
 from openm6.plan.workload import Work
@@ -32,7 +32,7 @@ OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run to be planned. Bytes are those of one process, which has one device."""
+    """A run to be planned. Byte counts are those of one process, which has one device."""
 
     model: ModelConfig
     work: Work  # a micro-batch of one device: the mean
@@ -54,12 +54,14 @@ class Job:
     slower: Mapping[Stage, float] = field(default_factory=dict[Stage, float])
 
     def on_devices(self) -> Job:
-        """The job on devices with memory of their own: all of it counts, and the engine's placement decides."""
+        """The same job on devices with their own memory. All of that memory counts, and the engine's placement
+        decides.
+        """
         return replace(self, streamed=True, budget=None, process_bytes=0)
 
     @property
     def largest_work(self) -> Work:
-        """The micro-batch for which there must be memory."""
+        """The micro-batch that decides the memory."""
         names = ("rows", "tokens", "images", "texts", "cells")
         return replace(self.work, **{name: self.largest * getattr(self.work, name) for name in names})
 
@@ -72,13 +74,13 @@ class Job:
 
     @property
     def part_optimizer(self) -> PartOptimizer:
-        """The optimizer as the engine has it."""
+        """The optimizer of the engine."""
         rules = {"adafactor": Adafactor(), "adamw8bit": AdamW8bit(clip=1.0), "muon": Muon(clip=1.0)}
         return rules.get(self.optimizer, AdamW(clip=1.0))
 
     @property
     def stages(self) -> list[Stage]:
-        """Those that the run goes through."""
+        """The stages that the run goes through."""
         stages: list[Stage] = ["pseudo"] if self.delink_at > 0 else []
         return [*stages, "real"] if self.delink_at < 1 else stages
 
@@ -116,13 +118,12 @@ class Parts:
             lr=0.0,
             weights_dtype=job.weights_dtype,
             compute_dtype=torch.bfloat16 if job.bf16 else torch.float32,
-            durability=job.durability,
-            activations=job.activations,
+            tiers=Tiers(durability=job.durability, activations=job.activations),
         )
 
     @cached_property
     def layouts(self) -> dict[str, PartLayout]:
-        """Of one device's share of the slots."""
+        """The layouts of one device's share of the slots."""
         layouts = build.layouts(self.slots, self.settings)
         if self.job.device_share == 1 or self.experts_here:
             return layouts
@@ -138,7 +139,7 @@ class Parts:
 
     @cached_property
     def slot_weights(self) -> int:
-        """Parameters of one slot, all of its experts included."""
+        """Parameters of one slot with all of its experts."""
         return sum(math.prod(shape) for shape in self.body.values()) + self.expert_weights * self.experts
 
     @property
@@ -147,7 +148,7 @@ class Parts:
 
     @property
     def experts(self) -> int:
-        """Of a layer, on all devices."""
+        """The number of experts of a layer, on all devices."""
         return self.whole[0].experts
 
     @property
@@ -170,12 +171,12 @@ class Parts:
 
     @property
     def in_experts(self) -> int:
-        """Parameters of all experts, which is what M6-T and M6-10T are named after."""
+        """Parameters of all experts. M6-T and M6-10T are named after this number."""
         return len(self.whole) * self.experts * self.expert_weights
 
     @property
     def active(self) -> int:
-        """Parameters that one token meets; a slot counts for each layer that runs it."""
+        """Parameters that one token uses. A slot counts once for each layer that runs it."""
         mixture = self.job.model.experts
         experts = mixture.active * self.expert_weights if mixture else 0
         return self.frame_weights + self.job.model.layers * (self.body_weights + experts)

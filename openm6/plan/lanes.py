@@ -20,7 +20,7 @@ Verb = Literal["read", "write"]
 
 @dataclass(frozen=True)
 class Channel:
-    """What sections on one tier move over. `shared`: reads and writes take turns, as on one disk."""
+    """The channel over which sections of one tier move. `shared`: reads and writes take turns, as on one disk."""
 
     name: str
     read: float  # bytes/s
@@ -34,7 +34,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a part that is not where computing happens."""
+    """A section of a part that is not in the tier where its layer computes."""
 
     key: str
     channel: str
@@ -43,10 +43,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of computing, and what must be there for it.
+    """A stretch of computing, and the sections that it needs.
 
-    `reads` must have been read before it; `keeps` stay in use after it (until a later work frees them), all other
-    of its sections are let go at its end; `writes` (read before or not) are stored behind it.
+    `reads` must have been read before it. `keeps` stay in use after it (until a later stretch frees them). All
+    other sections are released at its end. `writes` (read before or not) are stored behind it.
     """
 
     name: str
@@ -163,7 +163,7 @@ class _Simulation:
             self.idle[section.key] = self.sizes.pop(section.key)
 
     def _pump(self) -> None:
-        """Begin the reads of works to come, while there is room."""
+        """Begin the reads of later stretches, as long as there is room."""
         while self.ahead < len(self.works):
             work = self.works[self.ahead]
             wanted = {s.key: s for s in (*work.reads, *work.writes)}

@@ -21,10 +21,10 @@ THREADS = 2
 
 
 def measure_disk(folder: Path, size: int = 1 << 30, *, block: int = BLOCK, seconds: float = 1.5) -> Disk:
-    """Rates of large blocks with direct I/O (the page cache's where the file system refuses it).
+    """Rates of large blocks with direct I/O (those of the page cache if the file system refuses direct I/O).
 
-    Writes a file of at most `size` bytes for at most three times `seconds`, then reads, writes, and does both for
-    `seconds` each. Raises ValueError if the folder has no room for the file.
+    Writes a file of at most `size` bytes for at most three times `seconds`. Then it reads, writes, and does both,
+    for `seconds` each. Raises ValueError if the folder has no room for the file.
     """
     free = shutil.disk_usage(folder).free
     blocks = max(4, size // block)
@@ -65,7 +65,8 @@ def _io(
     seconds: float,
     most: int | None = None,
 ) -> tuple[float, int]:
-    """Move blocks for `seconds`, one at least for each buffer, `most` at most; returns bytes a second and how many.
+    """Move blocks for `seconds`, at least one for each buffer and at most `most`. Returns bytes a second and the
+    number of blocks.
 
     `plan(i)` says whether the i-th transfer reads, and which block of the file it moves.
     """
@@ -99,7 +100,9 @@ def _io(
 
 
 def measure_loopback(size: int = 64 << 20, rounds: int = 200) -> Link:
-    """TCP over the loopback interface: bytes a second one way, and half the time of a message there and back."""
+    """TCP over the loopback interface: bytes a second in one direction, and half the
+    round-trip time of a message.
+    """
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as one,

@@ -18,8 +18,10 @@ HOLES = {"dense": 0.15, "mixture": 0.65, "streamed": 0.45}
 
 
 def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
-    """Bytes of a streamed step beside stored parts, buffers and the process itself (but with the frame, which is
-    always there); `HOLES` come on top."""
+    """Bytes of a streamed step beside stored parts, buffers and the process itself. `HOLES` come on top.
+
+    The frame is included, because it is always in memory.
+    """
     job = job.with_work(job.largest_work)
     work, count = job.work, job.micro_batches_in(parts.stage)
     inputs = 4.0 * work.positions * job.model.width  # a layer's, of one micro-batch
@@ -81,7 +83,7 @@ def _alone(piece: Piece) -> float:
 
 
 def _gradients(job: Job, weights: float, *, shared: bool) -> float:
-    """Bytes for parts that compute: casts of their weights, gradients as they come, their sums."""
+    """Bytes of the parts that compute: casts of their weights, incoming gradients, and their sums."""
     cast = (2.0 if job.bf16 else 4.0) * (job.bf16 != (job.weights == "bf16"))
     comes = 2.0 if job.bf16 else 4.0
     sums = 8.0 if shared else 4.0
@@ -89,5 +91,5 @@ def _gradients(job: Job, weights: float, *, shared: bool) -> float:
 
 
 def _tokens(job: Job, parts: Parts, pieces: Pieces) -> float:
-    """Tokens of one micro-batch that an expert here computes."""
+    """Tokens of one micro-batch that an expert on this device computes."""
     return pieces.tokens_per_expert(job.work.positions * job.device_share)[1] / parts.replicas

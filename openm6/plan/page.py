@@ -19,7 +19,7 @@ LANE, GAP = 30, 8  # of the picture, in its units
 
 @dataclass(frozen=True)
 class Size:
-    """How a picture of lanes is laid out: their names beside them, or above them where there is little room."""
+    """The layout of a picture of lanes: lane names beside the lanes, or above them if there is little room."""
 
     width: int
     left: int  # where the lanes begin
@@ -201,7 +201,9 @@ def _colour(lane: str, name: str) -> str:
 
 
 def picture(timeline: Timeline, size: Size = WIDE) -> str:
-    """The lanes as SVG. Bars that are too short for a column make it as dark as the share that they fill."""
+    """The lanes as SVG. Bars that are shorter than a column share it, and its darkness is
+    the share that they fill.
+    """
     lanes, seconds = timeline.lanes, max(timeline.seconds, 1e-12)
     above = 18 if size.names_above else 0
     pitch = LANE + GAP + above

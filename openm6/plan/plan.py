@@ -32,13 +32,13 @@ DEVICE_SHARE = 0.94  # of a device's memory that a plan uses: the allocator need
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One stage of a run. Bytes and rates of one device where nothing else is said."""
+    """One stage of a run. Unless stated otherwise, bytes and rates are those of one device."""
 
     stage: Stage
     parameters: int  # of the model
     active: int  # that one token meets
     in_experts: int
-    here: int  # parameters that one device holds, in whatever tier
+    here: int  # parameters that one device holds, in any tier
     micro_batches: int
     tokens: float  # of a step, on all devices
     tiers: Mapping[str, int]  # bytes that rest on each tier: "device", "host", "disk"
@@ -78,7 +78,7 @@ class Plan:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """Share of the run's tokens that each stage sees: its share of the steps, times its step's size."""
+        """The share of the run's tokens in each stage: its share of the steps, times the size of its step."""
         if len(self.stages) == 1:
             return (1.0,)
         pseudo = self.job.delink_at * self.stages[0].tokens
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, without a failure."""
+        """Time of the whole run, without failures."""
         pairs = zip(self.stages, self.shares, strict=True)
         return sum(share * self.tokens / stage.tokens_per_s for stage, share in pairs)
 
@@ -109,14 +109,14 @@ class Plan:
 
     @property
     def problem(self) -> str | None:
-        """Why the run is not possible there; None if it is."""
+        """The reason why the run is not possible there; None if it is possible."""
         return next((stage.problem for stage in self.stages if stage.problem), None)
 
 
 def make_plan(job: Job, hardware: Hardware, *, tokens: float, pieces: Pieces | None = None) -> Plan:
-    """Plan a run that sees so many tokens. `pieces` of the same model may be used again.
+    """Plan a run over this many tokens. `pieces` of the same model may be reused.
 
-    Raises ValueError for a job that contradicts itself; a job that does not fit gets a plan with a `problem`.
+    Raises ValueError for a job that contradicts itself. A job that does not fit gets a plan with a `problem`.
     """
     job = replace(job, device_share=hardware.devices)
     pieces = pieces or Pieces(job.model, bf16=job.bf16)
@@ -185,7 +185,7 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
 
 
 def channels(hardware: Hardware) -> dict[str, Channel]:
-    """What sections move over: the disk (one device's share of it) and the link to the host."""
+    """The channels over which sections move: the disk (one device's share of it) and the link to the host."""
     found: dict[str, Channel] = {}
     disk, link = hardware.disk, hardware.host_link
     if disk is not None:
@@ -204,10 +204,11 @@ def channels(hardware: Hardware) -> dict[str, Channel]:
 def _place(
     job: Job, hardware: Hardware, parts: Parts, fixed: int, limit: int
 ) -> tuple[Placement, dict[str, dict[str, str]], Counter[str]]:
-    """The engine's placement for the device's memory; what is not on the device is on the host, then on the disk.
+    """The engine's placement for the device's memory. Everything else is on the host, and then on the disk.
 
-    The order in which sections become resident does not depend on the budget, so what a device and its host
-    together would keep is what is not on the disk. Raises ValueError if the least does not fit.
+    The order in which sections become resident does not depend on the budget. So a section is on the disk exactly
+    if it does not fit into the memory of a device and its host together. Raises ValueError if even the smallest
+    placement does not fit.
     """
     settings = replace(parts.settings, budget=limit)
     if _whole(parts):
@@ -238,7 +239,7 @@ def _whole(parts: Parts) -> bool:
 
 
 def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | None:
-    """Whether something is left that no tier takes."""
+    """Whether something fits into no tier."""
     needed = tiers.get("disk", 0)
     if not needed:
         return None
@@ -252,7 +253,9 @@ def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | N
 
 
 def _bound(compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float) -> str:
-    """What limits the step: the kind of computing that takes most, or the busiest link where that works longer."""
+    """The limit of the step: the kind of computing that takes most time, or the busiest
+    link if that works longer.
+    """
     lane = max(links, key=lambda name: links[name], default=None)
     if lane is None or compute >= 0.9 * seconds or compute >= links[lane]:
         return max(by_kind, key=lambda kind: by_kind[kind])

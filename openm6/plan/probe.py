@@ -34,7 +34,7 @@ from openm6.plan.tally import Cost
 
 LIMIT = 120.0  # seconds
 ROUNDS = 5
-SHORT = 0.02  # seconds: what takes less is run several times in a row
+SHORT = 0.02  # seconds: shorter pieces are run several times in a row
 ROUGH = 0.2  # error of the fit's median piece, above which plans are rough
 SQUARES = (256, 512, 1024, 2048)  # the largest that takes about `SQUARE_SECONDS` at most is timed
 SQUARE_SECONDS = 0.5
@@ -43,14 +43,14 @@ Report = Callable[[str], None]
 
 
 class Probe(NamedTuple):
-    """A profile, and how far the times are from what its rates say of them."""
+    """A profile, and the errors of its rates on the measured times."""
 
     hardware: Hardware
     fits: dict[str, Fit]  # by "fp32" and, where bf16 was measured, "bf16"
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences about what of this profile is not to be relied on."""
+        """Sentences about figures of this profile that are not reliable."""
         found = [
             f"the rates explain the median piece in {dtype} only within {fit.median_error:.0%}: plans by this "
             "profile will be rough; measure again when the machine is less busy, or plan with --rehearse"
@@ -99,7 +99,7 @@ class Piece:
 
     @property
     def flops(self) -> float:
-        """A second, of the last time."""
+        """FLOP/s of the latest run."""
         return self.cost.flops / self.seconds
 
     @property
@@ -115,10 +115,10 @@ def probe(
     on_progress: Report = lambda text: None,
     disk_bytes: int = 1 << 30,
 ) -> Probe:
-    """Measure this machine; `folder` is on the disk that is to be measured.
+    """Measure this machine. `folder` is on the disk to measure.
 
-    Takes about half a minute on two cores that do nothing else, `limit` seconds at most. Raises ValueError if that
-    is not enough, or if the disk has no room.
+    Takes about half a minute on two idle cores, and at most `limit` seconds. Raises ValueError if that is not
+    enough, or if the disk has no room.
     """
     deadline = Deadline(limit)
     before = release_memory()
@@ -175,7 +175,7 @@ def _within(fits: dict[str, Fit]) -> str:
 
 
 def _without_bf16(rates: Rates, products: dict[str, float]) -> Rates:
-    """Rates of a machine that was not measured in bf16 but for the large product: convolutions lose as much."""
+    """Rates of a machine on which only the large product was measured in bf16. Convolutions get the same factor."""
     loss = products["bf16"] / products["fp32"]
     changes = {"matrix_bf16": products["bf16"], "convolution_bf16": rates.convolution_fp32 * loss}
     return rates.model_copy(update=changes)
@@ -185,7 +185,7 @@ def _without_bf16(rates: Rates, products: dict[str, float]) -> Rates:
 
 
 def _square(dtype: torch.dtype, deadline: Deadline) -> Piece:
-    """A product of the largest squares that this machine multiplies in a short time."""
+    """A product of the largest square matrices that this machine multiplies in a short time."""
     found: Piece | None = None
     for size in SQUARES:
         sample = product(size, dtype)
@@ -212,7 +212,7 @@ def _prepared(bf16: bool, deadline: Deadline, on_progress: Report) -> list[Piece
 
 
 def _measure(pieces: Sequence[Piece], deadline: Deadline, on_progress: Report) -> None:
-    """Every piece `ROUNDS` times, or once and as often again as fits into half of the limit."""
+    """Run every piece `ROUNDS` times, or once and then as often as half of the limit allows."""
     for round_ in range(1, ROUNDS + 1):
         for number, piece in enumerate(pieces, 1):
             if round_ > 1 and deadline.used > 0.5:
@@ -241,7 +241,7 @@ _OPTIMIZERS: dict[str, tuple[PartOptimizer, torch.dtype]] = {
 
 
 def _update(optimizer: PartOptimizer, dtype: torch.dtype, deadline: Deadline) -> UpdateRate:
-    """From a large tensor and a small one: a rate, and what each tensor takes beside it."""
+    """The rate of an update, and its cost for each tensor, from a large tensor and a small one."""
     large, small = (_updating(optimizer, dtype, shape, deadline) for shape in ((2048, 4096), (128, 512)))
     rate = (2048 * 4096 - 128 * 512) / max(1e-9, large - small)
     return UpdateRate(rate=rate, tensor_seconds=max(0.0, small - 128 * 512 / rate))
@@ -250,7 +250,7 @@ def _update(optimizer: PartOptimizer, dtype: torch.dtype, deadline: Deadline) ->
 def _updating(
     optimizer: PartOptimizer, dtype: torch.dtype, shape: tuple[int, int], deadline: Deadline
 ) -> float:
-    """Median seconds of an update, of those within a quarter of a second, three at least."""
+    """Median seconds of an update, over the updates of a quarter of a second, three at least."""
     weights = {"w": torch.randn(shape).mul_(0.02).to(dtype)}
     specs = optimizer.state_specs([TensorSpec("w", shape, dtype)])
     state = {spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in specs}

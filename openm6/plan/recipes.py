@@ -24,9 +24,9 @@ BATCHES = 16  # that are looked at
 
 
 def open_hardware(name: str) -> Hardware:
-    """A profile: a YAML file, or the name of one that comes with the package.
+    """Open a profile: a YAML file, or the name of a profile that comes with the package.
 
-    Raises ValueError when there is none, or it is not one.
+    Raises ValueError if there is no such profile, or if the file is not one.
     """
     path = Path(name)
     if not path.is_file():
@@ -39,7 +39,7 @@ def open_hardware(name: str) -> Hardware:
 
 
 def work_of(batch: Batch) -> Work:
-    """What a batch holds."""
+    """The content of a batch."""
     rows, row = batch.stream.tokens_BT.shape
     images = batch.stream.images_NCHW
     return Work(
@@ -53,8 +53,10 @@ def work_of(batch: Batch) -> Work:
 
 
 def plan_tokenizer(config: RunConfig) -> RunConfig:
-    """The recipe with the shipped tokenizer where it would train one of its own that is as large or larger: tokens
-    are only counted here."""
+    """The recipe with the shipped tokenizer, if it would train its own tokenizer of the same size or larger.
+
+    A plan only counts tokens, so the shipped one will do.
+    """
     path = SHIPPED / "tokenizer.json"
     if config.tokenizer is not None or config.init is not None or not path.is_file():
         return config
@@ -63,7 +65,7 @@ def plan_tokenizer(config: RunConfig) -> RunConfig:
 
 
 def draw(config: RunConfig, count: int = BATCHES) -> list[Batch]:
-    """The first batches of a recipe, as its run will draw them (but for a tokenizer of its own).
+    """The first batches of a recipe, as its run will draw them (except for a tokenizer of its own).
 
     Raises ValueError for data or tokenizers that cannot be used.
     """
@@ -82,9 +84,9 @@ def draw(config: RunConfig, count: int = BATCHES) -> list[Batch]:
 
 
 def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None) -> Job:
-    """The recipe as a job whose micro-batches are the mean of `works`, with memory for the largest of them.
+    """The recipe as a job. Its micro-batches are the mean of `works`, with memory for the largest of them.
 
-    `bf16` is what `precision: auto` means where it will run; by default what it means here.
+    `bf16` is the meaning of `precision: auto` on the planned machine; by default its meaning on this one.
     """
     memory, here = config.memory, native_bf16()
     works = list(works)
@@ -112,7 +114,7 @@ def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None
 
 
 def resized(work: Work, tokens: float) -> Work:
-    """Micro-batches of the same kind with so many tokens."""
+    """Micro-batches of the same kind with this many tokens."""
     times = tokens / work.tokens
     names = ("rows", "tokens", "images", "texts", "cells")
     return replace(work, **{name: times * getattr(work, name) for name in names})

@@ -28,16 +28,16 @@ STEPS, WARM = 8, 3  # of a stage; of these, those that do not count
 
 
 def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
-    """Plan again, with compute times scaled to two small copies that are trained now.
+    """Plans again, with compute times scaled to two small copies that are trained now.
 
-    The copies use the disk that the recipe names, or the current folder. `pieces` are those of the plan's model.
-    Raises ValueError for a plan for another machine, for one that does not fit, and for a model that begins from a
+    The copies use the recipe's disk, or the current folder. `pieces` are those of the plan's model. Raises
+    ValueError for a plan for another machine, for a plan that does not fit, and for a model that starts from a
     trained one.
     """
     if plan.hardware.host_link is not None or plan.hardware.devices > 1:
         raise ValueError(f"a rehearsal runs on this machine alone, and {plan.hardware.name} is another one")
     if plan.problem is not None:
-        raise ValueError(f"what does not fit is not rehearsed: {plan.problem}")
+        raise ValueError(f"a plan that does not fit cannot be rehearsed: {plan.problem}")
     if config.init is not None:
         raise ValueError("a copy with fewer layers cannot begin from a trained model: leave out init")
     sizes = copy_layers(config.model.layers, config.sharing.unit)
@@ -52,7 +52,7 @@ def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
 
 
 def _seconds(plan: Plan, config: RunConfig, layers: int) -> dict[Stage, float]:
-    """How long a step of a copy with so many layers computes, by stage."""
+    """Compute time of a step, by stage, for a copy with this many layers."""
     model = config.model.model_copy(update={"layers": layers})
     delink_at = 0.5 if len(plan.stages) == 2 else plan.job.delink_at
     budget = copy_budget(plan)
@@ -70,15 +70,17 @@ def _seconds(plan: Plan, config: RunConfig, layers: int) -> dict[Stage, float]:
 
 
 def copy_layers(layers: int, unit: int | None) -> tuple[int, int]:
-    """How many layers the two copies have: a sharing unit, and half of the run's, in whole units."""
+    """The numbers of layers of the two copies: one sharing unit, and half of the run's layers in whole units."""
     unit = unit or 1
     return unit, min(layers, max(2 * unit, min(layers // 2, MOST_LAYERS) // unit * unit))
 
 
 def copy_budget(plan: Plan) -> int | None:
-    """The copies' memory budget: the run's, without what is resident of its parts if not all of them are. So parts
-    rest on the disk as in the run, and beside them there is as much room: close to its budget a run takes time to
-    hand memory back.
+    """The copies' memory budget.
+
+    It is the run's budget, less the resident parts if not all parts are resident. So the copies' parts are on the
+    disk as in the run, and the copies have as much free room. Close to its budget a run needs time to hand memory
+    back.
     """
     placements = [stage.placement for stage in plan.stages if stage.tiers.get("disk") and stage.placement]
     if plan.job.budget is None or not placements:
@@ -87,7 +89,7 @@ def copy_budget(plan: Plan) -> int | None:
 
 
 def copy_config(config: RunConfig, job: Job) -> RunConfig:
-    """The recipe of the copy, which trains and does nothing else, its tiers in its run folder."""
+    """The recipe of the copy. It only trains, and its tiers are in its run folder."""
     steps = STEPS * len(job.stages)
     memory = config.memory
     if memory is not None:
@@ -115,8 +117,10 @@ def copy_config(config: RunConfig, job: Job) -> RunConfig:
 
 
 def computing_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[Stage, list[float]]:
-    """By stage, the seconds of each step of a run's metrics (one line a step) in which it did not wait for a
-    disk."""
+    """The seconds of each step, by stage, less the time that it waited for a disk.
+
+    The metrics of the run must have one line a step.
+    """
     found: dict[Stage, list[float]] = {"pseudo": [], "real": []}
     for line, seconds in step_seconds(lines):
         found[line["stage"]].append(seconds * (1 - line.get("wait_share", 0.0)))
@@ -124,7 +128,7 @@ def computing_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[Stage, list[fl
 
 
 def step_seconds(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
-    """The metrics lines of steps, each with the step's seconds; there must be one for every step."""
+    """The metrics lines of steps, each with the step's seconds. Every step must have a line."""
     tokens = {line["step"]: line["tokens"] for line in lines}
     steps = [line for line in lines if "loss" in line]
     return [

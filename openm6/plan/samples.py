@@ -29,7 +29,7 @@ EXPERTS = ((256, 1024, 32), (512, 2048, 64), (1024, 4096, 128))  # (width, FFN, 
 
 @dataclass(frozen=True)
 class Sample:
-    """A piece of work: a forward pass, and the backward pass to `leaves` where there are any."""
+    """A piece of work: a forward pass, and a backward pass to `leaves` if there are any."""
 
     name: str
     forward: Callable[[], object]
@@ -46,7 +46,7 @@ class Sample:
                 leaf.grad = None
 
     def trace(self) -> Cost:
-        """Do it once and return what it costs."""
+        """Run it once and return its cost."""
         with Tally() as forward:
             out = self.forward()
         if not self.leaves:
@@ -137,7 +137,7 @@ def _head(width: int, vocabulary: int, tokens: int) -> tuple[Callable[[], Tensor
 def _passes(
     name: str, run: Callable[[], Tensor], leaves: Sequence[Tensor], bf16: bool, weight: float = 1.0
 ) -> Iterator[Sample]:
-    """`run` without a graph; and with one, and the backward pass through it."""
+    """Two versions of `run`: without a graph, and with a graph and the backward pass through it."""
 
     def computed() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

@@ -41,9 +41,9 @@ class Point:
 
 
 def scale(job: Job, hardware: Hardware, *, pieces: Pieces, sizes: Sequence[int] = SIZES) -> list[Point]:
-    """Each stage of a job at each size, every device with the same micro-batches.
+    """Each stage of a job at each size, with the same micro-batches on every device.
 
-    Raises ValueError for a machine that names no link to another one.
+    Raises ValueError for a machine without a link to other machines.
     """
     points: list[Point] = []
     for size in sizes:
@@ -64,7 +64,7 @@ def scale(job: Job, hardware: Hardware, *, pieces: Pieces, sizes: Sequence[int] 
 
 
 def _point(job: Job, machines: Hardware, stage: Stage, pieces: Pieces) -> Point:
-    """One stage at one size; its efficiency is to be filled in."""
+    """One stage at one size. Its efficiency is filled in later."""
     plan = plan_stage(replace(job, device_share=machines.devices), machines, stage, pieces)
     slow = mean_step(plan.step_seconds, plan.compute_seconds, machines.straggle, machines.devices)
     kept, interval = 1.0, math.inf
@@ -96,9 +96,10 @@ def checkpoint_seconds(parameters: int, hardware: Hardware) -> float:
 
 
 def mean_step(seconds: float, compute: float, straggle: float, devices: int) -> float:
-    """Mean step time when each device's computing varies by `straggle` (standard deviation over mean, normal).
+    """Mean step time if the compute time of each device varies by `straggle` (standard deviation over mean,
+    normal).
 
-    What waits for all of them is the slowest one's computing; the rest of the step stays.
+    A step waits for the slowest device's computing. The rest of the step is unchanged.
     """
     return seconds + compute * straggle * mean_of_largest(devices)
 
@@ -118,9 +119,11 @@ def mean_of_largest(n: int) -> float:
 
 
 def goodput(interval: float, checkpoint: float, mean: float, restart: float) -> float:
-    """Share of the time that is useful, if a checkpoint of `checkpoint` seconds is written every `interval` seconds
-    of work, failures come on average every `mean` seconds and cost `restart` each, repeats included. Daly's
-    formula: the expected time for an interval is mean e^(restart / mean) (e^((interval + checkpoint) / mean) - 1).
+    """The share of useful time with a checkpoint after every `interval` seconds of work.
+
+    A checkpoint takes `checkpoint` seconds. Failures come every `mean` seconds on average and cost `restart`
+    seconds each, and lost work is repeated. Daly's formula gives the expected time for an interval: mean e^(restart
+    / mean) (e^((interval + checkpoint) / mean) - 1).
     """
     exponent = (interval + checkpoint) / mean
     if exponent + restart / mean > 600:
@@ -129,7 +132,7 @@ def goodput(interval: float, checkpoint: float, mean: float, restart: float) -> 
 
 
 def best_interval(checkpoint: float, mean: float, restart: float) -> tuple[float, float]:
-    """The interval with the largest goodput, and that goodput: golden-section search, for there is one maximum."""
+    """The interval with the largest goodput, and that goodput, by golden-section search (there is one maximum)."""
     low, high = math.log(1e-3 * checkpoint), math.log(50 * (mean + checkpoint))
     ratio = (math.sqrt(5) - 1) / 2
     while high - low > 1e-7:

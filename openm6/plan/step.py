@@ -19,7 +19,7 @@ from openm6.plan.lanes import Section, Stretch
 from openm6.plan.tally import Cost
 from openm6.plan.workload import Pieces
 
-# What an update reads and writes, bytes a weight, where its rate was not measured.
+# Bytes that an update reads and writes for each weight, if its rate was not measured.
 UPDATE_BYTES = {
     "adamw-fp32": 32.0,  # gradient twice (norm, update), weight and two moments in and out
     "adamw-bf16": 32.0,  # gradient twice, both halves of the weight and two moments in and out
@@ -34,7 +34,9 @@ MOST_STRETCHES = 3000  # more experts than that are drawn and simulated in bundl
 
 @dataclass
 class StepModel:
-    """Makes a step's stretches; `where(part, section)` names the channel of what is not on the device."""
+    """Makes the stretches of a step. `where(part, section)` names the channel of a section that is not on the
+    device.
+    """
 
     job: Job
     parts: Parts
@@ -44,7 +46,7 @@ class StepModel:
     by_kind: dict[str, float] = field(default_factory=dict)  # seconds of computing by what takes them
 
     def stretches(self) -> list[Stretch]:
-        """The step."""
+        """All stretches of the step, in order."""
         if not self.job.streamed:
             return list(self._in_memory())
         return list(self._streamed())
@@ -55,7 +57,7 @@ class StepModel:
         job, work, count = self.job, self.job.work, self.job.micro_batches_in(self.parts.stage)
         entrance, head = self.pieces.entrance(work), self.pieces.head(work)
         tied = job.model.tie_embeddings or job.model.cells > 0
-        twice = tied and count > 1  # then the head's own gradients come from a second run of it
+        twice = tied and count > 1  # then a second run of the head gives its own gradients
         yield Stretch("enter", self._seconds(count * entrance.forward))
         for index in range(len(self.parts.slots)):
             yield from self._forward(index, count)
@@ -138,7 +140,9 @@ class StepModel:
     def _experts(
         self, slot: str, count: int, *, backward: bool, layers: int = 1, casts: bool = True
     ) -> Iterator[tuple[list[str], float, float]]:
-        """Bundles of experts (one each, unless there are too many); seconds of computing and of the update."""
+        """Bundles of experts (one expert each, unless there are too many), with the seconds of computing and of the
+        update.
+        """
         chosen, tokens = self._chosen(count)
         piece = self.pieces.expert(tokens / count)
         weights, tensors = self.parts.expert_weights, len(self.parts.slots[0].expert or {})
@@ -161,7 +165,7 @@ class StepModel:
             yield names, len(some) * self._seconds(cost), len(some) * update
 
     def _chosen(self, count: int) -> tuple[float, float]:
-        """(experts here that a step's tokens reach, tokens that each of them computes in the step)."""
+        """(experts on this device that a step's tokens reach, tokens that each of them computes in the step)."""
         positions = self.job.work.positions * count * self.job.device_share
         chosen, tokens = self.pieces.tokens_per_expert(positions)
         share = self.parts.experts_here / max(1, self.parts.experts)
@@ -233,13 +237,13 @@ class StepModel:
         return self._counted("optimizer", seconds)
 
     def _counted(self, kind: str, seconds: float) -> float:
-        """Those seconds as a rehearsal puts them right, counted to their kind."""
+        """The seconds as a rehearsal corrects them, counted to their kind."""
         seconds *= self.job.slower.get(self.parts.stage, 1.0)
         self.by_kind[kind] = self.by_kind.get(kind, 0.0) + seconds
         return seconds
 
     def _at(self, part: str, *sections: str) -> tuple[Section, ...]:
-        """Those sections of a part that are not where computing happens."""
+        """The sections among these that are not in the tier where the part's layer computes."""
         layout, tiers = self.parts.layouts[part], self.where.get(part, {})
         return tuple(
             Section(f"{part} {section}", tiers[section], layout.section_bytes(section))  # pyright: ignore[reportArgumentType]
@@ -256,18 +260,20 @@ class StepModel:
 
     @property
     def _slices(self) -> int:
-        """Devices that share each tensor of a dense model."""
+        """The number of devices that share each tensor of a dense model."""
         return 1 if self.parts.experts_here else self.job.device_share
 
     def _over_network(self, bytes: float, messages: float) -> float:
-        """Seconds in which each device sends so many bytes in so many messages, one after the other."""
+        """Time in which each device sends this many bytes in this many messages, one after the other."""
         link = self.hardware.network
         if link is None or self.job.device_share == 1:
             return 0.0
         return bytes / link.bytes_per_s + messages * link.latency_s
 
     def _gather(self) -> float:
-        """A dense slot's weights from all devices to each (or its gradients, the other way)."""
+        """Time to move a dense slot's weights from all devices to each (or its gradients
+        in the other direction).
+        """
         devices = self.job.device_share
         if self._slices == 1:
             return 0.0
@@ -279,7 +285,7 @@ class StepModel:
         return self._over_network(2.0 * bytes * (devices - 1) / devices, 2 * _rounds(devices))
 
     def _all_to_all(self, times: float) -> float:
-        """Tokens of a micro-batch to their experts, or back, so many times."""
+        """Time to move a micro-batch's tokens to their experts or back, this many times."""
         mixture, devices = self.job.model.experts, self.job.device_share
         if mixture is None or devices == 1:
             return 0.0
@@ -290,5 +296,5 @@ class StepModel:
 
 
 def _rounds(devices: int) -> int:
-    """Messages one after the other in a collective operation that is organised as a tree."""
+    """The number of consecutive messages in a collective operation that is organised as a tree."""
     return max(1, (devices - 1).bit_length())

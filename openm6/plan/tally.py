@@ -26,14 +26,14 @@ from torch.utils._pytree import tree_leaves
 
 from openm6.giant.measure.live_bytes import LiveBytes, storage_key
 
-# Reads a table at a few places: what is read is as large as what comes out.
+# Reads a table at a few places: it reads as many bytes as it writes.
 _LOOKUPS = ("embedding", "index", "index_select", "gather", "slice_backward")
 _UNTOUCHED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Work by its kinds; the time of each is proportional to it, with a rate that a machine has.
+    """Work by kind. The time of each kind is proportional to its amount, with a rate for each machine.
 
     FLOPs count a multiplication and an addition as two. Bytes are those of all operands and results of an
     operation, wherever they are cached.
@@ -63,7 +63,7 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """Of matrix products and convolutions."""
+        """FLOPs of matrix products and convolutions."""
         return self.matrix_fp32 + self.matrix_bf16 + self.convolution_fp32 + self.convolution_bf16
 
 
@@ -80,7 +80,7 @@ class Piece:
     extra: float  # bytes that come on top of `saved` at the worst moment of either pass
 
     def __add__(self, other: Piece) -> Piece:
-        """Both, one after the other: their worst moments do not come together."""
+        """Both pieces, one after the other. Their peaks do not come at the same time."""
         return Piece(
             self.forward + other.forward,
             self.backward + other.backward,
@@ -91,13 +91,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Affine:
-    """A piece for any size, from those for 1 and 2."""
+    """A piece of any size, derived from the pieces of sizes 1 and 2."""
 
     one: Piece
     two: Piece
 
     def __call__(self, size: float) -> Piece:
-        """The piece for `size`, at least 0; nothing is done for 0."""
+        """The piece for `size`, at least 0. For 0 there is no work."""
         if size <= 0:
             return NOTHING
         more = size - 1
@@ -128,8 +128,10 @@ def tracing() -> Generator[None]:
 
 
 class Tally(LiveBytes):
-    """Counts the work of what runs inside, on real tensors or on those of `tracing`; `backward` says that it is a
-    backward pass."""
+    """Counts the work of the code inside, on real tensors or on those of `tracing`.
+
+    `backward` says that the code is a backward pass.
+    """
 
     def __init__(self, *, backward: bool = False) -> None:
         super().__init__()
@@ -171,12 +173,14 @@ class Tally(LiveBytes):
 
 
 def _touched(tensor: Tensor) -> int:
-    """Bytes of a tensor; an expanded one is as large as what it repeats."""
+    """Bytes of a tensor. An expanded tensor counts as the tensor that it repeats."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _product_flops(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> float:
-    """FLOPs of a matrix product; 0 for what is none. A product with a vector is bound by memory: also 0."""
+    """FLOPs of a matrix product; 0 for any other operation, and for a product with a
+    vector, which memory limits.
+    """
     if "scaled_dot_product" in name:  # query, key, value; backward begins with the gradient
         backward = name.endswith("backward")
         query, key = given[1:3] if backward else given[:2]
@@ -189,7 +193,7 @@ def _product_flops(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -
 
 
 def _convolution_flops(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> float:
-    """FLOPs of a convolution, or of its backward pass: one for the pixels, one for the kernel, as asked for."""
+    """FLOPs of a convolution. For a backward pass, one each for the pixels and for the kernel, as requested."""
     if name == "convolution":
         kernel = given[1]
         return 2.0 * made[0].numel() * kernel.numel() / kernel.shape[0]
@@ -203,7 +207,7 @@ def _convolution_flops(name: str, given: Sequence[Tensor], made: Sequence[Tensor
 def trace(run: Callable[[], Tensor]) -> Piece:
     """The piece whose forward pass is `run`, traced with a graph, on tensors of `tracing`.
 
-    What `run` returns is taken as the end of the piece: its gradient is as large as it is.
+    The return value of `run` is the end of the piece. Its gradient has the same size.
     """
     with Tally() as forward:
         out = run()

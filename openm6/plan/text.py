@@ -14,7 +14,7 @@ STAGE_NAMES = {"pseudo": "Pseudo Giant", "real": "Real Giant"}
 
 
 def count(number: float) -> str:
-    """ "10.05T", "19.8B", "340M", "12,345": four digits or so."""
+    """A number in four digits or so: "10.05T", "19.8B", "340M", "12,345"."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if number >= size:
             value = number / size
@@ -23,17 +23,17 @@ def count(number: float) -> str:
 
 
 def energy(kwh: float) -> str:
-    """ "22.6 kWh", "3.1 Wh"."""
+    """An energy, such as "22.6 kWh" or "3.1 Wh"."""
     return f"{kwh:,.1f} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
 
 
 def mass(kg: float) -> str:
-    """ "12.5 kg", "1.2 g"."""
+    """A mass, such as "12.5 kg" or "1.2 g"."""
     return f"{kg:,.1f} kg" if kg >= 1 else f"{1000 * kg:.2g} g"
 
 
 def duration(seconds: float) -> str:
-    """ "12 days", "3.4 h", "1.2 s", "35 ms": two or three digits."""
+    """A time in two or three digits: "12 days", "3.4 h", "1.2 s", "35 ms"."""
     if math.isinf(seconds):
         return "never"
     for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
@@ -125,7 +125,7 @@ def text(plan: Plan, advice: str, points: Sequence[Point] = ()) -> str:
 
 
 def rehearsal_line(plan: Plan) -> str:
-    """What a rehearsal found."""
+    """The result of a rehearsal, as a line."""
     found = " and ".join(f"{times:.2f} ({STAGE_NAMES[stage]})" for stage, times in plan.job.slower.items())
     return f"rehearsed: a copy with fewer layers took {found} times as long as the profile says; so does this"
 

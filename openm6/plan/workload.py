@@ -33,7 +33,7 @@ from openm6.plan.tally import NOTHING, Affine, Cost, Piece, trace, tracing
 
 @dataclass(frozen=True)
 class Work:
-    """What one micro-batch holds. Means over micro-batches, so none need be a whole number."""
+    """The content of one micro-batch, as means over micro-batches, so the numbers need not be whole."""
 
     rows: float
     row: int  # positions of a row
@@ -48,7 +48,7 @@ class Work:
 
 
 def mean_work(works: Sequence[Work]) -> Work:
-    """Raises ValueError for none, or for rows of different lengths."""
+    """The mean of several works. Raises ValueError if there are none, or if their rows have different lengths."""
     if not works:
         raise ValueError("a plan needs at least one micro-batch to look at")
     if len({work.row for work in works}) > 1:
@@ -90,7 +90,7 @@ class Pieces:
     # -------------------- layers
 
     def layer(self, rows: float, row: int) -> Piece:
-        """A layer on (rows, row, D); of a mixture the body with its router."""
+        """A layer on (rows, row, D); for a mixture layer only its body with its router."""
         piece = self._layers(row)(rows)
         return piece if self.config.experts is None else piece + self.router(rows * row)
 
@@ -122,7 +122,7 @@ class Pieces:
         }
 
     def router(self, positions: float) -> Piece:
-        """Scores, softmax, choice and sorting, in fp32; what depends on values cannot be traced."""
+        """Scores, softmax, choice and sorting, in fp32. Operations that depend on values cannot be traced."""
         config = self.config
         assert config.experts is not None
         E, K = config.experts.experts, config.experts.active
@@ -145,7 +145,7 @@ class Pieces:
         return Piece(forward, backward, saved, 8.0 * scores + 32.0 * kept)
 
     def expert(self, tokens: float) -> Piece:
-        """One expert on that many tokens: fetching its rows, two products, the gates, adding up."""
+        """One expert on this many tokens: it fetches its rows, computes two products and the gates, and adds up."""
         piece, width = self._expert(tokens), 4.0 * tokens * self.config.width
         moved = Cost(elementwise_bytes=5 * width, operations=3)  # index_select, zeros, index_add
         return Piece(piece.forward + moved, piece.backward + moved, piece.saved, piece.extra)
@@ -172,7 +172,7 @@ class Pieces:
         return Affine(traced(1), traced(2))
 
     def tokens_per_expert(self, positions: float) -> tuple[float, float]:
-        """(experts of a layer that get any token, tokens that each of them computes), the routing being even."""
+        """(experts of a layer with tokens, tokens that each of them computes), for even routing."""
         mixture = self.config.experts
         assert mixture is not None
         per_expert = positions * mixture.active / mixture.experts
@@ -180,14 +180,14 @@ class Pieces:
             kept = min(per_expert, math.ceil(mixture.capacity * per_expert))
         else:
             kept = per_expert
-        missed = (1 - mixture.active / mixture.experts) ** positions  # chance that nobody chooses an expert
+        missed = (1 - mixture.active / mixture.experts) ** positions  # chance that no token chooses an expert
         chosen = mixture.experts * (1 - missed)
         return chosen, kept * mixture.experts / max(chosen, 1e-9)
 
     # -------------------- frame
 
     def entrance(self, work: Work) -> Piece:
-        """Embedding and masks; pictures come on top."""
+        """Embedding and masks, without pictures."""
         return self._entrance(work.row)(work.rows) + self.images(work.images)
 
     def _entrances(self, row: int) -> Affine:
@@ -208,7 +208,7 @@ class Pieces:
             return trace(run)
 
     def images(self, images: float) -> Piece:
-        """The image entrance on so many pictures."""
+        """The image entrance on this many pictures."""
         if images <= 0 or self.config.image is None:
             return NOTHING
         return self._images(images)
@@ -231,7 +231,7 @@ class Pieces:
         return Affine(traced(1), traced(2))
 
     def head(self, work: Work) -> Piece:
-        """The last norm; scores and loss where something is predicted."""
+        """The last norm, and scores and loss at the predicted positions."""
         return self._norm(work.row)(work.rows) + self._texts(work.texts) + self._codes(work.cells)
 
     def _norms(self, row: int) -> Affine:
@@ -289,7 +289,7 @@ class Pieces:
     # -------------------- weights on their way
 
     def cast(self, weights: float, stored: torch.dtype, tensors: int) -> Cost:
-        """Weights from the type that they are stored in to the one that is computed with."""
+        """Weights cast from their stored type to the type of the products."""
         if stored == self.dtype:
             return Cost()
         return Cost(elementwise_bytes=weights * (stored.itemsize + self.dtype.itemsize), operations=tensors)

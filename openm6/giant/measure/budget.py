@@ -42,7 +42,7 @@ def parse_bytes(size: str | int) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """ "1.50 GiB", "640 MiB", "12 B": three digits or so, in 1024s."""
+    """Bytes in about three digits, in units of 1024: "1.50 GiB", "640 MiB", "12 B"."""
     value, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024:
@@ -55,7 +55,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_least(count: int) -> str:
-    """A size that `parse_bytes` reads, rounded up to whole MiB: enough for `count` bytes."""
+    """A size that `parse_bytes` reads, rounded up to whole MiB, so that `count` bytes fit."""
     return f"{-(-count // (1 << 20))}MiB"
 
 
@@ -69,17 +69,17 @@ def peak_resident_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now, in bytes; the peak where the system does not tell the present."""
+    """Resident memory of this process now, in bytes; its peak if the system does not report the present value."""
     now = _status_bytes("VmRSS")
     return peak_resident_bytes() if now is None else now
 
 
 def release_memory() -> int:
-    """Hand what the allocator holds in reserve back to the system; returns the resident bytes afterwards.
+    """Hand the allocator's reserves back to the system. Returns the resident bytes afterwards.
 
-    glibc keeps freed blocks of up to 32 MiB for reuse, and each thread's arena keeps its own. To be called
-    where the memory that a phase needed is free and the next phase wants it in other sizes: after a model was
-    let go, between the forward and the backward pass. Elsewhere than with glibc it changes nothing.
+    glibc keeps freed blocks of up to 32 MiB for reuse, and each thread's arena keeps its own. Call this when one
+    phase has freed its memory and the next phase needs other sizes: after a model was released, or between the
+    forward and the backward pass. With another C library it changes nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -87,7 +87,7 @@ def release_memory() -> int:
 
 
 def _status_bytes(key: str) -> int | None:
-    """A field of /proc/self/status in bytes (it counts in kB of 1024); None where there is no /proc."""
+    """A field of /proc/self/status in bytes (the file counts in kB of 1024); None if there is no /proc."""
     try:
         match = re.search(rf"^{key}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     except OSError:

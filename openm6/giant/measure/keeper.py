@@ -20,12 +20,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Keeper:
-    """`check` is called before each piece of work.
+    """Keeps the budget. Call `check` before each piece of work.
 
     Args:
-        budget_bytes: what the process may hold resident.
-        work_bytes: the most that a piece of work adds to it, by its kind.
-        growing: bytes that will become resident all the same: buffers not yet made.
+        budget_bytes: the most resident bytes of the process.
+        work_bytes: the most bytes that a piece of work adds, by its kind.
+        growing: bytes that will become resident anyway, of buffers that do not exist yet.
     """
 
     def __init__(self, budget_bytes: int, work_bytes: Mapping[str, int], growing: Callable[[], int]) -> None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts tensors that `count` is told of until their memory is freed: `live` bytes now, `peak` at most."""
+    """Counts the tensors that `count` gets, until their memory is freed: `live` bytes now, `peak` bytes at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class LiveBytes(TorchDispatchMode):
         self.known: set[int] = set()  # storages that are counted
 
     def count(self, tensor: Tensor) -> None:
-        """The tensor's memory is there from now on, unless it is known already."""
+        """Count the tensor's memory from now on, unless it is counted already."""
         storage, key = tensor.untyped_storage(), storage_key(tensor)
         if key in self.known:
             return
@@ -38,5 +38,5 @@ def _freed(counter: weakref.ref[LiveBytes], key: int, nbytes: int) -> None:
 
 
 def storage_key(tensor: Tensor) -> int:
-    """The same for all views of one memory."""
+    """A key that is equal for all views of one memory."""
     return tensor.untyped_storage()._cdata

@@ -43,11 +43,13 @@ class Trace:
         return self.path is not None
 
     def span(self, lane: str, name: str, **args: Any) -> AbstractContextManager[None]:
-        """Measure the time inside as one bar of `lane`; `args` (JSON values) show when it is clicked."""
+        """Record the time inside as one bar of `lane`. The viewer shows `args` (JSON values) when the bar is
+        clicked.
+        """
         return self._nothing if self.path is None else self._measure(lane, name, args)
 
     def add(self, lane: str, name: str, start: float, stop: float, **args: Any) -> None:
-        """A bar from `start` to `stop`, both of `time.perf_counter()`."""
+        """Add a bar from `start` to `stop`, both times of `time.perf_counter()`."""
         if self.path is None:
             return
         with self._lock:
@@ -62,7 +64,7 @@ class Trace:
                 self._flush()
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write the events that are still in memory."""
         with self._lock:
             self._flush()
 

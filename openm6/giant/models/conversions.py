@@ -29,7 +29,7 @@ from openm6.model.hf_folder import Entry
 
 @dataclass(frozen=True)
 class Recipe:
-    """How tensors of a checkpoint, each with the pattern that it matched, make one or more of the model."""
+    """How tensors of a checkpoint, each with the pattern that it matched, make one or more tensors of the model."""
 
     converter: Any
     target: str  # the first tensor that it makes
@@ -40,7 +40,7 @@ class Recipe:
         return [key for _, key in self.parts]
 
     def make(self, model: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """Everything that it makes, by the model's names. `read(key)` gives a tensor of the checkpoint."""
+        """All results of the recipe, by the model's names. `read(key)` returns a tensor of the checkpoint."""
         converter = deepcopy(self.converter)
         for pattern, key in self.parts:
             converter.add_tensor(self.target, key, pattern, read(key))
@@ -48,10 +48,10 @@ class Recipe:
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def places(self, shapes: Mapping[str, Sequence[int]], out: Tensor) -> list[tuple[str, Tensor]] | None:
-        """Where in `out` each tensor of the checkpoint belongs, if the rule does nothing but put them together.
+        """The place in `out` for each tensor of the checkpoint, if the rule only puts the tensors together.
 
-        Experts are put together so: (F, D) and (F, D) of each of E experts give (E, 2 F, D). To read each to its
-        place takes no memory beside `out`. None for a rule that computes something else.
+        For example, (F, D) and (F, D) for each of E experts give (E, 2 F, D). Reading each tensor into its place
+        takes no memory beside `out`. None for a rule that computes something else.
         """
         from transformers.core_model_loading import Concatenate, MergeModulelist
 
@@ -85,14 +85,14 @@ class Recipe:
 
 
 class LoadPlan:
-    """What each tensor of a model is made of.
+    """The sources of each tensor of a model.
 
-    `names`     the name in the checkpoint, by the name in the model, of those that are read as they are
-    `recipes`   how to make the others, by the name in the model
+    `names`     the name in the checkpoint, by the name in the model, of the tensors that are read unchanged
+    `recipes`   how to make the other tensors, by the name in the model
     `surplus`   names in the checkpoint for which the model has no place
 
-    It leaves the rules that were of use with the model, for `SavePlan`. Raises ValueError for tensors of the
-    checkpoint that do not go together.
+    The plan stores the rules that it used in the model, for `SavePlan`. Raises ValueError for tensors of the
+    checkpoint that do not fit together.
     """
 
     def __init__(self, model: nn.Module, specs: Mapping[str, Entry]) -> None:
@@ -117,7 +117,7 @@ class LoadPlan:
         parts: dict[str, list[tuple[str, str]]] = {}
         for key in sorted(specs, key=dot_natural_key):  # the order in which experts are numbered
             name, pattern = rename_source_key(key, renamings, converters, prefix, state)
-            if name not in state and key in state:  # the model's own name, which a rule took for an old one
+            if name not in state and key in state:  # the model's own name, mistaken for an old one
                 name, pattern = key, None
             if name not in state:
                 self.surplus.append(key)
@@ -128,14 +128,14 @@ class LoadPlan:
         for target, found in parts.items():
             recipe = Recipe(of_pattern[found[0][0]], target, tuple(found))
             self.recipes |= dict.fromkeys(_made_by(recipe, model, specs, state), recipe)
-        # As `from_pretrained` does: what was no use in loading must not be reverted in saving.
+        # Like `from_pretrained`: a rule that loading did not use must not be reverted in saving.
         model._weight_conversions = [rule for rule in rules if rule.was_used()]  # pyright: ignore[reportArgumentType]
 
 
 def _made_by(
     recipe: Recipe, model: nn.Module, specs: Mapping[str, Entry], state: Mapping[str, Tensor]
 ) -> list[str]:
-    """The names of what a recipe makes; made once without values, so that shapes are known to fit."""
+    """The names of a recipe's results. They are made once without values, which checks that the shapes fit."""
     first, last = specs[recipe.keys[0]], recipe.keys[-1]
     where = f"{first.file}: the tensors {recipe.keys[0]} ... {last} ({len(recipe.parts)})"
     try:
@@ -156,12 +156,12 @@ def _made_by(
 
 
 class SavePlan:
-    """A model's tensors by the names and shapes that a checkpoint of its class has.
+    """A model's tensors with the names and shapes of a checkpoint of its class.
 
-    `groups` are the model's tensors, without values, in the groups in which they will come: a layer's, the
-    frame's. No rule may reach over two groups. `specs` are the tensors of the checkpoint.
+    `groups` are the model's tensors, without values, in the groups in which they will come: one for each layer, one
+    for the frame. No rule may combine tensors of two groups. `specs` are the tensors of the checkpoint.
 
-    Raises ValueError if one does.
+    Raises ValueError if a rule combines two groups.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Mapping[str, Tensor]]) -> None:
@@ -184,7 +184,9 @@ class SavePlan:
             )
 
     def convert(self, group: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The tensors of the checkpoint that a group makes, a few at a time. They may be views of the group's."""
+        """The tensors of the checkpoint that a group makes, a few at a time. They may be views of the group's
+        tensors.
+        """
         for names in self._apart[frozenset(group)]:
             yield self.revert({name: group[name] for name in names})
 
@@ -194,7 +196,7 @@ class SavePlan:
         return revert_weight_conversion(self._model, tensors)  # pyright: ignore[reportArgumentType]
 
     def _split(self, group: Mapping[str, Tensor]) -> list[list[str]]:
-        """The smallest pieces of a group that convert by themselves to what they convert to together."""
+        """Split a group into the smallest pieces that convert separately to the same tensors as together."""
         whole = {name: tuple(made.shape) for name, made in self.revert(dict(group)).items()}
         alone: list[list[str]] = []
         made: dict[str, tuple[int, ...]] = {}

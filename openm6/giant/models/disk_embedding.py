@@ -18,7 +18,7 @@ from openm6.giant.models.vocabulary import NarrowEmbedding
 
 
 class Rows(Protocol):
-    """What `DiskEmbedding` reads from: `hugging_face.Source`."""
+    """The source of `DiskEmbedding`, implemented by `hugging_face.Source`."""
 
     def has_rows(self, name: str) -> bool: ...
 
@@ -28,7 +28,7 @@ class Rows(Protocol):
 class DiskEmbedding(nn.Module):
     """An embedding whose matrix stays in its file: (B, T) token ids give (B, T, D), read row by row.
 
-    `weight` answers for the matrix's shape, dtype and device, for models that ask; it has no memory and no values.
+    `weight` shows the matrix's shape, dtype and device to models that ask. It has no memory and no values.
     """
 
     def __init__(self, source: Rows, name: str, of: nn.Embedding | NarrowEmbedding) -> None:
@@ -45,7 +45,7 @@ class DiskEmbedding(nn.Module):
 
 
 class _StandIn(nn.Parameter):
-    """A parameter without values: whoever computes with it gets an error, not numbers."""
+    """A parameter without values. Computing with it raises an error."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,10 +77,10 @@ _VALUES = {getattr(Tensor, name).__get__ for name in ("data", "T", "H", "mT", "m
 def embeddings_on_disk(
     model: nn.Module, source: Rows, modules: Iterable[tuple[str, nn.Module]] | None = None
 ) -> None:
-    """Let the token embedding stay in its file, if it is nothing else besides (a tied head). In place.
+    """Let the token embedding stay in its file, unless it is also a tied head. In place.
 
-    `modules`: those to look at, by path; None: all. Other embeddings (positions) are small, and models do with them
-    what they like.
+    `modules`: the modules to search, by path; None = all. Other embeddings (positions) are small, and models use
+    them in their own ways, so they stay in memory.
     """
     get = getattr(model, "get_input_embeddings", None)
     try:

@@ -27,7 +27,7 @@ from openm6.giant.models.slots import Slot, slots_of
 from openm6.giant.sharing.stack import SlotStack, TiedStack, assign, find_stack
 from openm6.model.m6 import M6
 
-Loss = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any, Any], Any]  # of a model, whose own class a loss may ask for, and a batch
 
 _LARGE = 1 << 20  # bytes: larger buffers that no checkpoint holds (masks, tables) are computed, never trained
 
@@ -35,9 +35,8 @@ _LARGE = 1 << 20  # bytes: larger buffers that no checkpoint holds (masks, table
 class Frame:
     """A model whose layers run on borrowed weights.
 
-    `weights` are the layers' parameters by their names in the model, taken out of it. What remains are
-    `parameters` and `buffers` by name. Layer i is `layers[i]`; its slot is `sharing[i]`, and its parameters are
-    named `paths[i].*`.
+    `weights` are the layers' parameters by their names in the model, taken out of it. The rest are `parameters` and
+    `buffers` by name. Layer i is `layers[i]`, its slot is `sharing[i]`, and its parameters are named `paths[i].*`.
     """
 
     def __init__(self, model: nn.Module, stack: SlotStack | TiedStack, loss: Loss) -> None:
@@ -87,7 +86,9 @@ class Frame:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All but the layers', each under its first name. Stand-ins for tensors that stay in a file are none."""
+        """All parameters except the layers', each under its first name. Stand-ins for tensors in a file are left
+        out.
+        """
         found: dict[str, nn.Parameter] = {}
         seen: set[nn.Parameter] = set()
         for path, module in self.modules():
@@ -99,7 +100,7 @@ class Frame:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Those that a checkpoint holds: running statistics, those inside layers included."""
+        """The buffers that a checkpoint holds (running statistics), also those inside layers."""
         found: dict[str, Tensor] = {}
         seen: set[Tensor] = set()
         for path, module in self.model.named_modules():
@@ -118,14 +119,16 @@ class Frame:
                 yield path, module
 
     def outer_versions(self) -> list[tuple[str, tuple[int, int]]]:
-        """Marks of the buffers outside the layers, by module: others as soon as one of them is changed."""
+        """Marks of the buffers outside the layers, by module. A mark changes as soon as
+        one of the buffers changes.
+        """
         now = ((name, module._buffers[attribute]) for name, module, attribute in self._outer)
         return [(name, (id(buffer), buffer._version)) for name, buffer in now if buffer is not None]
 
     # -------------------- running it
 
     def begin(self, batch: Any) -> Pass:
-        """A forward pass whose result are the losses by name; it has not begun yet."""
+        """A forward pass whose result is the losses by name. It has not started yet."""
         return Pass(lambda: self._losses(batch))
 
     def run(
@@ -135,13 +138,15 @@ class Frame:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> tuple[Any, dict[str, list[Any]]]:
-        """The layer of `call` on `weights`, by their names in the layer; see `Call.run`."""
+        """Run the layer of `call` on `weights`, given by their names in the layer; see `Call.run`."""
         named = {f"layer.{name}": weight for name, weight in weights.items()}
         return call.run(lambda: functional_call(self._bare[call.layer], named, args, dict(kwargs)))
 
     @contextmanager
     def without_cache(self) -> Iterator[None]:
-        """Context in which Hugging Face models fill no key-value cache: a layer that runs twice would twice."""
+        """Context in which Hugging Face models fill no key-value cache. A layer that runs twice would fill it
+        twice.
+        """
         configs: list[Any] = []
         for module in self.model.modules():  # some have a copy of the model's, others a part of it
             config = getattr(module, "config", None)
@@ -159,12 +164,14 @@ class Frame:
     # -------------------- changing it
 
     def regroup(self, sharing: Sequence[int]) -> None:
-        """Let the layers run on other slots; their weights are the caller's."""
+        """Let the layers run on other slots. The caller owns the weights of these slots."""
         self.sharing = list(sharing)
         self.paths = self._paths()
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Let parameters and buffers, by name, be these tensors, which whoever owns them then changes."""
+        """Replace parameters and buffers, by name, with these tensors. The owner of the tensors may change them
+        afterwards.
+        """
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         first = {parameter: name for name, parameter in reversed(parameters.items())}
         # `.data`: views of one buffer would share a version counter, and autograd take a change of running
@@ -176,7 +183,7 @@ class Frame:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Context in which buffers end as they began: a recomputation must not move running statistics."""
+        """Context that restores the buffers at its end: a recomputation must not change running statistics."""
         before = Buffers(self.model)
         try:
             yield
@@ -221,8 +228,11 @@ class Frame:
 
 
 class Buffers:
-    """The buffers of a module as they are now, to be restored. What nobody changed is left alone, down to its
-    version, by which autograd knows changes."""
+    """The present buffers of a module, to be restored.
+
+    A buffer that nobody changed is left untouched, with its version, because autograd recognises changes by
+    versions.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._kept = [
@@ -242,12 +252,12 @@ class Buffers:
 
 
 def versions(module: nn.Module) -> list[tuple[int, int]]:
-    """Marks of a module's buffers: others as soon as one of them is changed."""
+    """Marks of a module's buffers. A mark changes as soon as one of the buffers changes."""
     return [(id(buffer), buffer._version) for buffer in module.buffers()]
 
 
 class _Bare(nn.Module):
-    """A layer past its own hooks, which run where the model calls it."""
+    """A layer without its own hooks, which run where the model calls the layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -261,10 +271,10 @@ class _Bare(nn.Module):
 def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None = None) -> Frame:
     """Take the layers' weights out of `model`, in place.
 
-    `loss(model, batch)` returns a scalar tensor, a dict of them, or an object with `.loss`; by default the
-    model is called with the batch (`**` a mapping, `*` a tuple). `layers` names the ModuleList if there are
-    several. Raises ValueError for a model without such a stack, with frozen parameters, or whose shared layers
-    are not neighbours.
+    `loss(model, batch)` returns a scalar tensor, a dict of them, or an object with `.loss`. By default the model is
+    called with the batch (`**` for a mapping, `*` for a tuple). `layers` names the ModuleList if there are several.
+    Raises ValueError for a model without such a stack, for frozen parameters, and for shared layers that are not
+    neighbours.
     """
     stack = find_stack(model, layers)
     if isinstance(stack, SlotStack) and not isinstance(model, M6):
@@ -277,14 +287,14 @@ def open_frame(model: nn.Module, *, loss: Loss | None = None, layers: str | None
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """The loss of a model that computes its own."""
+    """The loss of a model that computes its own loss."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """Another module of the same parts: its parameters, buffers and attributes are the same objects."""
+    """Another module with the same parts: its parameters, buffers and attributes are the same objects."""
     new = type(module).__new__(type(module))
     new.__dict__.update(module.__dict__)
     for registry in ("_parameters", "_buffers"):

@@ -33,7 +33,7 @@ def _kinds() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Modes:
-    """What PyTorch keeps by thread and a model may set around its layers."""
+    """The modes that PyTorch keeps per thread and that a model may set around its layers."""
 
     grad: bool
     autocast: tuple[tuple[str, bool, torch.dtype], ...]  # by type of device
@@ -53,7 +53,7 @@ class Modes:
 
     @contextmanager
     def but(self, *, grad: bool) -> Iterator[None]:
-        """Context with these modes, and gradients or none."""
+        """Context with these modes, and with or without gradients."""
         before = Modes.now()
         Modes(grad, self.autocast).restore()
         try:
@@ -66,26 +66,29 @@ class Modes:
 
 @dataclass
 class Call:
-    """A layer that a model called, and what it gave it."""
+    """A layer that a model called, with its arguments."""
 
     layer: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     modes: Modes
     context: Context  # of the model's code: context variables
+    in_function: bool = False  # inside a torch.autograd.Function, which has a backward pass of its own
 
     def run(self, work: Callable[[], Any]) -> tuple[Any, dict[str, list[Any]]]:
-        """What `work` returns in the model's context, and what transformers' output hooks noted meanwhile: inner
-        results (router logits) by name, which are outputs of the layer as well."""
+        """Run `work` in the model's context. Returns its result and the notes of transformers' output hooks.
+
+        The notes are inner results (router logits) by name. They count as outputs of the layer as well.
+        """
         return self.context.copy().run(_noting, work)
 
 
 class _Greenlet(greenlet):
-    """The greenlet of a pass, to be told from any other."""
+    """The greenlet of a pass, as a class of its own, so that it can be recognised."""
 
 
 class Pass:
-    """One forward pass. `call` is the layer that it waits for; when it is `done`, there is a `result`."""
+    """One forward pass. It waits for the layer of `call`. When it is `done`, it has a `result`."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._greenlet = _Greenlet(work)
@@ -94,8 +97,9 @@ class Pass:
         self.done = False
 
     def go_on(self, *answer: Any) -> None:
-        """Run to the next layer, or to the end. `answer`: what the layer that it waits for returned, as `Call.run`
-        gives it. Raises whatever the model raises."""
+        """Run to the next layer, or to the end. `answer`: the return value of the layer that it waits for, from
+        `Call.run`. Raises every exception of the model.
+        """
         modes = Modes.now()
         self.call = None
         try:
@@ -108,7 +112,7 @@ class Pass:
             self.call = got
 
     def close(self) -> None:
-        """End it where it waits: the model's `finally` clauses run."""
+        """Stop the pass where it waits. The model's `finally` clauses run."""
         self.call = None
         if self._greenlet and not self._greenlet.dead:
             modes = Modes.now()
@@ -119,19 +123,21 @@ class Pass:
 
 
 def ask(layer: int, /, *args: Any, **kwargs: Any) -> Any:
-    """What stands in the place of a layer's `forward`: its outputs, from whoever runs the pass.
+    """Replaces a layer's `forward`: it returns the outputs that the owner of the pass computes.
 
-    Raises ValueError outside of a pass: the layer has no weights.
+    Raises ValueError outside a pass, because the layer has no weights.
     """
     here = getcurrent()
     if not isinstance(here, _Greenlet):
         raise ValueError(
-            f"layer {layer} of a streamed model was called by hand, and its weights are not there; call the giant "
-            "instead: step, evaluate, logits, generate"
+            f"layer {layer} of a streamed model was called outside of a forward pass, and its weights are not "
+            "there: call the giant instead (step, evaluate, logits, generate), and let the model not use "
+            "torch.utils.checkpoint, since every layer is computed again in any case"
         )
     modes = Modes.now()
     assert here.parent is not None
-    out, noted = here.parent.switch(Call(layer, args, kwargs, modes, copy_context()))
+    call = Call(layer, args, kwargs, modes, copy_context(), _in_function())
+    out, noted = here.parent.switch(call)
     modes.restore()
     for name, values in noted.items():
         collector = _collector()
@@ -140,8 +146,21 @@ def ask(layer: int, /, *args: Any, **kwargs: Any) -> Any:
     return out
 
 
+_APPLY: Any = torch.autograd.Function.apply
+
+
+def _in_function() -> bool:
+    """Whether the caller was called by the forward pass of a torch.autograd.Function."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY.__func__.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _collector() -> Any:
-    """transformers' variable for what output hooks note; None where it is not loaded."""
+    """transformers' variable for the notes of output hooks; None if transformers is not loaded."""
     module = sys.modules.get("transformers.utils.output_capturing")
     return getattr(module, "_active_collector", None)
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 
 class Hole(NamedTuple):
-    """Where a tensor was: its place among the tensors of a value."""
+    """The place of a tensor: its index among the tensors of a value."""
 
     place: int
 
 
 def split(value: Any) -> tuple[Any, list[Tensor]]:
-    """A value with holes in the place of its tensors, and the tensors in order."""
+    """A value with holes in place of its tensors, and the tensors in order."""
     tensors: list[Tensor] = []
 
     def take(leaf: Any) -> Any:
@@ -40,7 +40,7 @@ def split(value: Any) -> tuple[Any, list[Tensor]]:
 
 
 def join(shape: Any, tensors: list[Any]) -> Any:
-    """The value of which `split` gave the `shape`, with other tensors."""
+    """Put tensors into the holes of a `shape` that `split` returned."""
     return _rebuilt(shape, lambda leaf: tensors[leaf.place] if isinstance(leaf, Hole) else leaf)
 
 
@@ -86,7 +86,7 @@ _DEEP = 6  # objects inside objects
 
 
 def marks(value: Any) -> list[Any]:
-    """Marks of a value and all that it holds: equal as long as nobody changes any of it."""
+    """Marks of a value and of everything in it. They stay equal until something changes."""
     return list(_marks(value, _DEEP))
 
 

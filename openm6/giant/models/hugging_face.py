@@ -28,7 +28,7 @@ from openm6.giant.tiers.parts import TensorSpec
 from openm6.model.hf_folder import CONFIG, Checkpoint, read_config, read_json
 
 GENERATION = "generation_config.json"
-# What makes a folder complete beside weights, config.json and generation_config.json: copied as it is.
+# Other files of a complete folder, beside weights, config.json and generation_config.json. They are copied.
 COMPANIONS = (
     "tokenizer*",
     "*_tokens*.json",
@@ -45,10 +45,11 @@ COMPANIONS = (
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Uninitialised tensors, which is what big weights are created as, have no memory; computed ones do.
+    """Creates uninitialised tensors without memory, but computed tensors with memory. Big weights are created
+    uninitialised.
 
-    So the buffers that a model computes as it is built (rotary frequencies, masks) are real, which they would
-    not be under `torch.device("meta")`.
+    So the buffers that a model computes while it is built (rotary frequencies, masks) are real. Under
+    `torch.device("meta")` they would not be.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,13 +60,13 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def skeleton(folder: str | Path, *, dtype: torch.dtype) -> nn.Module:
-    """The model that a folder's config.json describes: parameters on meta, buffers real.
+    """The model that a folder's config.json describes, with parameters on meta and real buffers.
 
-    It is of the class that `architectures` names, or else a causal language model. Its generation
-    config is the folder's. `dtype` is the one that the model computes in.
+    Its class is the one that `architectures` names, or else a causal language model. Its generation config is the
+    folder's. `dtype` is the type in which the model computes.
 
-    Raises ValueError if the folder has no usable config.json, if its weights are quantized, and if it takes Python
-    code of its own, which is never run.
+    Raises ValueError if the folder has no usable config.json, if its weights are quantized, or if it needs its own
+    Python code, which is never run.
     """
     from transformers import AutoConfig, GenerationMixin
 
@@ -100,7 +101,7 @@ def _check_no_code(content: Mapping[str, Any], where: str) -> None:
 
 
 def _builder(config: Any) -> Callable[..., Any]:
-    """What builds a model of a configuration."""
+    """The class or function that builds a model from a configuration."""
     import transformers
 
     for name in config.architectures or ():
@@ -111,7 +112,7 @@ def _builder(config: Any) -> Callable[..., Any]:
 
 
 def _generation_config(folder: Path) -> Any:
-    """The folder's own, or else what its config.json says of generating, as old models' do."""
+    """The folder's own generation config, or else the settings in its config.json, as old models have them."""
     from transformers import GenerationConfig
 
     options: dict[str, Any] = {"config_file_name": CONFIG, "_from_model_config": True}
@@ -122,9 +123,9 @@ def _generation_config(folder: Path) -> Any:
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside wrappers that change nothing but names: `torch.compile`, data parallelism.
+    """The model inside wrappers that only change names: `torch.compile`, data parallelism.
 
-    Raises ValueError for a model that is quantized, or has adapters (PEFT) beside its weights.
+    Raises ValueError for a model that is quantized, or that has adapters (PEFT) beside its weights.
     """
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
@@ -147,7 +148,7 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def tied_parameters(model: nn.Module) -> dict[str, list[str]]:
-    """Every parameter once, by its first name: all names that it goes by (a tied head has two)."""
+    """Every parameter once, by its first name, with all of its names (a tied head has two)."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -155,19 +156,19 @@ def tied_parameters(model: nn.Module) -> dict[str, list[str]]:
 
 
 def put_parameter(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
-    """Give a parameter, under all of its names, another tensor."""
+    """Replace a parameter by another tensor, under all of its names."""
     parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     assign(model, dict.fromkeys(names, parameter))
 
 
 class Source:
-    """The tensors of a folder by the names that `model` has for them.
+    """The tensors of a folder by their names in `model`.
 
-    The folder may have the names and shapes of any checkpoint that `transformers` opens (experts one by one, a
-    prefix left out), and either name of a tied pair. It may hold tensors that the model's class says it ignores.
+    The folder may have the names and shapes of any checkpoint that `transformers` opens (separate experts, a
+    missing prefix), and either name of a tied pair. It may hold tensors that the model's class declares ignored.
 
     Raises ValueError, on opening, for a tensor that is missing, left over or of another shape, with its file; for a
-    tied pair of two values; and whatever `Checkpoint` raises.
+    tied pair with two values; and for every fault that `Checkpoint` finds.
     """
 
     def __init__(self, folder: str | Path, model: nn.Module) -> None:
@@ -211,10 +212,10 @@ class Source:
 
     @torch.no_grad()
     def read(self, name: str, out: Tensor, expert: int | None = None) -> None:
-        """Copy a parameter or saved buffer into `out`, of the same shape and any dtype.
+        """Copy a parameter or saved buffer into `out`, which has the same shape and any dtype.
 
-        What the checkpoint has in pieces is read piece by piece to its place. What has to be computed takes, for as
-        long, the memory of the tensors that it is computed from.
+        A tensor that the checkpoint stores in pieces is read piece by piece into its place. A computed tensor
+        temporarily takes the memory of its source tensors.
         """
         assert expert is None, "their experts are not parts"
         known = self._known[name]
@@ -234,7 +235,7 @@ class Source:
                 view.copy_(self.checkpoint.tensor(key))
 
     def has_rows(self, name: str) -> bool:
-        """Whether a matrix lies in the folder as the model has it, so that `rows` can look into it."""
+        """Whether a matrix lies in the folder in the model's layout, so that `rows` can read from it."""
         return self._known[name] in self._plan.names
 
     def rows(self, name: str, rows_N: Tensor) -> Tensor:
@@ -264,17 +265,17 @@ def save_folder(
     source: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write what `from_pretrained` opens: shards, index, config.json, generation_config.json, tokenizer files.
+    """Write a folder for `from_pretrained`: shards, index, config.json, generation_config.json, tokenizer files.
 
-    Tensors get the names and shapes that checkpoints of the model's class have.
+    Tensors get the names and shapes of checkpoints of the model's class.
 
     Args:
-        model: whose `config` and `generation_config` are written, if it has them, and whose saved buffers.
-        specs: what `groups` will yield, in the same order: the model's parameters by name, a tied one once.
-        groups: a layer's tensors at a time, so that no more than a layer needs to be in memory.
+        model: its `config` and `generation_config` are written, if it has them, and its saved buffers.
+        specs: the tensors of `groups`, in the same order: the model's parameters by name, a tied one once.
+        groups: one layer's tensors at a time, so that memory holds at most one layer.
         source: the folder that the model came from; its tokenizer files are copied.
 
-    Raises ValueError if `folder` is `source`, or the disk has not the space.
+    Raises ValueError if `folder` is `source`, or if the disk has too little space.
     """
     folder = Path(folder)
     if source is not None and folder.exists() and folder.samefile(source):
@@ -310,7 +311,7 @@ def save_folder(
 
 
 def _without_wrapper(name: str) -> str:
-    """A layer that was compiled by itself says so in the names of its parameters."""
+    """A parameter's name without the prefix of a layer that was compiled separately."""
     return name.replace("_orig_mod.", "")
 
 
@@ -340,7 +341,7 @@ def _save_config(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _main_dtype(specs: Sequence[TensorSpec]) -> torch.dtype:
-    """The one that most bytes have."""
+    """The dtype of most bytes."""
     held = Counter[torch.dtype]()
     for spec in specs:
         held[spec.dtype] += spec.nbytes

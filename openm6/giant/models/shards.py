@@ -67,9 +67,9 @@ class ShardWriter:
 
     @torch.no_grad()
     def write(self, name: str, tensor: Tensor, *, index: int | None = None) -> None:
-        """Write one tensor, or its `index`-th along the first axis (an expert of a stack), in any order.
+        """Write one tensor, or its `index`-th slice along the first axis (an expert of a stack), in any order.
 
-        A dtype other than the spec's is converted a piece at a time.
+        A dtype that differs from the spec's is converted piece by piece.
         """
         spec = self._specs[name]
         shape = spec.shape if index is None else spec.shape[1:]

@@ -49,16 +49,16 @@ class Slot:
 
 
 def together(slots: Sequence[Slot]) -> list[str]:
-    """Parts that are in use at the same time: of mixtures that layers share, as their gradients wait."""
+    """Parts that are in use at the same time, because the gradients of a shared mixture wait for each other."""
     shared = [slot for slot in slots if slot.experts and len(slot.layers) > 1]
     return [part for slot in shared for part, _, _ in slot.parts()]
 
 
 def slots_of(layers: Sequence[nn.Module], paths: Sequence[str], sharing: Sequence[int]) -> list[Slot]:
-    """The slots of a stack; `paths[i]` is where the parameters of layer i are found in the model.
+    """The slots of a stack. `paths[i]` is the path of layer i's parameters in the model.
 
-    Raises ValueError if the layers of a slot do not follow each other (a slot is fetched once a pass), or
-    if layers that share one keep saved buffers (running statistics), which stay with their layers.
+    Raises ValueError if the layers of a slot do not follow each other (a slot is fetched once a pass), or if layers
+    that share a slot keep saved buffers (running statistics), which stay with their layers.
     """
     slots = []
     for index, first in enumerate(first_layers(sharing)):

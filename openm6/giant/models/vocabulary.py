@@ -29,11 +29,11 @@ BLOCK_BYTES = 64 << 20  # of a block of the head's rows, in fp32
 def store_frame_as(
     model: nn.Module, dtype: torch.dtype, modules: Iterable[tuple[str, nn.Module]] | None = None
 ) -> None:
-    """Let every parameter of a frame be fp32; but if `dtype` is bf16, let embeddings, and heads without bias,
-    be bf16 and computed by the modules of this file. In place; parameters may be on meta.
+    """Make every parameter of a frame fp32. With `dtype` bf16, embeddings and heads without bias become bf16.
 
-    `modules`: those outside the layers, by path; None: all. Every `nn.Linear` of them counts as a head. A parameter
-    that any other module uses as well stays fp32.
+    The modules of this file then compute them. In place; parameters may be on meta. `modules`: the modules outside
+    the layers, by path; None = all. Every `nn.Linear` among them counts as a head. A parameter that another module
+    also uses stays fp32.
     """
     outside = list(model.named_modules() if modules is None else modules)
     fits = {path: module for path, module in outside if dtype == torch.bfloat16 and _fits(module)}
@@ -63,7 +63,9 @@ def store_frame_as(
 
 
 def _fits(module: nn.Module) -> bool:
-    """Whether one of the modules below can take its place: exactly these, a subclass does something of its own."""
+    """Whether a module of this file can replace it. It must have exactly the class; a subclass may compute
+    something else.
+    """
     if type(module) is nn.Embedding:
         return module.max_norm is None and not module.sparse and not module.scale_grad_by_freq
     return type(module) is nn.Linear and module.bias is None
@@ -94,7 +96,7 @@ class NarrowHead(nn.Module):
 
 
 def take_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients gathered so far, by name: in `main_grad`, or else in `grad`. Both are let go."""
+    """Return the gradients gathered so far, by name (from `main_grad`, or else `grad`), and remove them."""
     gradients: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         gradient = getattr(parameter, "main_grad", None)

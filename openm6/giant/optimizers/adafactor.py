@@ -30,24 +30,23 @@ LEAST_FACTORED = 8  # a matrix narrower than this (a 3 x 3 kernel) keeps its who
 
 @dataclass(frozen=True, kw_only=True)
 class Adafactor(PartOptimizer):
-    """Adafactor (Shazeer and Stern, 1804.04235), algorithm 4 without momentum, with a learning rate given.
+    """Adafactor (Shazeer and Stern, 1804.04235), algorithm 4 without momentum, with a given learning rate.
 
-    Of a matrix's second moment only the means of its rows and of its columns are kept. Leading axes count
-    matrices: a stack of experts is updated as its experts would be one by one, clip included. Vectors, and
-    matrices with an axis below `LEAST_FACTORED`, keep the whole second moment.
+    Of a matrix's second moment it keeps only the means of the rows and of the columns. Leading axes count matrices:
+    a stack of experts is updated like its experts one by one, clip included. Vectors, and matrices with an axis
+    below `LEAST_FACTORED`, keep the whole second moment.
 
         beta2_t = 1 - t^-0.8     V = rows x columns / mean(rows)     U = G / sqrt(V)
         W -= lr (U / max(1, RMS(U) / clip) + weight_decay W)
 
-    With `scale_parameter` the learning rate of a matrix is multiplied by max(1e-3, RMS(W)), as in the paper.
-    The default is without: then `lr` is the root mean square of a step's change, which is what it is for
-    AdamW, so rates and schedules carry over; with it, tensors that begin at 0 (or norms' scales beside
-    matrices of small values) learn at rates that are orders of magnitude apart, and a rate of about 1e-2 is
-    wanted instead.
+    With `scale_parameter` the learning rate of a matrix is multiplied by max(1e-3, RMS(W)), as in the paper. By
+    default it is not. Then `lr` is the root mean square of a step's change, as for AdamW, so rates and schedules
+    carry over. With `scale_parameter`, tensors that start at 0 (or scales of norms beside matrices of small values)
+    learn at rates that differ by orders of magnitude, and `lr` should be about 1e-2.
 
-    bf16 weights are rounded stochastically. Gradients in bf16 are widened block by block, so they give what
-    their copies in fp32 would, bit for bit. Sums over columns run in blocks whose size follows from the shape
-    alone; nothing depends on how the caller cuts the work.
+    bf16 weights are rounded stochastically. bf16 gradients are widened block by block, and give the same result as
+    their copies in fp32, bit for bit. Sums over columns run in blocks whose size depends only on the shape. So
+    nothing depends on how the caller cuts the work.
     """
 
     reads_bf16: ClassVar[bool] = True
@@ -118,7 +117,7 @@ class Adafactor(PartOptimizer):
 
 @dataclass(frozen=True)
 class _Change:
-    """What one Adafactor update does to one tensor, or to one matrix of it."""
+    """The change of one tensor, or of one matrix of it, in one update."""
 
     rule: Adafactor
     lr: float
@@ -176,7 +175,7 @@ class _Change:
 
 
 class _Workspace:
-    """Scratch memory of one update, allocated once: two blocks of fp32, and the rounding's."""
+    """Scratch memory of one update, allocated once: two blocks of fp32, and the rounder's memory."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         device, size, rounds = torch.device("cpu"), BLOCK, False
@@ -200,7 +199,7 @@ class _Workspace:
         return block.copy_(values).square_()
 
     def mean_squares(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """Mean squares of a stack's rows and columns; of other tensors the sum of squares alone."""
+        """Mean squares of a stack's rows and columns; for other tensors only the sum of squares."""
         if not is_factored(gradient.shape):
             return (torch.linalg.vector_norm(gradient, dtype=torch.float32).square(),)
         stack = _matrices(gradient)
@@ -214,14 +213,14 @@ class _Workspace:
         return row_BR, col_BC.div_(stack.shape[1])
 
     def store(self, new: Tensor, weight: Tensor, seed: int, start: int) -> None:
-        """Put fp32 values where they belong: they are there already, or are rounded to bf16."""
+        """Write fp32 values to their place. They are there already, or are rounded to bf16."""
         if weight.dtype == torch.bfloat16:
             assert self._rounder is not None
             self._rounder.round(new, weight, seed=seed, start=start)
 
 
 def is_factored(shape: Sequence[int]) -> bool:
-    """Whether Adafactor keeps rows and columns of a tensor of this shape, instead of everything."""
+    """Whether Adafactor keeps rows and columns of a tensor of this shape, instead of its whole second moment."""
     return len(shape) >= 2 and min(shape[-2:]) >= LEAST_FACTORED
 
 

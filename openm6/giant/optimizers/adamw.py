@@ -24,10 +24,10 @@ from openm6.giant.tiers.parts import TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdamRule(ElementwiseOptimizer):
-    """AdamW's rule (1711.05101); those who use it say how the moments are stored.
+    """AdamW's rule (1711.05101). Subclasses decide how the moments are stored.
 
-    `clip` bounds the norm of the part's gradient as `torch.nn.utils.clip_grad_norm_` does for a model; None = off.
-    `scale` comes before the clip.
+    `clip` bounds the norm of the part's gradient, as `torch.nn.utils.clip_grad_norm_` does for a model; None = off.
+    `scale` is applied before the clip.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -78,10 +78,10 @@ class AdamRule(ElementwiseOptimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(AdamRule):
-    """AdamW with moments in fp32.
+    """AdamW with fp32 moments.
 
-    bf16 weights are fp32 master weights rounded to nearest; the state keeps what rounding cut off, `low`, so
-    that both together are the master, to the bit (see `join`).
+    bf16 weights are fp32 master weights rounded to nearest. The state `low` keeps the bits that rounding cut off,
+    so the weight and `low` together are the master, to the bit (see `join`).
     """
 
     def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -139,8 +139,8 @@ def join(weight_N: Tensor, low_N: Tensor, out_N: Tensor) -> Tensor:
 def split(master_N: Tensor, weight_N: Tensor, low_N: Tensor) -> None:
     """Undo `join`; uses up the master weights.
 
-    As `low` has a sign, what is left above it is the nearest bf16 number: of two equally near ones, the one
-    that is larger in magnitude.
+    `low` has a sign, so the rest above it is the nearest bf16 number. Of two equally near numbers it is the one
+    with the larger magnitude.
     """
     bits_N = master_N.view(torch.int32)
     low_N.copy_(bits_N)  # the lower 16 bits

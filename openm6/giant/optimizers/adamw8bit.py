@@ -18,13 +18,13 @@ _AT_ONCE = 1 << 16  # weights; with the scratch memory for them they stay in the
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW8bit(AdamRule):
-    """AdamW whose moments are stored in 8 bits by blocks of 256 (2110.02861), as bitsandbytes' `AdamW8bit`.
+    """AdamW with moments stored in 8 bits, in blocks of 256 (2110.02861), as in bitsandbytes' `AdamW8bit`.
 
     The update itself is AdamW's in fp32: moments are read, changed, used and then rounded. Norms, biases and other
-    tensors of fewer than two axes keep moments in fp32. bf16 weights have fp32 masters, as with `AdamW`.
+    tensors with fewer than two axes keep fp32 moments. bf16 weights have fp32 masters, as with `AdamW`.
 
-    Every block is rounded by itself, so nothing depends on how the caller cuts the work, if cuts lie at multiples
-    of 256 weights.
+    Every block is rounded separately. So the result does not depend on how the caller cuts the work, if cuts lie at
+    multiples of 256 weights.
     """
 
     def state_specs(self, weights: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -44,7 +44,7 @@ class AdamW8bit(AdamRule):
 
     def initialise(self, weights: Tensors, state: Tensors) -> None:
         for tensor in state.values():
-            tensor.zero_()  # codes too: whatever they say, blocks whose largest magnitude is 0 are 0
+            tensor.zero_()  # codes too: a block whose largest magnitude is 0 is 0, with any codes
 
     @torch.no_grad()
     def change(
@@ -101,14 +101,14 @@ class _Moment:
             self.map = dynamic_map(signed=signed, device=self.stored.device)
 
     def read(self, at: slice, room: Tensor) -> Tensor:
-        """The fp32 numbers of a range, in `room` or where they are stored."""
+        """The fp32 numbers of a range, in `room` or in their own memory."""
         if not self.in_8_bits:
             return self.stored[at]
         codes = self.stored[at]
         return self.map.read(codes, self.largest[_blocks(at)], room[: _padded(len(codes))])
 
     def write(self, at: slice, room: Tensor, scratch: Tensor) -> None:
-        """Store the numbers that `read` gave and that were changed in place."""
+        """Store the numbers that `read` returned, after they were changed in place."""
         if self.in_8_bits:
             codes = self.stored[at]
             length = _padded(len(codes))

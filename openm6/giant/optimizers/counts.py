@@ -13,13 +13,13 @@ from typing import Any
 
 @dataclass
 class Counts:
-    """Updates so far, by part (`parts`) and by weight of each part (`weights`)."""
+    """Numbers of updates so far, by part (`parts`) and by weight of each part (`weights`)."""
 
     parts: dict[str, int] = field(default_factory=dict)
     weights: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def next(self, part: str, names: Iterable[str]) -> dict[str, int]:
-        """The number that the coming update has for each of these weights; it counts from 1."""
+        """The number of the coming update for each of these weights, from 1."""
         counts = self.weights.get(part, {})
         return {name: counts.get(name, 0) + 1 for name in names}
 
@@ -42,7 +42,8 @@ class Counts:
     def restore(self, record: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> None:
         """Take over the counts of a commit. `names` are the weights of every part.
 
-        Commits of older versions have counts by part alone: those versions took them for every weight of it.
+        Commits of older versions have only counts by part. These versions used a part's count for every weight in
+        it.
         """
         self.parts = dict(record["updates"])
         found = record.get("updates_by_weight", {})

@@ -25,20 +25,20 @@ _DECADES = 7
 
 
 def blocks_in(count: int) -> int:
-    """How many blocks `count` values are."""
+    """The number of blocks that `count` values take."""
     return -(-count // PER_BLOCK)
 
 
 @dataclass(frozen=True)
 class DynamicMap:
-    """The 256 values of a map, in order, and the table that finds the nearest."""
+    """The 256 values of a map, in order, and the table that finds the nearest value."""
 
     values: Tensor  # fp32
     cells: Tensor  # int32
     signed: bool
 
     def read(self, codes_N: Tensor, largest_B: Tensor, out_N: Tensor) -> Tensor:
-        """The numbers that codes (uint8) stand for, in `out_N`, whose length is a multiple of `PER_BLOCK`."""
+        """The numbers of codes (uint8), written to `out_N`, whose length is a multiple of `PER_BLOCK`."""
         count = len(codes_N)
         torch.index_select(self.values, 0, codes_N.int(), out=out_N[:count])
         out_N[count:].zero_()
@@ -49,7 +49,7 @@ class DynamicMap:
         """Store numbers as codes; uses up `numbers_N`, whose length is a multiple of `PER_BLOCK`.
 
         Args:
-            numbers_N: fp32, finite; behind the last code, zeros.
+            numbers_N: fp32, finite; zeros after the last code.
             codes_N: uint8, written.
             largest_B: fp32, written: the largest magnitude of each block.
             scratch_N: fp32, two rows of as many values.
@@ -75,8 +75,8 @@ class DynamicMap:
 def dynamic_map(*, signed: bool, device: torch.device | None = None) -> DynamicMap:
     """The map of bitsandbytes, `create_dynamic_map(signed)`.
 
-    In the unsigned map here only 0 becomes 0: a second moment that was rounded to 0 while the first moment is not
-    would make an update of any size.
+    In this unsigned map only 0 becomes 0. If a second moment were rounded to 0 while its first moment is not 0, the
+    update could have any size.
     """
     values = [0.0, 1.0]
     for decade in range(_DECADES):
@@ -91,7 +91,7 @@ def dynamic_map(*, signed: bool, device: torch.device | None = None) -> DynamicM
 
 
 def _cells(bounds: Tensor, *, signed: bool) -> Tensor:
-    """For each cell, in the order of its numbers: the code of its least number, and the distance to a carry."""
+    """For each cell, in the order of its numbers: the code of its smallest number, and the distance to a carry."""
     order = torch.arange(-(1 << 15) if signed else 0, 1 << 15, dtype=torch.int32) << 16
     first, last = (_ordered(order + low) for low in (0, _LOW))
     code, beyond = (torch.bucketize(each, bounds, out_int32=True) for each in (first, last))
@@ -101,7 +101,7 @@ def _cells(bounds: Tensor, *, signed: bool) -> Tensor:
 
 
 def _ordered(x: Tensor) -> Tensor:
-    """Integers in the order of fp32 numbers, from such numbers; or the numbers, from such integers."""
+    """Integers in the order of fp32 numbers, made from such numbers; or the numbers, made from such integers."""
     bits = x.view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return bits if x.is_floating_point() else bits.view(torch.float32)

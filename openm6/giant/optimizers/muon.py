@@ -39,16 +39,17 @@ LOOKED_UP = ("position", "place")  # names of parameters that are tables without
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
-    """Whether Muon's rule fits a weight of this shape: at least two axes, both matrix sides of some size.
+    """Whether Muon's rule fits a weight of this shape: at least two axes, and both sides of the matrix large
+    enough.
 
-    Three axes are a stack of experts, (E, in, out): every expert's matrix by itself.
+    A weight with three axes is a stack of experts, (E, in, out). Each expert's matrix is updated separately.
     """
     sides = shape[1:] if len(shape) == 3 else shape[:2]
     return len(shape) >= 2 and min(sides) >= SMALLEST_SIDE
 
 
 def tables(model: nn.Module) -> set[int]:
-    """The ids of parameters that are looked up in, not multiplied with: Adam updates them, without decay."""
+    """The ids of embedding tables. Adam updates them, without decay."""
     found = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     named = model.named_parameters(remove_duplicate=False)
     return found | {id(p) for name, p in named if name.rsplit(".", 1)[-1] in LOOKED_UP}
@@ -57,8 +58,8 @@ def tables(model: nn.Module) -> set[int]:
 def orthogonalise(m_XY: Tensor) -> Tensor:
     """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2).
 
-    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they
-    are gathered on the small square side, and the long matrix is touched twice instead of ten times.
+    Each iteration multiplies x by a polynomial p of its Gram matrix x x^T. The polynomials commute, so they are
+    combined on the small square side, and the long matrix is touched twice instead of ten times.
     """
     tall = m_XY.shape[0] > m_XY.shape[1]
     x = m_XY.mT if tall else m_XY
@@ -86,16 +87,16 @@ def muon_update(
     weight_decay: float,
     in_out: bool = False,
 ) -> None:
-    """Muon with Nesterov momentum on one weight, in place; all three tensors are fp32.
+    """Muon with Nesterov momentum on one weight, in place. All three tensors are fp32.
 
     Args:
         weight: a matrix (out, in), a kernel (out, in, ...), or a stack of experts (E, in, out).
         gradient: of the same shape.
         momentum: the state, of the same shape.
-        lr: what the orthogonal matrix is multiplied with, times sqrt(out / in) where that is above 1.
+        lr: the factor of the orthogonal matrix, times sqrt(out / in) if that is above 1.
         beta: share of the momentum that stays.
         weight_decay: share of `lr`.
-        in_out: whether a matrix is (in, out), as one expert's is.
+        in_out: whether a matrix is (in, out), like that of one expert.
     """
     momentum.mul_(beta).add_(gradient)
     update = gradient + beta * momentum
@@ -145,9 +146,9 @@ def _stacked(matrices: Tensor) -> Tensor:
 class Muon(PartOptimizer):
     """Muon on the matrices and kernels of a part, Adam on the rest.
 
-    Weight decay falls on what Muon updates. `fitted` says which matrices of a model are tables, and which are
-    experts; `stream` calls it. `clip` bounds the norm of the part's gradient; None = off. bf16 weights have fp32
-    masters, as with `AdamW`. Scratch memory is some copies of the largest matrix (`scratch_bytes`).
+    Weight decay falls on the weights that Muon updates. `fitted` says which matrices of a model are tables and
+    which are experts; `stream` calls it. `clip` bounds the norm of the part's gradient; None = off. bf16 weights
+    have fp32 masters, as with `AdamW`. Scratch memory is some copies of the largest matrix (`scratch_bytes`).
     """
 
     matrix_scale: float = 10.0  # Muon's rate over Adam's, which is `lr`
@@ -155,7 +156,7 @@ class Muon(PartOptimizer):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     clip: float | None = None
-    tables: frozenset[str] = frozenset()  # names of weights that Adam updates whatever their shape
+    tables: frozenset[str] = frozenset()  # names of weights that Adam updates, with any shape
     experts: frozenset[str] = frozenset()  # names of matrices that are (in, out)
 
     def __post_init__(self) -> None:
@@ -164,7 +165,9 @@ class Muon(PartOptimizer):
             raise ValueError(f"momentum ({self.momentum}) must lie between 0 and 1, without 1")
 
     def fitted(self, model: nn.Module, layers: Sequence[str], experts: Sequence[str]) -> Muon:
-        """For this model. `layers` are the paths of its layers: a part names its weights without them."""
+        """This optimizer for a model. `layers` are the paths of its layers, because a part names its weights
+        without them.
+        """
         found, names = tables(model), set[str]()
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) in found:
@@ -185,7 +188,7 @@ class Muon(PartOptimizer):
     def scratch_bytes(self, weights: Sequence[TensorSpec]) -> int:
         most = 0
         for weight in weights:
-            copies, small = 4, 0  # the master, the change, and what it is made of
+            copies, small = 4, 0  # the master, the change, and a copy to compute it
             if self._rules(weight.name, weight.shape):
                 shape = weight.shape[1:] if len(weight.shape) == 3 else weight.shape
                 short = min(shape[0], prod(shape[1:]))

@@ -24,7 +24,7 @@ __all__ = ["Adafactor", "AdamW", "AdamW8bit", "Muon", "PartOptimizer", "named_op
 
 
 def named_optimizer(optimizer: PartOptimizer | str | None, global_clip: float | None) -> PartOptimizer | None:
-    """An optimizer by its name; all but Adafactor clip each part's gradient norm to 1, if no global clip does."""
+    """An optimizer by its name. Without a global clip, all except Adafactor clip each part's gradient norm to 1."""
     if optimizer is None or isinstance(optimizer, PartOptimizer):
         return optimizer
     clip = 1.0 if global_clip is None else None

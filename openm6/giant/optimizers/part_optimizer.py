@@ -38,7 +38,7 @@ class PartOptimizer(ABC):
         """
 
     def scratch_bytes(self, weights: Sequence[TensorSpec]) -> int:
-        """Memory that an update of these weights takes for itself, where it is more than some MiB."""
+        """The memory that an update of these weights needs for itself, if it is more than some MiB."""
         return 0
 
     @abstractmethod
@@ -57,30 +57,33 @@ class PartOptimizer(ABC):
         seed: int,
         scale: float = 1.0,
     ) -> bool:
-        """One step on one part, in place; the gradients may be used up.
+        """One step on one part, in place. The gradients may be used up.
 
         Args:
             weights: fp32 or bf16, by name.
             gradients: the same names and shapes; fp32, or bf16 if it `reads_bf16`.
-            state: what `state_specs` named.
+            state: the tensors of `state_specs`.
             lr: learning rate.
-            steps: for each weight, how often it is updated with this update; from 1.
+            steps: the number of this update for each weight, from 1.
             seed: unique to the run, the part and the update; stochastic rounding depends on nothing else.
             scale: multiplies all gradients (a global clip's factor).
 
         Returns:
-            True if the part was updated; False, with weights and state unchanged, if a gradient (or the
-            scale) was not finite.
+            True if the part was updated. False, with weights and state unchanged, if a gradient (or the scale) was
+                not finite.
         """
 
 
 class ElementwiseOptimizer(PartOptimizer):
-    """An optimizer whose change of a weight needs, beside a factor for all, that weight's state alone."""
+    """An optimizer that changes each weight from its own state and gradient, and from factors that all weights
+    share.
+    """
 
     @abstractmethod
     def prepare(self, gradients: Tensors, *, scale: float = 1.0) -> Tensors | None:
-        """The gradients that the changes are made of, contiguous: scaled and clipped, in place where that can
-        be; None if one is not finite."""
+        """The gradients for the changes, contiguous, scaled and clipped (in place if possible); None if one is not
+        finite.
+        """
 
     @abstractmethod
     def change(
@@ -93,7 +96,9 @@ class ElementwiseOptimizer(PartOptimizer):
         steps: Mapping[str, int],
         decayed: Collection[str],
     ) -> None:
-        """One step on these weights, or on flat pieces of them, in place; `decayed` names those that decay."""
+        """One step on these weights, or on flat pieces of them, in place. `decayed` names
+        the weights that decay.
+        """
 
     def update(
         self,
@@ -116,8 +121,10 @@ class ElementwiseOptimizer(PartOptimizer):
 
 @torch.no_grad()
 def scaled_and_clipped(gradients: Tensors, *, scale: float, clip: float | None) -> Tensors | None:
-    """The gradients times `scale`, then clipped to a norm of `clip` (None = off), contiguous, in place where that
-    can be; None if one is not finite."""
+    """The gradients times `scale`, then clipped to a norm of `clip` (None = off), contiguous.
+
+    They are changed in place if possible. None if one is not finite.
+    """
     # The fused kernel reads memory as it lies, so a gradient in another layout would be scrambled.
     gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
     grads = list(gradients.values())
@@ -140,7 +147,7 @@ def _multiply(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
 
 
 def decayed(weights: Tensors) -> set[str]:
-    """The names of the tensors that weight decay falls on."""
+    """The names of the tensors with weight decay."""
     return {name for name, weight in weights.items() if weight.dim() >= 2}
 
 

@@ -27,7 +27,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def mix(*numbers: int) -> int:
-    """A 64-bit hash of integers (splitmix64, chained): a seed for each of many things out of one."""
+    """A 64-bit hash of integers (splitmix64, chained). It derives a separate seed for each of many things."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK64
@@ -38,7 +38,7 @@ def mix(*numbers: int) -> int:
 
 
 class StochasticRounder:
-    """Rounds fp32 to bf16 stochastically; holds the scratch memory for it (0.5 MiB)."""
+    """Rounds fp32 to bf16 stochastically. It holds the scratch memory for this (0.5 MiB)."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._tables = _tables(device)
@@ -47,15 +47,15 @@ class StochasticRounder:
     def round(self, values: Tensor, out: Tensor, *, seed: int, start: int = 0) -> None:
         """Write the rounded values to `out`.
 
-        Each lands on one of its two bf16 neighbours: on the one that is larger in magnitude with a
-        probability of the distance from the other, so a value that bf16 holds stays as it is. What happens at
-        a position depends on the value, the seed and the position alone.
+        Each value becomes one of its two bf16 neighbours. The probability of the neighbour with the larger
+        magnitude is the distance from the other one. So a value that bf16 can hold stays as it is. The result at a
+        position depends only on the value, the seed and the position.
 
         Args:
             values: fp32, contiguous, finite, in magnitude not above bf16's largest number.
             out: bf16, contiguous, as many values.
             seed: any integer.
-            start: position of the first value, where `values` is a piece of a larger tensor.
+            start: position of the first value, if `values` is a piece of a larger tensor.
         """
         assert values.dtype == torch.float32 and out.dtype == torch.bfloat16
         flat, rounded = values.view(-1).view(torch.int32), out.view(-1).view(torch.int16)
@@ -68,10 +68,10 @@ class StochasticRounder:
             low = high
 
     def bits(self, seed: int, start: int, count: int) -> Tensor:
-        """Random numbers 0 .. 65535 (int32) of the positions from `start` on, valid until the next call.
+        """Random numbers 0 .. 65535 (int32) for the positions from `start` on, valid until the next call.
 
         Returns:
-            `count` numbers, or fewer: as many as the position's block still has.
+            `count` numbers, or fewer if the position's block has fewer left.
         """
         block, skip = divmod(start, BLOCK)
         count = min(count, BLOCK - skip)

@@ -25,7 +25,7 @@ _ALIGNED = 1 << 10  # elements: where a tensor may be cut, so that every piece f
 
 
 class Range(NamedTuple):
-    """Elements `start` to `stop` of a weight, as it lies in memory."""
+    """Elements `start` to `stop` of a weight, in memory order."""
 
     weight: str
     start: int
@@ -39,7 +39,7 @@ Block = tuple[Range, ...]
 
 
 def blocks_of(weights: Sequence[TensorSpec], optimizer: PartOptimizer | None) -> tuple[Block, ...]:
-    """The blocks of a part with these weights; none if its state stays with it."""
+    """The blocks of a part with these weights; none if its state stays with the part."""
     if not isinstance(optimizer, ElementwiseOptimizer):
         return ()
     bytes = packed_bytes(optimizer.state_specs(weights))
@@ -69,12 +69,12 @@ def block_name(part: str, number: int) -> str:
 
 
 def owner(part: str) -> str:
-    """The part whose state a block holds; of any other part, itself."""
+    """The part whose state a block holds. For any other part, the part itself."""
     return part.partition(".state-")[0]
 
 
 def state_parts(part: str, names: Collection[str]) -> list[str]:
-    """The parts among `names` that hold the state of a part: its blocks, or itself."""
+    """The parts among `names` that hold the state of a part: its blocks, or the part itself."""
     blocks = []
     while (name := block_name(part, len(blocks))) in names:
         blocks.append(name)
@@ -94,5 +94,7 @@ def block_layouts(
 
 
 def _cut(weight: TensorSpec, numel: int) -> TensorSpec:
-    """Part of a weight. That of a matrix keeps two axes: optimizers treat matrices in another way than vectors."""
+    """A piece of a weight. A piece of a matrix keeps two axes, because optimizers treat matrices and vectors
+    differently.
+    """
     return TensorSpec(weight.name, (1, numel) if len(weight.shape) > 1 else (numel,), weight.dtype)

@@ -16,7 +16,7 @@ from openm6.giant.ranks.collectives import Group, summed
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics, in training, are those of all ranks' images; a rank may have none."""
+    """`nn.BatchNorm2d` with the statistics of all ranks' images in training. A rank may have no images."""
 
     group: Group
 

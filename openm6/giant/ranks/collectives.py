@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that act together: a process group that goes where a module goes, and is never copied."""
+    """Ranks that act together: a process group that goes wherever a module goes, and is never copied."""
 
     handle: dist.ProcessGroup
 
@@ -29,11 +29,11 @@ class Group:
         return dist.get_world_size(self.handle)
 
     def meet(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has reached this call."""
         dist.barrier(group=self.handle)
 
     def total(self, figures: Tensor) -> Tensor:
-        """The sum of figures over the ranks; not for gradients."""
+        """The sum of figures over the ranks. Not for gradients."""
         figures = figures.clone()
         dist.all_reduce(figures, group=self.handle)
         return figures
@@ -43,7 +43,9 @@ class Group:
 
 
 def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """The rows of a rank, from and to: as even as whole rows allow, so a rank may have one less, or none."""
+    """The first row of a rank and the row after its last, as even as whole rows allow. A rank may have one less, or
+    none.
+    """
     return rank * rows // size, (rank + 1) * rows // size
 
 
@@ -66,7 +68,7 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 
 def gathered(x_MC: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """All ranks' rows one below the other; `counts` says how many each rank has."""
+    """All ranks' rows, one below the other. `counts` gives the number of rows of each rank."""
     before, rank = sum(counts[: group.rank]), group.rank
     after = sum(counts) - before - counts[rank]
     return summed(torch.nn.functional.pad(x_MC, (0, 0, before, after)), group)
@@ -87,5 +89,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def exchanged(x_MC: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
-    """All-to-all: the first `sent[0]` rows go to the group's rank 0, and so on; what comes is in rank order."""
+    """All-to-all: the first `sent[0]` rows go to rank 0 of the group, and so on. Received rows are in the order of
+    ranks.
+    """
     return _Exchange.apply(x_MC, sent, received, group)  # pyright: ignore[reportReturnType]

@@ -41,7 +41,7 @@ def _padded(whole: Tensor, length: int) -> Tensor:
 
 
 def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group) -> dict[str, Tensor]:
-    """The whole weights from every rank's slices; all ranks must call it alike."""
+    """The whole weights from every rank's slices. All ranks must make the same calls."""
     weights = {}
     for spec in whole:
         mine = own[spec.name].reshape(-1)
@@ -55,10 +55,10 @@ def gather(own: Mapping[str, Tensor], whole: Sequence[TensorSpec], group: Group)
 def add_up(
     gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: Group, *, cut: bool
 ) -> dict[str, Tensor]:
-    """The sums over ranks, fp32, of gradients by name: with `cut` this rank's slices of them, else all of each.
-    `weights` are all of the part; the gradients may be used up.
+    """The sums of gradients over the ranks, in fp32, by name. With `cut` only this rank's slices of them.
 
-    A rank may have no gradient where others have one. A weight that no rank has a gradient of has none.
+    `weights` are all weights of the part. The gradients may be used up. A rank may have no gradient where others
+    have one. A weight without a gradient on any rank has no sum.
     """
     has = torch.tensor([float(name in gradients) for name in weights])
     dist.all_reduce(has, group=group.handle)

@@ -26,8 +26,10 @@ from openm6.model.experts import Experts, Queue, run_experts
 
 
 class RankedExperts(Experts):
-    """A mixture layer whose tokens are spread over `everyone`, and its experts (if `axis` is given) over the
-    ranks of `axis`: the same layer, seen by one of them."""
+    """A mixture layer whose tokens are spread over `everyone`, as one rank sees it.
+
+    If `axis` is given, its experts are spread over the ranks of `axis`.
+    """
 
     everyone: Group
     axis: Group | None
@@ -67,7 +69,7 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def spread_tokens(model: nn.Module, everyone: Group) -> None:
-    """Let every mixture layer count the tokens of all ranks, in place; each rank still has all experts."""
+    """Let every mixture layer count the tokens of all ranks, in place. Each rank still has all experts."""
     for module in model.modules():
         if type(module) is Experts:
             module.__class__ = RankedExperts
@@ -76,12 +78,12 @@ def spread_tokens(model: nn.Module, everyone: Group) -> None:
 
 
 def axis_size(experts: int, ranks: int) -> int:
-    """Over how many ranks a layer's experts are spread: the most that divide both evenly."""
+    """The number of ranks for a layer's experts: the largest number that divides both evenly."""
     return math.gcd(experts, ranks)
 
 
 def expert_parameters(slot: nn.Module) -> dict[str, nn.Parameter]:
-    """The experts' matrices of a slot by name, those that are spread."""
+    """The matrices of a slot's experts by name, which are spread over ranks."""
     layers = {path: module for path, module in slot.named_modules() if isinstance(module, RankedExperts)}
     return {
         f"{path}.{name}": getattr(layer, name) for path, layer in layers.items() for name in ("up", "down")
@@ -89,9 +91,9 @@ def expert_parameters(slot: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def spread_experts(slot: nn.Module, mesh: DeviceMesh) -> None:
-    """Keep of every mixture in `slot` this rank's experts, in place.
+    """Keep only this rank's experts of every mixture in `slot`, in place.
 
-    `mesh` has two axes, ("data", "expert"): experts are spread over the second and repeated along the first.
+    `mesh` has two axes, ("data", "expert"). Experts are spread over the second and repeated along the first.
     """
     axis = Group(mesh.get_group("expert"))
     for layer in slot.modules():
@@ -102,7 +104,7 @@ def spread_experts(slot: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def spread(full: Tensor, mesh: DeviceMesh) -> DTensor:
-    """This rank's experts of a tensor of all, (E, ...) -> (L, ...) of it."""
+    """This rank's experts of a tensor of all experts, (E, ...) -> (L, ...)."""
     index, size = mesh.get_local_rank("expert"), mesh["expert"].size()
     local = full.chunk(size)[index].clone()
     return DTensor.from_local(local, mesh, [Replicate(), Shard(0)], run_check=False)

@@ -42,7 +42,7 @@ _BUCKET = 1 << 24  # elements of an all-reduce
 
 
 class Parallel:
-    """Puts `model`, which every rank holds whole and alike, on all ranks of the default process group."""
+    """Puts `model`, which is equal and whole on every rank, on all ranks of the default process group."""
 
     def __init__(self, model: M6) -> None:
         assert dist.group.WORLD is not None
@@ -73,8 +73,11 @@ class Parallel:
 
     @torch.no_grad()
     def delink(self, optimizer: Optimizer, *, state: StateRule = "copy") -> None:
-        """Give every layer a slot of its own, sharded: one slot at a time, so that a rank never holds more than
-        its shards and two whole slots. The optimizer's state goes with it by the rule of `sharing.delink`."""
+        """Give every layer its own slot, sharded.
+
+        This works slot by slot, so that a rank never holds more than its shards and two whole slots. The
+        optimizer's state follows by the rule of `sharing.delink`.
+        """
         model = self.model
         sources, sharing = list(model.slots), list(model.sharing)
         new: dict[nn.Parameter, list[nn.Parameter]] = {}
@@ -106,7 +109,7 @@ class Parallel:
         if self.expert_mesh is not None:
             spread_experts(slot, self.expert_mesh)
         aside = set(expert_parameters(slot).values())
-        # A slot is gathered before its forward pass, let go, and gathered again before its backward pass.
+        # A slot is gathered before its forward pass, released, and gathered again before its backward pass.
         fully_shard(slot, mesh=self.mesh, reshard_after_forward=True, ignored_params=aside)
         _sum_only(slot)
 
@@ -130,8 +133,11 @@ class Parallel:
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Sum over ranks what FSDP does not: the gradients of whole parameters, and those of experts over the
-        ranks that hold the same ones. A parameter that no rank has a gradient for keeps none."""
+        """Sum over ranks the gradients that FSDP does not sum.
+
+        These are the gradients of whole parameters, and those of experts over the ranks that hold the same experts.
+        A parameter without a gradient on any rank keeps none.
+        """
         whole = [p for p in self.model.parameters() if not isinstance(p, DTensor)]
         _all_reduce(whole, self.everyone)
         if self.expert_mesh is not None and self.expert_mesh["data"].size() > 1:
@@ -166,7 +172,7 @@ class Parallel:
         return norm.item()
 
     def whole_tensors(self) -> Iterable[tuple[str, Tensor]]:
-        """Every tensor of the model's state by name, gathered one at a time; every rank must go along."""
+        """Every tensor of the model's state by name, gathered one at a time. Every rank must iterate too."""
         for name, tensor in self.model.state_dict().items():
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -186,7 +192,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _like(value: Any, old: nn.Parameter, new: nn.Parameter, divisor: int) -> Any:
-    """Optimizer state of a whole parameter for one that is cut from it."""
+    """The optimizer state of a whole parameter, for a parameter that is cut from it."""
     if not isinstance(value, Tensor):
         return value
     value = value / divisor if divisor != 1 else value
@@ -207,7 +213,7 @@ def _like(value: Any, old: nn.Parameter, new: nn.Parameter, divisor: int) -> Any
 
 
 def _all_reduce(parameters: list[nn.Parameter], group: Group) -> None:
-    """Sum gradients over a group, in buckets; beside them travels who has one at all."""
+    """Sum gradients over a group, in buckets. Flags in the buckets show which ranks have a gradient at all."""
     if not parameters:
         return
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)

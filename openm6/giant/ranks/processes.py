@@ -41,7 +41,7 @@ def launched() -> bool:
 
 
 def first() -> bool:
-    """Whether this process speaks for the run: rank 0, or the only one."""
+    """Whether this process speaks for the run: it is rank 0, or the only process."""
     return not launched() or os.environ["RANK"] == "0"
 
 
@@ -76,7 +76,9 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, find: Callable[[], Any]) -> Any:
-        """What rank 0 finds, a plain JSON value, on every rank; the others wait as long as it takes."""
+        """The result of rank 0's call, a plain JSON value, on every rank. The other ranks wait for as long as it
+        takes.
+        """
         self._asked += 1
         key = f"agreed/{self._asked}"
         if self.first:
@@ -86,11 +88,11 @@ class Ranks:
         return json.loads(self._store.get(key))
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has reached this call."""
         dist.all_reduce(torch.zeros(1, device=self.device))
 
     def failed(self, error: BaseException) -> None:
-        """Tell the others why this rank ends; or, if a collective broke here, wait for who is lost."""
+        """Tell the others why this rank ends. If a collective failed here, wait to learn which rank is lost."""
         if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
             self._pulse.wait_for_verdict()
         with suppress(Exception):
@@ -102,7 +104,7 @@ class Ranks:
             time.sleep(3 * self._pulse.beat)  # until the others have read it
 
     def leave(self) -> None:
-        """All ranks are done, and part."""
+        """All ranks are done and separate."""
         self.barrier()  # so nobody's pulse is missed ...
         self._pulse.stop()
         self.barrier()  # ... and the store is there as long as anybody's beats
@@ -110,7 +112,7 @@ class Ranks:
 
 
 def _store(*, serve: bool = False) -> TCPStore:
-    """A client of the rendezvous store; `serve`: and the store itself, where torchrun has none."""
+    """A client of the rendezvous store. `serve`: also start the store itself, if torchrun has not."""
     return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -121,10 +123,10 @@ def _store(*, serve: bool = False) -> TCPStore:
 
 
 def meet(store: Any, rank: int, size: int) -> str:
-    """A name for this gathering of ranks that none before it in the same store had.
+    """A name for this gathering of ranks that no earlier gathering in the same store had.
 
-    Every rank says a word that nobody said before; rank 0 names a gathering of the words that it hears, until all
-    who said them have answered to one name. Words that are left from killed processes are not answered for.
+    Every rank publishes a new word. Rank 0 names a gathering of the words that it sees, until all their ranks have
+    confirmed one name. Nobody confirms words that killed processes left.
     """
     word = uuid.uuid4().hex
     store.set(f"openm6/word/{rank}", word)
@@ -151,7 +153,9 @@ def meet(store: Any, rank: int, size: int) -> str:
 
 
 class Pulse:
-    """Beats for this rank and watches the next one; ends the process with a sentence when one is lost."""
+    """Sends the beats of this rank and watches the next rank. If that rank is lost, it ends the process with a
+    message.
+    """
 
     def __init__(self, store: Any, rank: int, size: int, patience: float, beat: float) -> None:
         self.store, self.rank, self.size, self.patience, self.beat = store, rank, size, patience, beat
@@ -166,7 +170,7 @@ class Pulse:
         self._thread.join()
 
     def wait_for_verdict(self) -> None:
-        """A collective has broken: give the pulse time to find out who is lost, and to end this process."""
+        """A collective has failed. Give the pulse time to find the lost rank and to end this process."""
         self._thread.join(self.patience + 3 * self.beat)
 
     def _run(self) -> None:
@@ -199,13 +203,13 @@ class Pulse:
         )
         print(sentence, file=sys.stderr, flush=True)
         if self.rank == 0:
-            time.sleep(3 * self.beat)  # it may be the one that serves the store, in which the others read why
+            time.sleep(3 * self.beat)  # this rank may serve the store, from which the others read the reason
         os._exit(1)
 
 
 @contextmanager
 def joined() -> Iterator[Ranks | None]:
-    """The ranks of the run while inside; None in a process that `torchrun` did not start."""
+    """The ranks of the run, inside the context; None in a process that `torchrun` did not start."""
     if not launched():
         yield None
         return

@@ -27,13 +27,13 @@ from openm6.giant.tiers.store import Access, TieredStore, Views
 
 
 class Gathered(dict[Any, Any]):
-    """Views of a part with whole weights; `own` are those of this rank's store."""
+    """Views of a part with whole weights. `own` are the views of this rank's store."""
 
     own: Views
 
 
 class RankedStore(TieredStore):
-    """A `TieredStore` among those of `group`."""
+    """One rank's `TieredStore` in a `group` of them."""
 
     group: Group
 
@@ -51,7 +51,9 @@ class RankedStore(TieredStore):
             yield views
 
     def cut(self, source: str, part: str, layout: PartLayout) -> None:
-        """Make `part`, of this layout, of this rank's slices of the whole part `source`, which it may replace."""
+        """Make `part`, with this layout, from this rank's slices of the whole part `source`. It may replace
+        `source`.
+        """
         group = self.group
         own: dict[Section, dict[str, Tensor]] = {}
         with super().use(Access(source, ("weights", "state"))) as views:
@@ -67,15 +69,17 @@ class RankedStore(TieredStore):
                     views[section][name].copy_(each)
 
     def commit(self, step: int, extra: dict[str, Any]) -> None:
-        """See `TieredStore.commit`. No rank's new record takes effect before all are safe on their disks."""
+        """See `TieredStore.commit`. No rank's new record takes effect before all records
+        are safe on their disks.
+        """
         self._commit(step, extra, ready=self.group.meet)
 
 
 def agreed_record(folder: Path, group: Group) -> CommitRecord | None:
-    """This rank's record of the step that all ranks committed last; None if there is none.
+    """This rank's record of the last step that all ranks committed; None if there is none.
 
-    A rank that was killed between the others' commit and its own has the record under its temporary name, and
-    gives it its own now. Raises TierError (ValueError) if the ranks' folders do not belong together.
+    A rank may have been killed between the others' commit and its own. Then its record still has a temporary name,
+    and gets its final name now. Raises TierError (ValueError) if the ranks' folders do not belong together.
     """
     record = read_record(folder)
     if record is not None and record.durability == "none":

@@ -45,13 +45,13 @@ GRADIENT_DEGREE = {
 
 
 def share(model: nn.Module, *, unit: int | None = None, layers: str | None = None) -> None:
-    """Make runs of `unit` consecutive layers (None: all layers) use the slot of their first layer, in place.
+    """Let each run of `unit` consecutive layers (None: all layers) use the slot of its first layer, in place.
 
-    Do this before the optimizer is built: the parameters of the other layers leave the model.
-    The slots' gradients are dropped.
+    Call this before the optimizer is built, because the parameters of the other layers leave the model. The slots'
+    gradients are dropped.
 
     Raises `ValueError` if `unit` does not divide the number of layers, if layers in a run differ in their
-    parameters, or if layers that share a slot now would have to part (that is what `delink` is for).
+    parameters, or if layers that share a slot now would have to separate (use `delink` for that).
     """
     stack = find_stack(model, layers)
     old = stack.sharing
@@ -77,25 +77,25 @@ def delink(
     state: StateRule = "copy",
     layers: str | None = None,
 ) -> None:
-    """Give every run of `unit` layers (1: every layer) a slot of its own, a copy of the shared one, in place.
+    """Give every run of `unit` layers (1: every layer) its own slot, a copy of the shared one, in place.
 
-    The model computes the same function, to the last bit. Call it between two optimizer steps: gradients of
-    the slots are dropped. `unit` > 1 is one step of a delink in several; it must divide every present run.
+    The model computes the same function, to the last bit. Call this between two optimizer steps: gradients of the
+    slots are dropped. `unit` > 1 is one stage of a delink in several stages; it must divide every present run.
 
-    `optimizer` (or several, when each holds a part of the parameters) goes on with the delinked model: the
-    first layer of a run keeps its `Parameter` objects, each copy joins the param group of its original, and
-    groups are put in the order of `model.parameters()`, as an optimizer built anew would have them. `state`
-    rules what becomes of the state of the slots that split; others keep theirs:
+    `optimizer` (or several, if each holds a part of the parameters) continues with the delinked model. The first
+    layer of a run keeps its `Parameter` objects. Each copy joins the param group of its original. Groups get the
+    order of `model.parameters()`, as in a new optimizer. `state` decides about the optimizer state of the slots
+    that split; other slots keep theirs:
 
-    - `copy`: each new slot gets a copy of all of it. Exact if gradients were averaged while shared.
-    - `rescale`: for runs trained with autograd's plain sum: where a slot splits in k, first moments / k,
-      second moments / k^2.
-    - `reset`: it is dropped, to start anew at the next step. Warm the learning rate up again.
+    - `copy`: each new slot gets a copy of all state. Exact if gradients were averaged while shared.
+    - `rescale`: for runs trained with autograd's plain sum: if a slot splits in k, first moments / k, second
+      moments / k^2.
+    - `reset`: the state is dropped and starts again at the next step. Warm the learning rate up again.
 
     A model with nothing left to delink stays as it is.
 
-    Raises `ValueError`, before anything is changed, for a bad `unit` or `state`, for a trainable parameter of
-    a shared slot that no optimizer holds, and for optimizer state that `rescale` does not know.
+    Raises `ValueError`, before anything is changed, for a bad `unit` or `state`, for a trainable parameter of a
+    shared slot that no optimizer holds, and for optimizer state that `rescale` does not know.
     """
     if state not in get_args(StateRule):
         raise ValueError(f"state={state!r} is unknown; use one of {', '.join(get_args(StateRule))}.")
@@ -119,8 +119,8 @@ def delink(
 def average_shared_gradients(model: nn.Module, *, layers: str | None = None) -> None:
     """Divide each shared slot's gradient by the number of its layers: autograd's sum becomes their mean.
 
-    Call it once a step, after the last backward and before clipping and `optimizer.step()`. On a Real Giant
-    it does nothing, so a training loop may always call it.
+    Call this once a step, after the last backward pass and before clipping and `optimizer.step()`. It does nothing
+    on a Real Giant, so a training loop may always call it.
     """
     stack = find_stack(model, layers)
     uses = _uses(stack)
@@ -133,7 +133,7 @@ def average_shared_gradients(model: nn.Module, *, layers: str | None = None) -> 
 
 
 def slot_uses(model: nn.Module, *, layers: str | None = None) -> list[int]:
-    """How many layers use each slot: `[L]` for a Pseudo Giant, `[1] * L` for a Real Giant."""
+    """The number of layers on each slot: `[L]` for a Pseudo Giant, `[1] * L` for a Real Giant."""
     return _uses(find_stack(model, layers))
 
 
@@ -153,7 +153,8 @@ def _drop_gradients(stack: Stack) -> None:
 
 
 def split_runs(sharing: Sequence[int], unit: int, *, where: str) -> list[int]:
-    """The sharing map after every slot's layers are split into runs of `unit`; `where` begins the error.
+    """The sharing map after every slot's layers are split into runs of `unit`. The error message begins with
+    `where`.
 
     Raises `ValueError` if `unit` does not divide every run.
     """

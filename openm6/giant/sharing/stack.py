@@ -22,7 +22,7 @@ Copies = dict[nn.Parameter, list[nn.Parameter]]
 
 
 class HasSlots(Protocol):
-    """What M6 and other slot-based models offer: layer i runs `slots[sharing[i]]`."""
+    """The interface of M6 and other slot-based models: layer i runs `slots[sharing[i]]`."""
 
     slots: nn.ModuleList
     sharing: list[int]
@@ -46,17 +46,17 @@ class Stack(ABC):
     def regroup(self, sharing: Sequence[int]) -> Copies:
         """Give every layer the slot that `sharing` names, in place.
 
-        A new slot starts from the slot of its first layer. The first new slot that asks for an old one gets
-        it as it is, the next ones get copies: the returned dict names the copies of each old parameter.
-        Slots that nobody asks for are dropped. Copies carry no gradient.
+        A new slot starts from the slot of its first layer. The first new slot from an old one takes it as it is,
+        and the next ones get copies. The returned dict names the copies of each old parameter. Old slots that no
+        layer uses are dropped. Copies carry no gradient.
         """
 
     @abstractmethod
     def untied(self) -> AbstractContextManager[list[dict[str, nn.Parameter]]]:
-        """Context in which every layer has `Parameter` objects of its own, as if it were delinked.
+        """Context in which every layer has its own `Parameter` objects, as if it were delinked.
 
-        They alias the shared weights (no copy is made), so a backward pass inside yields each layer's own
-        gradient. Yields the named parameters of every layer; on leaving, the stack is as before.
+        They alias the shared weights (no copy is made), so a backward pass inside yields each layer's own gradient.
+        Yields the named parameters of every layer. On leaving, the stack is as before.
         """
 
 
@@ -98,7 +98,7 @@ class SlotStack(Stack):
             self._install(slots, sharing)
 
     def _install(self, slots: Sequence[nn.Module], sharing: list[int]) -> None:
-        # The ModuleList object itself stays, for whoever else holds it.
+        # The ModuleList object itself stays, because others may refer to it.
         del self.owner.slots[:]
         self.owner.slots.extend(slots)
         self.owner.sharing = sharing
@@ -157,10 +157,10 @@ class TiedStack(Stack):
 def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedStack:
     """The stack of `model`: the one at the dotted path `layers`, or else the only one there is.
 
-    A `slots` + `sharing` pair wins over everything else; without one, the candidates are the outermost
-    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype, and the one that is as long
-    as a Hugging Face configuration says, if it has more weights than they; its layers may differ. Where there are
-    none, they are the outermost ones of layers that have parameters at all.
+    A pair of `slots` and `sharing` comes before everything else. Without one, the candidates are the outermost
+    `ModuleList`s of two or more layers whose parameters agree in name, shape and dtype. Another candidate is the
+    list that is as long as a Hugging Face configuration says, if it has more weights than these; its layers may
+    differ. If there are no such candidates, they are the outermost lists of layers that have parameters at all.
 
     Raises `ValueError` if the path leads to no `ModuleList`, or if there are no candidates, or several.
     """
@@ -206,14 +206,14 @@ def find_stack(model: nn.Module, layers: str | None = None) -> SlotStack | TiedS
 
 
 def _main(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> list[str]:
-    """The list of the language model's layers, if a configuration says how many there are."""
+    """The list of the language model's layers, if a configuration gives their number."""
     depth = _depth(model)
     deep = [path for path, module in lists.items() if len(module) == depth and _outermost(path, lists)]
     return sorted(deep, key=lambda path: -_weights(lists[path]))[:1]
 
 
 def _suggested(model: nn.Module, lists: Mapping[str, nn.ModuleList], candidates: Sequence[str]) -> str:
-    """Of several stacks one of the language model: as deep as its configuration says, with most weights."""
+    """One of several stacks, that of the language model: as deep as its configuration says, with most weights."""
     depth = _depth(model)
     return max(candidates, key=lambda path: (len(lists[path]) == depth, _weights(lists[path])))
 
@@ -223,7 +223,7 @@ def _weights(module: nn.Module) -> int:
 
 
 def _depth(model: nn.Module) -> int | None:
-    """How many layers the language model has by a Hugging Face configuration."""
+    """The number of layers of the language model in a Hugging Face configuration."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         with suppress(ValueError):  # there are several such configurations
@@ -270,8 +270,11 @@ def _check_same_shapes(path: str, layers: nn.ModuleList, first: int, layer: int)
 
 
 def _state(layer: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name. Buffers that are not saved (rotary tables, masks) follow
-    from the layer's own configuration, as its `layer_idx` does, and stay with the layer."""
+    """Parameters and persistent buffers by name.
+
+    Buffers that are not saved (rotary tables, masks) follow from the layer's own configuration, like its
+    `layer_idx`, and stay with the layer.
+    """
     saved = layer.state_dict(keep_vars=True)
     buffers = {name: b for name, b in layer.named_buffers(remove_duplicate=False) if name in saved}
     return dict(layer.named_parameters(remove_duplicate=False)) | buffers
@@ -283,7 +286,7 @@ def _parameters(state: dict[str, Tensor]) -> list[nn.Parameter]:
 
 
 def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Let parameters and buffers, by dotted name, be these tensors."""
+    """Replace parameters and buffers, by dotted name, with these tensors."""
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(path), leaf, tensor)
@@ -295,7 +298,7 @@ def _record(copies: Copies, originals: Iterable[nn.Parameter], duplicates: Itera
 
 
 def _aliases(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-    """For each parameter, by id, a new one on the same storage; a buffer stands for itself."""
+    """For each parameter, by id, a new one on the same storage. A buffer maps to itself."""
     return {
         id(old): nn.Parameter(old.detach(), old.requires_grad) if isinstance(old, nn.Parameter) else old
         for old in tensors
@@ -303,5 +306,5 @@ def _aliases(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
 
 
 def _alias(slot: nn.Module) -> nn.Module:
-    """A copy of the module tree on the same storage: what `deepcopy` finds in its memo it does not copy."""
+    """A copy of the module tree on the same storage: `deepcopy` does not copy the objects in its memo."""
     return copy.deepcopy(slot, cast(dict[int, object], _aliases([*slot.parameters(), *slot.buffers()])))

@@ -23,10 +23,14 @@ Correlations = Callable[[], Sequence[float]]
 
 
 class Trigger(Protocol):
-    """What a training loop asks after every step; `state_dict` goes into its checkpoint."""
+    """The trigger that a training loop checks after every step. Its `state_dict` goes
+    into the loop's checkpoint.
+    """
 
     def check(self, progress: int, correlations: Correlations) -> bool:
-        """True: delink now. `correlations` is called only when needed, for it costs a backward pass."""
+        """Returns True for "delink now". `correlations` is called only when needed, because it costs a backward
+        pass.
+        """
         ...
 
     def state_dict(self) -> dict[str, int]: ...
@@ -57,7 +61,7 @@ class StepTrigger(_Stateless):
 
 @dataclass(frozen=True)
 class FractionTrigger(_Stateless):
-    """Fires once `fraction` of `budget` is spent; `progress` counts in the budget's unit: steps, tokens...
+    """Fires once `fraction` of `budget` is spent. `progress` counts in the budget's unit: steps, tokens...
 
     Raises `ValueError` for a fraction outside 0 to 1 or a budget below 1.
     """
@@ -76,11 +80,12 @@ class FractionTrigger(_Stateless):
 
 
 class CorrelationTrigger:
-    """Fires when gradients have drifted apart: most pairs of adjacent layers correlate below `rho` in
-    `patience` checks in a row, one check every `every` steps (arXiv 2110.03848: 0.5, three times, 1,000).
+    """Fires when gradients have drifted apart: most pairs of adjacent layers correlate below `rho`.
 
-    After it fires it counts from nothing, so that one trigger serves a delink in several steps. An undefined
-    correlation (nan: a layer without gradient) has no vote. Raises `ValueError` for settings out of range.
+    This must hold in `patience` checks in a row, with one check every `every` steps (arXiv 2110.03848: 0.5, three
+    times, 1,000). After it fires, the count starts again, so one trigger serves a delink in several stages. An
+    undefined correlation (nan: a layer without gradient) does not count. Raises `ValueError` for settings out of
+    range.
     """
 
     def __init__(self, *, rho: float = 0.5, patience: int = 3, every: int = 1000) -> None:
@@ -113,14 +118,14 @@ def adjacent_correlations(
 ) -> list[float]:
     """Pearson correlation between the gradients of each two adjacent layers that share a slot, first to last.
 
-    `compute_loss` runs the model on a batch and returns a scalar loss, with the autocast it needs. It is
-    called once, with every layer on parameters of its own (aliases of the shared weights, no copy), and
-    backward is run once. Each gradient is dropped when the layer before has met it, so the extra memory is
-    about one layer's gradient in float64. Nothing else changes: gradients, buffers and random state are as
-    before. Activation checkpointing must be the non-reentrant kind.
+    `compute_loss` runs the model on a batch and returns a scalar loss, with the autocast that it needs. It is
+    called once, with every layer on its own parameters (aliases of the shared weights, no copy), and backward runs
+    once. Each gradient is dropped after its comparison with the layer before, so the extra memory is about one
+    layer's gradient in float64. Nothing else changes: gradients, buffers and random state are as before. Activation
+    checkpointing must be the non-reentrant kind.
 
-    With several ranks, average the result over them before the trigger sees it, so that all decide alike.
-    Returns nan where a gradient is constant, and no values for a Real Giant.
+    With several ranks, average the result over them before the trigger sees it, so that all decide alike. Returns
+    nan where a gradient is constant, and no values for a Real Giant.
     """
     stack = find_stack(model, layers)
     sharing = stack.sharing
@@ -171,7 +176,7 @@ class _Moments:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts buffers and the random state back, so that a check leaves no trace in the training run."""
+    """Restores buffers and the random state, so that a check leaves no trace in the training run."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()

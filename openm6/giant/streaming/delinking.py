@@ -16,6 +16,12 @@ from openm6.giant.tiers.parts import PartLayout
 from openm6.giant.tiers.store import TieredStore
 
 
+def held_after(old: Sequence[Slot], new: Sequence[Slot], held: Sequence[str]) -> list[str]:
+    """The names of the new slots whose layers are those of old ones that are `held`."""
+    layers = {layer for slot in old if slot.name in held for layer in slot.layers}
+    return [slot.name for slot in new if layers & set(slot.layers)]
+
+
 def copy_parts(
     store: TieredStore,
     old: Sequence[Slot],
@@ -23,7 +29,7 @@ def copy_parts(
     layouts: Mapping[str, PartLayout],
     counts: Counts,
 ) -> None:
-    """Make the parts of the slots `new` out of those of `old`; `counts` (of updates) go with them."""
+    """Copy the parts of the slots `old` to those of `new`, with their `counts` (of updates)."""
     # Ranks share a slot whole and cut each layer's own: then even the first of the new slots is another part.
     # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
     for slot in reversed(new):

@@ -70,7 +70,7 @@ class _Routed:
 
 @torch.no_grad()
 def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[MicroBatch]) -> list[Any]:
-    """A layer of the slot, for all micro-batches that wait for it: what it returns for each."""
+    """Run a layer of the slot for all micro-batches that wait for it. Returns its outputs for each."""
     shared = len(slot.layers) > 1
     if layer == slot.layers[0]:
         machine.cast.clear()
@@ -80,7 +80,7 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
         machine.trace.span("compute", f"{slot.name} body forward"),
     ):
         leaves = machine.precision.leaves(views["weights"], "body")
-        routed = [_route(machine, leaves, each, _waiting(each), gradients=False) for each in micro_batches]
+        routed = [_route_first(machine, leaves, each) for each in micro_batches]
     _count(machine, routed)
     machine.chose(slot, _chosen(machine, routed))
     out = [
@@ -108,9 +108,37 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
     ]
 
 
-def _waiting(micro_batch: MicroBatch) -> Visit:
-    assert micro_batch.visit is not None
-    return micro_batch.visit
+def _route_first(machine: Machine, leaves: Weights, micro_batch: MicroBatch) -> _Routed:
+    """A micro-batch's body in the forward pass; tried before, if the layer is new."""
+    visit = micro_batch.visit
+    assert visit is not None
+    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+        _try(machine, leaves, micro_batch, visit)
+    return machine.trials.forward(
+        machine, micro_batch, visit, lambda: _route(machine, leaves, micro_batch, visit, gradients=False)
+    )
+
+
+def _try(machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit) -> None:
+    """Raise ValueError for a mixture layer that is not what the engine takes it for. Its experts need no trial: the
+    engine's own code runs them, on their weights and rows alone."""
+    block = cast(Block, machine.frame.layers[visit.layer])
+    ffn = cast(Experts, block.ffn)
+    own = type(block).forward is Block.forward and type(ffn).forward is Experts.forward
+    hooks = (ffn._forward_hooks, ffn._forward_pre_hooks, ffn._backward_hooks, ffn._backward_pre_hooks)
+    if not own or any(hooks):
+        path, model = machine.frame.paths[visit.layer], type(machine.frame.model).__name__
+        raise ValueError(
+            f"{model} cannot be streamed: {path} is a mixture with "
+            f"{'hooks on its experts' if own else 'a forward of its own'}, and a mixture is run expert by expert, "
+            "past them; take them off."
+        )
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool) -> Any:
+        x1_BTD, h_ND, routing = _call_body(machine, leaves, micro_batch, visit, args, kwargs)
+        return x1_BTD, h_ND, routing.balance
+
+    machine.trials.run(machine, micro_batch, visit, leaves, run)
 
 
 def backward(
@@ -121,8 +149,10 @@ def backward(
     *,
     deferred: bool,
 ) -> None:
-    """The gradients of all layers of the slot, and the update of all of its parts that got any. `visits`: of its
-    layers, by micro-batch."""
+    """The gradients of all layers of the slot, and the update of all parts with gradients.
+
+    `visits`: those of the slot's layers, by micro-batch.
+    """
     here = [each for each in micro_batches if each.index in visits and _reached(visits[each.index][-1])]
     if not here:
         return
@@ -200,7 +230,9 @@ def _reached(visit: Visit) -> bool:
 
 
 def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
-    """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
+    """The most bytes of rows whose gradients wait (`Gradients.product`), for all experts
+    of a shared slot together.
+    """
     if len(slot.layers) == 1 or slot.expert is None or dtype == torch.float32:
         return 0
     per_row = sum(sum(shape) for shape in slot.expert.values()) * dtype.itemsize
@@ -222,16 +254,27 @@ def _route(
 def _run_body(
     machine: Machine, leaves: Weights, micro_batch: MicroBatch, visit: Visit, *, gradients: bool
 ) -> tuple[tuple[Tensor, Tensor, Routing], dict[int, Tensor]]:
-    machine.before_work("layer")
-    machine.reseed(visit.number, micro_batch.index)
     if micro_batch.training:
         args, kwargs, wanting = visit.arguments(machine.activations, gradients=gradients)
     else:
         args, kwargs, wanting = visit.call.args, visit.call.kwargs, {}
+    return _call_body(machine, leaves, micro_batch, visit, args, kwargs), wanting
+
+
+def _call_body(
+    machine: Machine,
+    leaves: Weights,
+    micro_batch: MicroBatch,
+    visit: Visit,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, Routing]:
+    machine.before_work("layer")
+    machine.reseed(visit.number, micro_batch.index)
     body = _Body(cast(Block, machine.frame.layers[visit.layer]))
     named = {f"block.{name}": leaf for name, leaf in leaves.items()}
     with machine.precision.autocast():
-        return functional_call(body, named, args, kwargs), wanting
+        return functional_call(body, named, args, dict(kwargs))
 
 
 def _gated(
@@ -275,12 +318,12 @@ def _gradients(
 def _prepare(
     machine: Machine, slot: Slot, body: Views, visits: Sequence[tuple[MicroBatch, Visit]]
 ) -> list[_Routed]:
-    """The body once more: what the experts read, how tokens are routed, and room for gradients of both."""
+    """Run the body once more: the experts' inputs, the routing of tokens, and room for the gradients of both."""
     routed = []
     with machine.trace.span("compute", f"{slot.name} body again"):
         leaves = machine.precision.leaves(body["weights"], "body")
         for micro_batch, visit in visits:
-            # With a graph, though nobody wants it: the body must route as it will when its gradients are found,
+            # With a graph, though nobody needs it: the body must route as in the backward pass,
             # and attention in bf16 takes another path without one.
             with torch.enable_grad():
                 each = _route(machine, leaves, micro_batch, visit, gradients=False)

@@ -13,13 +13,13 @@ covers this memory, and the freed blocks that the C library keeps.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -29,7 +29,7 @@ from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.models.slots import FRAME, Slot, together
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import step as streaming
-from openm6.giant.streaming.activations import HostActivations
+from openm6.giant.streaming.activations import DiskActivations, HostActivations
 from openm6.giant.streaming.casting import Cast, kind_of
 from openm6.giant.streaming.compute import Scratch
 from openm6.giant.streaming.device_activations import DeviceActivations
@@ -49,7 +49,7 @@ class PeakMemory(LiveBytes):
     """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
 
     def __init__(self, elsewhere: Callable[[Tensor], bool] = lambda tensor: False) -> None:
-        """`elsewhere`: of which tensors the memory is not the process's."""
+        """`elsewhere`: tells which tensors are not in the process's memory."""
         super().__init__()
         self._elsewhere = elsewhere
         self.work: dict[str, int] = {}  # by kind: the most that a piece of work added
@@ -74,13 +74,13 @@ class PeakMemory(LiveBytes):
         self._since = max(self._since, self.live)
 
     def mark(self, kind: str) -> None:
-        """A piece of work ends, and one of this kind begins."""
+        """One piece of work ends, and one of this kind begins."""
         self.work[self._kind] = max(self.work.get(self._kind, 0), self._since - self._start)
         self._since, self._start, self._kind = self.live, self.live, kind
 
 
 class RehearsedStore:
-    """In the store's place: the same weights for every part of a kind."""
+    """Replaces the store: it gives the same weights for every part of a kind."""
 
     def __init__(self, slots: Sequence[Slot], weights: Callable[[Slot, str], Weights]) -> None:
         self._weights = weights
@@ -106,7 +106,7 @@ class RehearsedStore:
         pass
 
     def layout(self, part: str) -> PartLayout:
-        """Of a part in use."""
+        """The layout of a part in use."""
         if part == FRAME:
             return PartLayout(())
         slot = self._slot_of[part]
@@ -129,14 +129,34 @@ def rehearse(
     training: bool,
     loss_weights: Sequence[float] | None = None,
 ) -> tuple[int, dict[str, int]]:
-    """Bytes that a step over `batches` takes at its peak, without stored parts and the frame; and the most that
-    one piece of it, a "layer" of a micro-batch or a "loss", adds to what is there before.
+    """Measure the peak bytes of a step over `batches`, without stored parts and the frame; and the most that one
+    piece of it adds.
 
-    `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
-    random state are as before; the machine's `way` is that of the model from now on.
+    A piece is a "layer" of a micro-batch or a "loss". `machine` needs no store; `weights(slot, part)` returns
+    tensors for a part. Running statistics, gradients and random state are restored. Afterwards the machine's `way`
+    is that of the model.
     """
+    for everyone in (False, True):
+        cast = Cast(machine.slots, everyone=everyone)
+        try:
+            return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
+        except Exception:
+            # The model's code may need a value that a replaced layer would leave in an attribute or a list.
+            if not cast.stood_in:
+                raise
+    raise AssertionError("no layer is stood in for the second time")
+
+
+def _rehearse(
+    machine: Machine,
+    batches: Sequence[Any],
+    weights: Callable[[Slot, str], Weights],
+    cast: Cast,
+    *,
+    training: bool,
+    loss_weights: Sequence[float] | None,
+) -> tuple[int, dict[str, int]]:
     updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
-    cast = Cast(machine.slots)
     place = machine.place
     on_device = place.device is not None and isinstance(machine.activations, HostActivations)
     activations = place.open_activations("device" if on_device else "host", None)
@@ -146,7 +166,7 @@ def rehearse(
         place=rehearsing_place,
         activations=activations,
         updates=updates,
-        # Of its own, to be gone when memory is looked at afterwards.
+        # A separate function, so that its memory is free when memory is measured afterwards.
         scratch=defaultdict(lambda: Scratch(place.torch_device)),
         chosen={},
         cast={},
@@ -171,6 +191,17 @@ def rehearse(
         activations.clear()
         rehearsing.scratch.clear()
     machine.way, machine.last, machine.order = rehearsing.way, rehearsing.last, rehearsing.order
+    if training:
+        order = machine.order or []
+        machine.held = [slot.name for slot in machine.slots if order.count(slot.index) > 1]
+        if machine.way != "replayed" and isinstance(
+            machine.activations, (DiskActivations, DeviceActivations)
+        ):
+            warnings.warn(
+                f"{type(machine.frame.model).__name__} reads layers' outputs between its layers, and autograd's "
+                "graph keeps them where they were computed: to move activations elsewhere saves no memory",
+                stacklevel=2,
+            )
     streaming.drop_gradients(machine.frame)
     memory.mark("layer")
     kept = 0
@@ -183,21 +214,9 @@ def rehearse(
         activations.close()
     if training:
         kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
-        kept += _bytes_held(machine)
-    holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
+    holes = max(memory.work.values()) // 4  # that the allocator may keep although nobody uses them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
-
-
-def _bytes_held(machine: Machine) -> int:
-    """Weights and gradients of slots that are visited more than once: they are held between the visits."""
-    order = machine.order or []
-    several = {number for number in order if order.count(number) > 1}
-    return sum(3 * 4 * numel(machine.slots[number]) for number in several)
-
-
-def numel(slot: Slot) -> int:
-    return sum(torch.Size(shape).numel() for _, shapes, _ in slot.parts() for shape in shapes.values())
 
 
 class Measured:
@@ -212,7 +231,7 @@ class Measured:
         self._most[training] = max(largest, before[0]), max(all_, before[1])
 
     def exceeded_by(self, batches: Sequence[Any], *, training: bool) -> bool:
-        """Whether these are larger than any before; a twentieth more is within the margin."""
+        """Whether these are larger than all batches before. A twentieth more is within the margin."""
         known = [most for kind, most in self._most.items() if kind or not training]
         if not known:
             return True
@@ -223,6 +242,6 @@ class Measured:
 
 
 def _sizes(batches: Sequence[Any]) -> tuple[int, int]:
-    """Numbers in the largest micro-batch, and in all."""
+    """Numbers in the largest micro-batch, and in all of them."""
     sizes = [sum(tensor.numel() for tensor in tensors_of(batch)) for batch in batches]
     return max(sizes), sum(sizes)

@@ -33,6 +33,7 @@ from openm6.giant.models.vocabulary import take_gradients
 from openm6.giant.streaming import expert_step as mixture
 from openm6.giant.streaming import replay
 from openm6.giant.streaming.compute import Gradients
+from openm6.giant.streaming.crossings import Crossed
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.running import Group, Running
 from openm6.giant.streaming.visits import MicroBatch, ReadBetween, Visit
@@ -40,7 +41,9 @@ from openm6.giant.tiers.store import Access, Views
 
 
 def listed(micro_batches: Any) -> Sequence[Any]:
-    """Micro-batches as a sequence: a mapping ("input_ids", "labels") is one by itself. ValueError for none."""
+    """Micro-batches as a sequence. A mapping ("input_ids", "labels") is a single one. Raises ValueError if there
+    are none.
+    """
     listed = [micro_batches] if isinstance(micro_batches, Mapping) else micro_batches
     if not listed:
         raise ValueError("a step needs at least one micro-batch")
@@ -53,7 +56,7 @@ def listed(micro_batches: Any) -> Sequence[Any]:
 def begin(
     machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
 ) -> Running:
-    """Passes that have not begun. `weights`: of the micro-batches' losses; None: all alike."""
+    """Passes that have not started. `weights`: of the micro-batches' losses; None: all alike."""
     return Running(
         [
             MicroBatch(
@@ -73,13 +76,22 @@ def begin(
 def run_forward(
     machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
 ) -> Running:
-    """All passes to their ends, in the machine's `way`; where that is not the model's, in the next one."""
-    buffers = Buffers(machine.frame.model)
+    """Run all passes to their ends, in the machine's `way`; if the model needs another way, in the next one."""
+    buffers, crossed = Buffers(machine.frame.model), False
     while True:
         running = begin(machine, batches, training=training, weights=weights)
+        machine.trials.begin(
+            several=len(batches) > 1, training=training, rehearsal=machine.rehearsal is not None
+        )
+        whole = False
         try:
             forward(machine, running)
+            whole = True
             return running
+        except Crossed as error:
+            if crossed:
+                raise machine.trials.refuse(machine, error) from None
+            crossed = True  # a table that the model keeps for good is there the next time
         except ReadBetween:
             assert machine.way == "replayed"
             machine.way = "kept"
@@ -89,7 +101,7 @@ def run_forward(
             machine.way = "cloned"
         finally:
             running.close()
-            machine.trials.end()
+            machine.trials.end(whole=whole)
         machine.activations.clear()
         drop_gradients(machine.frame)
         buffers.restore()
@@ -97,7 +109,7 @@ def run_forward(
 
 @torch.no_grad()
 def run_model(machine: Machine, batch: Any) -> Any:
-    """What the model returns for a batch."""
+    """The model's output for a batch."""
     frame = machine.frame
     passing = Pass(lambda: call_model(frame.model, batch))
     running = Running([MicroBatch(0, batch, passing, machine.way, training=False)], losses=False)
@@ -109,7 +121,7 @@ def run_model(machine: Machine, batch: Any) -> Any:
 
 
 def forward(machine: Machine, running: Running) -> None:
-    """All passes to their ends. Raises ReadBetween if the machine's `way` is not that of the model."""
+    """Run all passes to their ends. Raises ReadBetween if the machine's `way` is not that of the model."""
     for micro_batch in running.micro_batches:
         _go_on(machine, running, micro_batch)
     while waiting := [each for each in running.micro_batches if each.visit is not None]:
@@ -181,14 +193,20 @@ def _dense_layer(
     if cast is not None and not cast.plays(slot, visit.layer, micro_batch.index):
         visit.played = False
         return cast.stand_in(slot, micro_batch, visit)
-    if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
-        out = machine.trials.run(machine, micro_batch, visit, leaves)
-    else:
+
+    def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], grad: bool) -> Any:
+        return machine.run(micro_batch, visit, leaves, args, kwargs, grad=grad)
+
+    def forward() -> Any:
+        if micro_batch.training and visit.call.modes.grad and machine.trials.due(visit):
+            return machine.trials.run(machine, micro_batch, visit, leaves, run)
         if micro_batch.training:
             args, kwargs, _ = visit.arguments(machine.activations, gradients=False)
         else:
             args, kwargs = visit.call.args, visit.call.kwargs
-        out = machine.run(micro_batch, visit, leaves, args, kwargs, grad=False)
+        return run(args, kwargs, False)
+
+    out = machine.trials.forward(machine, micro_batch, visit, forward)
     if cast is not None:
         cast.saw(slot, micro_batch.index, out)
     return out
@@ -202,7 +220,9 @@ def _note(group: Group, micro_batch: MicroBatch) -> None:
 def _go_on(
     machine: Machine, running: Running, micro_batch: MicroBatch, *answer: Any, take_back: bool = False
 ) -> None:
-    """On to the next layer. At the end: the loss and, in training, its backward pass, after which it is let go."""
+    """Go on to the next layer. At the end, compute the loss and, in training, its backward pass, and release the
+    pass.
+    """
     if take_back:
         assert micro_batch.visit is not None
         machine.before_work("loss")
@@ -222,13 +242,14 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     with torch.set_grad_enabled(training), machine.precision.autocast():
         loss = machine.total(losses)
     machine.trials.check(machine, loss)
+    machine.trials.crossed()
     if micro_batch.balance is not None:  # its gradients come from the layers themselves
         losses["balance"] = micro_batch.balance
         loss = loss + machine.balance_weight * micro_batch.balance
     whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
     micro_batch.losses = dict(zip(losses, by_name, strict=True))
     weight = micro_batch.weight
-    if weight == 0:  # nothing in it is to be learned, and a mean over nothing is no number
+    if weight == 0:  # it has no targets, and a mean over nothing is not a number
         return
     running.total += whole.item() if weight is None else weight * whole.item()
     if not training or not math.isfinite(running.total):
@@ -239,7 +260,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
 
 
 def loss_of(running: Running) -> float:
-    """The loss of all micro-batches, when their passes have ended."""
+    """The loss of all micro-batches, after their passes have ended."""
     alike = all(each.weight is None for each in running.micro_batches)
     return running.total / len(running.micro_batches) if alike else running.total
 
@@ -248,7 +269,7 @@ def loss_of(running: Running) -> float:
 
 
 def backward(machine: Machine, running: Running) -> None:
-    """All slots, last to first, each updated as its gradients are complete."""
+    """All slots, last to first. Each is updated when its gradients are complete."""
     left = [group.slot.index for group in running.groups]  # groups that the pass has yet to reach
     with ExitStack() as held:  # of slots that are visited more than once, to the first visit
         open_slots: dict[int, tuple[Views, Gradients]] = {}
@@ -322,6 +343,8 @@ def _group_backward(machine: Machine, running: Running, group: Group, gradients:
                 pass
             elif not visit.played:
                 micro_batch.pass_back(visit)
+                if gradients is not None:
+                    gradients.stand_in()
             elif gradients is not None:
                 _visit_backward(machine, micro_batch, visit, gradients)
             visit.let_go(machine.activations, outputs=not running.deferred)
@@ -345,7 +368,7 @@ def _visit_backward(machine: Machine, micro_batch: MicroBatch, visit: Visit, gra
 
 
 def backward_frame(machine: Machine, running: Running) -> None:
-    """What is left of the frame's gradients, and their update."""
+    """The remaining gradients of the frame, and its update."""
     parameters = machine.frame.parameters
     if not parameters:
         return
@@ -361,7 +384,7 @@ def backward_frame(machine: Machine, running: Running) -> None:
 
 
 def finish(machine: Machine) -> float | None:
-    """With a global clip: the second pass, which updates. Returns the norm of all gradients."""
+    """The second pass of a global clip, which updates. Returns the norm of all gradients."""
     if waiting := machine.updates.waiting():
         machine.place.parts.announce([*waiting, *machine.next_forward()])
     with machine.place.hosting():

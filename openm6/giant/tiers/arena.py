@@ -7,6 +7,8 @@ With an arena, anyone can try and test three tiers on any machine. An arena is a
 - Freed memory is poisoned.
 - Tensors of the host and of the arena are kept apart. Inside `computing`, an operation that reads a host tensor (of
   one axis or more, as with CUDA) raises HostTensorError.
+- `pageable_bytes` counts what is copied to or from host memory that is not pinned; on a device such a copy blocks
+  the host.
 - Every tensor that an operation makes counts towards `limit`. Beyond the limit, torch.OutOfMemoryError is raised.
 """
 
@@ -37,7 +39,7 @@ class HostTensorError(RuntimeError):
 
 
 class _Done:
-    """The end of a copy, or of what was computed, which in an arena is over when the call returns."""
+    """The end of a copy or of a computation. In an arena it is over when the call returns."""
 
     def __init__(self, future: Future[None] | None = None) -> None:
         self._future = future
@@ -51,7 +53,7 @@ class _Done:
 
 
 class _Guard(LiveBytes):
-    """Knows the arena's tensors: those that it was told of, and what operations inside it make of them."""
+    """Knows the arena's tensors: those that were registered, and the results of operations inside it on them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -87,7 +89,9 @@ class Arena(Device):
     in_host_memory = True
 
     def __init__(self, limit: int, *, delay: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
         self.torch_device, self.limit, self.delay = torch.device("cpu"), limit, delay
+        self.pageable_bytes = 0  # that were copied between the arena and memory that is not pinned
         self._guard = _Guard(limit)
         self._random = random.Random(seed)
         # One thread for each direction, as a device has a copy engine for each.
@@ -108,13 +112,19 @@ class Arena(Device):
 
     def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
         assert self.owns(target) and not self.owns(source)
+        self._count(source)
         for each in after or ():
             each.synchronize()
         return self._copy(self._up, source, target)
 
     def download(self, source: Tensor, target: Tensor) -> Event:
         assert self.owns(source) and not self.owns(target)
+        self._count(target)
         return self._copy(self._down, source, target)
+
+    def _count(self, host: Tensor) -> None:
+        if not self.is_pinned(host):
+            self.pageable_bytes += host.nbytes
 
     def _copy(self, way: ThreadPoolExecutor, source: Tensor, target: Tensor) -> Event:
         assert source.shape == target.shape and source.dtype == target.dtype
@@ -169,11 +179,11 @@ class Arena(Device):
     def peak_bytes(self) -> int:
         return self._guard.peak
 
-    def pin(self, memory: Tensor) -> None:
-        assert not self.owns(memory)
+    def _register(self, memory: Tensor) -> None:
+        """`pin` has noted it."""
 
-    def unpin(self, memory: Tensor) -> None:
-        assert not self.owns(memory)
+    def _unregister(self, memory: Tensor) -> None:
+        """`unpin` has noted it."""
 
     def close(self) -> None:
         self._up.shutdown()

@@ -22,49 +22,56 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from openm6.giant.measure.budget import format_bytes
+
 
 class Event(Protocol):
     """A point in the device's work."""
 
     def wait(self) -> None:
-        """Let what is computed from now on begin after it."""
+        """Let all later computations on the device wait for the event."""
         ...
 
     def synchronize(self) -> None:
-        """Block the host until it is over."""
+        """Block the host until the event has happened."""
         ...
 
 
 class Device(ABC):
-    """A device with `limit` bytes for this process, which compute and copies keep to.
+    """A device with `limit` bytes for this process. Computation and copies keep this limit.
 
-    `torch_device` is where its tensors are, as PyTorch names it.
+    `torch_device` is the device of its tensors, in PyTorch's notation.
     """
 
     torch_device: torch.device
     limit: int
     in_host_memory = False
 
+    def __init__(self) -> None:
+        self._pinned: dict[int, int] = {}  # bytes of host memory by its address
+
     @abstractmethod
     def empty(self, nbytes: int) -> Tensor:
-        """New memory as uint8, with any content. Raises torch.OutOfMemoryError beyond the limit."""
+        """New memory as uint8, with undefined content. Raises torch.OutOfMemoryError beyond the limit."""
 
     @abstractmethod
     def free(self, memory: Tensor) -> None:
-        """Memory from `empty` that nobody will read again."""
+        """Free memory from `empty`, which nobody will read again."""
 
     @abstractmethod
     def mark(self) -> Event:
-        """The end of what was computed so far."""
+        """The end of all computations so far, as an event."""
 
     @abstractmethod
     def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
-        """Copy a host tensor to a device tensor of equal shape and dtype, behind all of `after`; by default behind
-        what was computed so far."""
+        """Copy a host tensor to a device tensor of equal shape and dtype.
+
+        The copy starts after all events in `after`, by default after all computations so far.
+        """
 
     @abstractmethod
     def download(self, source: Tensor, target: Tensor) -> Event:
-        """Copy a device tensor to a host tensor of equal shape and dtype, behind what was computed so far."""
+        """Copy a device tensor to a host tensor of equal shape and dtype, after all computations so far."""
 
     @abstractmethod
     def computing(self) -> AbstractContextManager[Any]:
@@ -72,23 +79,23 @@ class Device(ABC):
 
     @abstractmethod
     def hosting(self) -> AbstractContextManager[Any]:
-        """Context inside `computing` in which the host computes for itself (an optimizer's update)."""
+        """Context inside `computing` for computations of the host itself (an optimizer's update)."""
 
     @abstractmethod
     def owns(self, tensor: Tensor) -> bool:
-        """Whether a tensor is the device's."""
+        """Whether a tensor is on the device."""
 
     @abstractmethod
     def seed(self, number: int) -> None:
-        """Begin what is random on the device anew."""
+        """Seed the device's random generator."""
 
     @abstractmethod
     def unlimited(self) -> AbstractContextManager[None]:
-        """Context in which the limit does not hold: for a measurement that says how high it must be."""
+        """Context without the limit, for a measurement that finds the limit that is needed."""
 
     @abstractmethod
     def reset_peak(self) -> None:
-        """Forget the peak: it is what is held now."""
+        """Set the peak to the present use."""
 
     @property
     @abstractmethod
@@ -98,40 +105,66 @@ class Device(ABC):
     @property
     @abstractmethod
     def peak_used_bytes(self) -> int:
-        """The most that they took since `reset_peak`."""
+        """The most bytes of this process's tensors since `reset_peak`."""
 
     @property
     @abstractmethod
     def peak_bytes(self) -> int:
-        """The most that the process held there since `reset_peak`, reserves included, by the device's count."""
+        """The most bytes that the process held on the device since `reset_peak`, with reserves, as the device
+        counts them.
+        """
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy of a host tensor, ready to be computed with."""
+        """A copy of a host tensor, ready for computing."""
         target = self.new(tensor.shape, tensor.dtype)
         self.upload(tensor, target).wait()
         return target
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A copy of a device tensor, when what is computed so far is done."""
+        """A copy of a device tensor, after all computations so far."""
         with self.hosting():
             target = torch.empty(tensor.shape, dtype=tensor.dtype)
         self.download(tensor, target).synchronize()
         return target
 
     def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor with any content."""
+        """A tensor with undefined content."""
         return self.empty(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
-    @abstractmethod
     def pin(self, memory: Tensor) -> None:
-        """Let copies between this host memory and the device run beside the host. It may do nothing."""
+        """Let copies between this host memory and the device run beside the host. Unpin it before it is freed.
+
+        Raises ValueError if the system has not so much memory to pin.
+        """
+        assert memory.data_ptr() not in self._pinned and not self.owns(memory)
+        self._register(memory)
+        self._pinned[memory.data_ptr()] = memory.nbytes
+
+    def unpin(self, memory: Tensor) -> None:
+        """Undo `pin`."""
+        del self._pinned[memory.data_ptr()]
+        self._unregister(memory)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that is pinned now."""
+        return sum(self._pinned.values())
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether all of a host tensor's memory is pinned."""
+        start, nbytes = tensor.data_ptr(), tensor.nbytes
+        return any(at <= start and start + nbytes <= at + size for at, size in list(self._pinned.items()))
 
     @abstractmethod
-    def unpin(self, memory: Tensor) -> None:
-        """Undo `pin`, before the memory is freed."""
+    def _register(self, memory: Tensor) -> None:
+        """Pin it, where the device's backend can."""
+
+    @abstractmethod
+    def _unregister(self, memory: Tensor) -> None:
+        """Undo `_register`."""
 
     def synchronize(self) -> None:
-        """Block the host until everything computed so far is done."""
+        """Block the host until all computations so far are done."""
         self.mark().synchronize()
 
     @abstractmethod
@@ -140,7 +173,7 @@ class Device(ABC):
 
 
 class _StreamEvent:
-    """An event of PyTorch; `wait` acts on the stream on which the caller computes."""
+    """An event of PyTorch. `wait` acts on the stream on which the caller computes."""
 
     def __init__(self, event: torch.Event, device: torch.device) -> None:
         self.event, self._device = event, device
@@ -159,6 +192,7 @@ class Accelerator(Device):
     """
 
     def __init__(self, torch_device: torch.device, limit: int) -> None:
+        super().__init__()
         self.torch_device, self.limit = torch_device, limit
         self._backend: Any = torch.get_device_module(torch_device)
         self._up, self._down = torch.Stream(torch_device), torch.Stream(torch_device)
@@ -233,13 +267,22 @@ class Accelerator(Device):
     def peak_bytes(self) -> int:
         return self._backend.max_memory_reserved(self.torch_device)
 
-    def pin(self, memory: Tensor) -> None:
-        if self.torch_device.type == "cuda":
-            # Not `pin_memory`, which copies, and rounds sizes up to powers of two.
-            cudart: Any = torch.cuda.cudart()
-            torch.cuda.check_error(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    def _register(self, memory: Tensor) -> None:
+        if self.torch_device.type != "cuda":
+            return
+        # Not `pin_memory`, which copies, and rounds sizes up to powers of two.
+        cudart: Any = torch.cuda.cudart()
+        with torch.cuda.device(self.torch_device):  # the caller may be an I/O thread
+            code = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        try:
+            torch.cuda.check_error(code)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{format_bytes(memory.nbytes)} of host memory could not be pinned beside the "
+                f"{format_bytes(self.pinned_bytes)} that are ({error}); use a smaller memory budget"
+            ) from error
 
-    def unpin(self, memory: Tensor) -> None:
+    def _unregister(self, memory: Tensor) -> None:
         if self.torch_device.type == "cuda":
             cudart: Any = torch.cuda.cudart()
             torch.cuda.check_error(cudart.cudaHostUnregister(memory.data_ptr()))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from openm6.giant import AdamW, Giant, share, stream
 from openm6.giant.measure.budget import format_bytes, parse_bytes
 from openm6.giant.models.frame import call_model
+from openm6.giant.models.frame_values import tensors_of
 from openm6.giant.streaming.where import OnADevice
 from openm6.giant.tiers.arena import Arena
 from tests.giant.naive import Naive, differences
@@ -130,6 +131,25 @@ def test_losses_logits_and_commits_are_those_of_the_processor(tmp_path: Path) ->
     here, there = found.values()
     assert here[0] == there[0] == here[3] == there[3]
     assert torch.equal(here[1], there[1]) and torch.equal(here[2], there[2])
+
+
+@pytest.mark.parametrize("model", ["qwen3", "two prototypes"])
+def test_weights_gradients_and_hidden_states_are_copied_to_and_from_pinned_memory(
+    model: str, tmp_path: Path
+) -> None:
+    subject = {**MODELS, **MIXTURES}[model]()
+    placement = dict(zip(part_names(subject), itertools.cycle(TIERS), strict=False))
+    options: dict[str, Any] = {"device": "arena:64MiB", "placement": placement}
+    with open_giant(subject, AdamW(), tmp_path, **options) as giant:
+        batch = subject.batch()
+        arena = arena_of(giant, [batch])
+        giant.step([batch])
+        before = arena.pageable_bytes
+        giant.step([batch])
+        # The batch alone, which is the caller's memory.
+        assert arena.pageable_bytes - before == sum(each.nbytes for each in tensors_of(batch))
+        assert arena.pinned_bytes > 0
+    assert arena.pinned_bytes == 0
 
 
 def test_an_interrupted_step_leaves_the_device_usable_and_is_not_committed(tmp_path: Path) -> None:

@@ -197,3 +197,25 @@ def test_refusals_are_one_sentence(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         solve(dense(8), **{"budget_bytes": 8 * MIB, "fixed_bytes": 0, **options})
     assert ". " not in str(error.value)
+
+
+def test_buffers_have_room_for_parts_that_stay_in_use() -> None:
+    parts, held = dense(6), [f"slot-{slot:04d}" for slot in range(4)]
+    weights, whole = 256 * PAGE, 768 * PAGE
+    disk = {"*": {"weights": "disk", "state": "disk"}}
+    plain = solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk)
+    wide = solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk, held=held)
+    assert (plain.in_use_bytes, wide.in_use_bytes) == (whole, whole + 4 * weights)
+    with pytest.raises(ValueError, match="beside 4 that stay in use between visits") as refused:
+        solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk, held=held, buffer_bytes=whole)
+    assert parse_bytes(str(refused.value).split()[-1]) == whole + 4 * weights
+    # Those that are resident need no room; and the least budget has room for the others.
+    mixed = {**disk, "slot-0000": {"weights": "host"}, "slot-0001": {"weights": "host"}}
+    assert solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=mixed, held=held).in_use_bytes == (
+        whole + 2 * weights
+    )
+    with pytest.raises(ValueError, match="least budget") as refused:
+        solve(parts, budget_bytes=1, fixed_bytes=0, override=disk, held=held)
+    least = parse_bytes(str(refused.value).split()[-1])
+    assert least == whole + 4 * weights
+    assert solve(parts, budget_bytes=least, fixed_bytes=0, override=disk, held=held).buffer_bytes == least

@@ -6,6 +6,7 @@ import mmap
 
 import torch
 
+from openm6.giant.tiers.arena import Arena
 from openm6.giant.tiers.buffers import Buffer, BufferPool
 
 
@@ -74,3 +75,21 @@ def test_the_pool_never_holds_more_than_its_limit() -> None:
             pool.rest(busy.pop(int(torch.randint(len(busy), (), generator=generator))))
         busy.append(pool.take(pages * 4096, lambda: None))
         assert sum(buffer.nbytes for buffer in busy) == pool.busy <= pool.nbytes <= pool.limit
+
+
+def test_a_pinned_buffer_stays_so_until_its_memory_is_let_go() -> None:
+    arena = Arena(1 << 20)
+    pool = BufferPool(3 * 4096, arena)
+    plain, pinned = pool.take(4096, lambda: None), pool.take(2 * 4096, lambda: None, pinned=True)
+    assert arena.is_pinned(pinned.tensor[10:20]) and not arena.is_pinned(plain.tensor)
+    assert arena.pinned_bytes == 2 * 4096
+    pool.rest(pinned)
+    assert pool.take(2 * 4096, lambda: None) is pinned and arena.pinned_bytes == 2 * 4096
+    pool.rest(pinned)
+    pool.rest(plain)
+    assert pool.take(4096, lambda: None, pinned=True) is plain and arena.pinned_bytes == 3 * 4096
+    pool.rest(plain)
+    pool.resize(4096)  # the one that has rested longest goes
+    assert arena.pinned_bytes == 4096
+    del plain, pinned, pool
+    assert arena.pinned_bytes == 0
