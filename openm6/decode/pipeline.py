@@ -339,8 +339,8 @@ class Pipeline(Opened):
         pictures = self.pictures(images)
         for start in range(0, len(pictures), BATCH):
             pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
-            codes = self.image_tokenizer.encode(pixels)
-            back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
+            codes = self.image_tokenizer.encode(pixels.to(self.device))
+            back += [to_image(each) for each in self.image_tokenizer.decode(codes).cpu()]
         return like(back, images)
 
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:

@@ -24,7 +24,8 @@ class MatchLogits:
     """Image logits of a dual encoder: products of each row's picture with its candidates' texts.
 
     `image_BD`: unit embeddings of the pictures times the encoder's logit scale. `embed` turns texts, even empty
-    ones, into unit embeddings (n, D). `decode` turns the language model's tokens into text.
+    ones, into unit embeddings (n, D). `decode` turns the language model's tokens into text. All embeddings are on
+    the host, so that remembered texts take no device memory.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) 
         return torch.from_numpy(guide.embed([guide.prompt("match", 1, text=text) for text in texts]))
 
     image_BD = torch.from_numpy(guide.embed_images(pictures))
-    scale = guide.model.inverse_temperature().detach()
+    scale = guide.model.inverse_temperature().detach().cpu()
     return MatchLogits(scale * image_BD, embed, teller.tokenizer.decode)
 
 

@@ -5,6 +5,8 @@
     photo         EfficientNet-Lite0 features: photos, no words (extra `[photo]`)
     FOLDER        a search model that `openm6 search train` made
 
+Each takes a `device`, as `openm6.load` does. Pictures come from the host, and vectors come back to it.
+
 Shape suffixes: N inputs, D dimensions.
 """
 
@@ -58,15 +60,15 @@ def fingerprint(weights: Path) -> str:
 
 
 class M6Encoder:
-    """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
+    """The match embedding of an M6. Raises ValueError if the checkpoint has none, or there is no such device."""
 
     reads_words = True
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, *, device: str = "auto") -> None:
         from openm6.decode.pipeline import Pipeline
 
         self.name = "m6" if folder is None else f"m6:{Path(folder).resolve()}"
-        self.pipeline = Pipeline(folder)
+        self.pipeline = Pipeline(folder, device=device)
         config = self.pipeline.model.config
         if not config.match_dim:
             raise ValueError(f"the checkpoint {self.pipeline.folder} cannot do match, so it cannot search.")
@@ -81,14 +83,19 @@ class M6Encoder:
 
 
 class PhotoEncoder(Wordless):
-    """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs."""
+    """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs.
+
+    Raises ValueError if the extra `[photo]` is not installed, or there is no such device.
+    """
 
     name, dim = "photo", 1280
 
-    def __init__(self, image_size: int = 224) -> None:
+    def __init__(self, image_size: int = 224, *, device: str = "auto") -> None:
         from openm6.modalities.efficientnet import EfficientNetLite0
+        from openm6.model.device import resolve_device
 
-        self.image_size, self.net = image_size, EfficientNetLite0()
+        self.device = resolve_device(device)
+        self.image_size, self.net = image_size, EfficientNetLite0().to(self.device)
         assert self.dim == self.net.out_channels
         self.fingerprint = self.net.digest[:16]
 
@@ -99,8 +106,8 @@ class PhotoEncoder(Wordless):
 
         found = []
         for start in range(0, len(pictures), BATCH):
-            pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
+            pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size).to(self.device)
             with torch.inference_mode():
                 features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
-                found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
+                found.append(torch.nn.functional.normalize(features_ND, dim=1).cpu().numpy())
         return np.concatenate(found)

@@ -58,23 +58,32 @@ class Hit:
 class Index:
     """An index of items. `Index.open` returns it."""
 
-    def __init__(self, store: Store, encoder: Encoder | str | None = None) -> None:
-        """An index over a store. `encoder` is as for `open`, or an encoder that is open already."""
-        self.store, self._encoder = store, encoder
+    def __init__(self, store: Store, encoder: Encoder | str | None = None, *, device: str = "auto") -> None:
+        """An index over a store. `encoder` and `device` are as for `open`. Raises ValueError for a wrong device."""
+        if device != "auto":  # a search by a filter alone needs no encoder, and no PyTorch
+            from openm6.model.device import resolve_device
+
+            resolve_device(device)
+        self.store, self._encoder, self._device = store, encoder, device
         self._codes: Codes | None = None
 
     @classmethod
-    def open(cls, address: str | Sequence[str], *, encoder: Encoder | str | None = None) -> Index:
+    def open(
+        cls, address: str | Sequence[str], *, encoder: Encoder | str | None = None, device: str = "auto"
+    ) -> Index:
         """The index at an address, whether it exists already or not.
 
         Args:
             address: a folder (LanceDB), `http://host:19530` or a file `*.db` (Milvus, Milvus Lite), or a list of
                 them, the shards of one index in their order.
-            encoder: see `openm6/search/encoders.py`. The default is the encoder that made the index, and `m6` for a
-                new index.
+            encoder: see `openm6/search/encoders.py`, or an encoder that is open already. The default is the encoder
+                that made the index, and `m6` for a new index.
+            device: where the encoder computes, as for `openm6.load`. An encoder that is open already stays where
+                it is. The store searches the index on the processor.
 
         Raises:
-            ValueError: the address cannot be opened, or the shards do not belong together.
+            ValueError: the address cannot be opened, the shards do not belong together, or this machine does not
+                have the device.
         """
         addresses = [address] if isinstance(address, str) else list(address)
         if not addresses:
@@ -82,7 +91,7 @@ class Index:
         if len(set(addresses)) < len(addresses):
             raise ValueError("the shards of an index are different places: one address is there twice.")
         store = ShardedStore([open_store(each) for each in addresses])  # checks a single one, too
-        return cls(store if len(addresses) > 1 else store.shards[0], encoder)
+        return cls(store if len(addresses) > 1 else store.shards[0], encoder, device=device)
 
     @property
     def about(self) -> About | None:
@@ -101,7 +110,7 @@ class Index:
         """The encoder, opened when it is first needed. Raises ValueError if it did not make the index."""
         if self._encoder is None or isinstance(self._encoder, str):
             made_by = self.about.encoder if self.about is not None else DEFAULT_ENCODER
-            self._encoder = open_encoder(self._encoder or made_by)
+            self._encoder = open_encoder(self._encoder or made_by, device=self._device)
         about = self.about
         if about is not None and about.fingerprint != self._encoder.fingerprint:
             raise ValueError(

@@ -23,9 +23,9 @@ NOTE = "The items are emoji of the embedded corpus; their prices are made up."
 VERSION = "1"  # of the files; another version gets a folder of its own
 
 
-def embedded_shop() -> Shop:
-    """The catalogue, indexed by the shipped model; another model gets an index of its own."""
-    folder, encoder = cache_folder(), M6Encoder()
+def embedded_shop(*, device: str = "auto") -> Shop:
+    """The catalogue, indexed by the shipped model on `device`; another model gets an index of its own."""
+    encoder, folder = M6Encoder(device=device), cache_folder()
     return Shop(
         str(folder / f"index-{encoder.fingerprint}"),
         pictures=folder,

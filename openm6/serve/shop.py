@@ -28,8 +28,10 @@ class Shop:
 
     `prepare` updates the index from the file `catalogue`, if one is given. `note` is a sentence about the catalogue
     for visitors. `remark` is a sentence for the person who starts the service, or None. `yuan`: the prices are in
-    yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it is empty and
-    no catalogue is given, or if the folder contains none of the first items' pictures.
+    yuan; the currency of others is not known. `device`: where the index's encoder computes, as for `openm6.load`.
+
+    Raises ValueError if the index cannot be opened, if it is empty and no catalogue is given, if the folder
+    contains none of the first items' pictures, or if this machine does not have the device.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Shop:
         encoder: Encoder | str | None = None,
         note: str | None = None,
         yuan: bool = False,
+        device: str = "auto",
     ) -> None:
-        self.index = Index.open(address, encoder=encoder)
+        self.index = Index.open(address, encoder=encoder, device=device)
         self.thumbnails = Thumbnails(pictures)
         self.catalogue, self.note, self.yuan = catalogue, note, yuan
         if catalogue is None and self.index.about is None:

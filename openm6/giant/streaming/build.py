@@ -9,10 +9,8 @@ parts      are filled one by one, or opened as the last commit left them
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +28,7 @@ from openm6.giant.streaming.device_placement import DevicePlacement, solve_devic
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.buffers import Pins
 from openm6.giant.tiers.commit import CommitRecord, read_record
@@ -38,30 +37,6 @@ from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
 Fill = Callable[[str, Tensor, int | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The choices behind a Giant; `openm6.giant.stream` documents them."""
-
-    budget: int
-    disk: Path | None
-    optimizer: PartOptimizer | None
-    lr: float
-    weights_dtype: torch.dtype
-    compute_dtype: torch.dtype
-    durability: Literal["step", "none"]
-    activations: Literal["device", "host", "disk"] = "host"
-    device: str = "cpu"  # where layers compute
-    device_budget: int | None = None
-    global_clip: float | None = None
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    threads: int = 4  # two keep the disk busy while the others hash
-    placement: Mapping[str, Mapping[Section, Tier]] | None = None
-    buffer_bytes: int | None = None
-    weigh: Literal["tokens", "batches"] = "tokens"
-    group: Group | None = None  # of the ranks that train this model together
 
 
 # -------------------- layouts
@@ -254,7 +229,7 @@ def solve_placement(
         parts,
         budget_bytes=settings.budget,
         fixed_bytes=fixed_bytes,
-        buffer_bytes=settings.buffer_bytes,
+        buffer_bytes=settings.tiers.buffer_bytes,
         override={**_together(slots, "host"), **_wanted(settings, parts), **staying},
         held=held,
     )
@@ -276,7 +251,7 @@ def _wanted(settings: Settings, parts: Iterable[str]) -> Mapping[str, Mapping[Se
     """The requested placement, without slots that a delink has made or will make."""
     return {
         pattern: tiers
-        for pattern, tiers in (settings.placement or {}).items()
+        for pattern, tiers in (settings.tiers.placement or {}).items()
         if any(fnmatchcase(part, pattern) for part in parts)
     }
 
@@ -304,7 +279,7 @@ def last_commit(settings: Settings) -> CommitRecord | None:
 
     Raises ValueError if another number of processes committed it.
     """
-    if settings.disk is None or settings.durability == "none":
+    if settings.disk is None or settings.tiers.durability == "none":
         return None
     group = settings.group
     record = read_record(settings.disk) if group is None else agreed_record(settings.disk, group)
@@ -339,7 +314,7 @@ def open_store(
             settings.disk,
             placement=placement,
             buffer_bytes=buffer_bytes,
-            threads=settings.threads,
+            threads=settings.tiers.threads,
             trace=trace,
             pins=pins,
         )
@@ -348,8 +323,8 @@ def open_store(
             settings.disk,
             placement=placement,
             buffer_bytes=buffer_bytes,
-            durability=settings.durability,
-            threads=settings.threads,
+            durability=settings.tiers.durability,
+            threads=settings.tiers.threads,
             trace=trace,
             pins=pins,
         )

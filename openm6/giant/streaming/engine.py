@@ -34,13 +34,14 @@ from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
-from openm6.giant.streaming.build import Fill, Settings
+from openm6.giant.streaming.build import Fill
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.machines import new_machine, open_parts
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore

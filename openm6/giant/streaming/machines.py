@@ -9,11 +9,11 @@ from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
 from openm6.giant.streaming.compute import Precision, Scratch
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.streaming.where import OnADevice, open_place
 from openm6.giant.tiers.parts import PartLayout
@@ -34,7 +34,7 @@ def new_machine(
         frame=frame,
         slots=list(slots),
         store=None,  # pyright: ignore[reportArgumentType]
-        activations=place.open_activations(settings.activations, settings.disk),
+        activations=place.open_activations(settings.tiers.activations, settings.disk),
         precision=Precision(settings.compute_dtype, place.torch_device),
         place=place,
         scratch=defaultdict(lambda: Scratch(place.torch_device)),

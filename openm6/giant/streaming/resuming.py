@@ -13,7 +13,7 @@ from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import FRAME
 from openm6.giant.optimizers.state_blocks import owner
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.tiers.commit import CommitRecord
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 

@@ -70,6 +70,10 @@ class PhotoNet(nn.Module):
         )
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        return self.proxies.device
+
     def early(self, x_NCHW: Tensor) -> Tensor:
         """The map (N, 40, H/8, W/8) of the frozen layers."""
         return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
@@ -137,15 +141,16 @@ class PhotoNet(nn.Module):
         vectors = [np.empty((0, self.config.dim), np.float32)]
         probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
         for start in range(0, len(pictures), BATCH):
-            x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
+            x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size).to(self.device)
             trunk_NCHW = self.trunk(x_NCHW)
             pooled = [self.last(trunk_NCHW).mean(dim=(2, 3))]
             if mask and self.config.mask:
                 zoomed_NCHW = self.zoomed(x_NCHW, self.found(trunk_NCHW))
                 pooled.append(self.late(self.early(zoomed_NCHW)))
             pooled_VND = torch.stack(pooled)
-            vectors.append(F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1).numpy())
-            probabilities.append(self.category(pooled_VND).softmax(2).mean(0).numpy())
+            vectors_ND = F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1)
+            vectors.append(vectors_ND.cpu().numpy())
+            probabilities.append(self.category(pooled_VND).softmax(2).mean(0).cpu().numpy())
         return np.concatenate(vectors), np.concatenate(probabilities)
 
     @torch.inference_mode()
@@ -154,14 +159,14 @@ class PhotoNet(nn.Module):
         if not self.config.mask:
             return np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        pixels = (photo_pixels(part, self.config.image_size) for part in parts)
-        found = [self.found(self.trunk(x_NCHW)).numpy() for x_NCHW in pixels]
+        pixels = (photo_pixels(part, self.config.image_size).to(self.device) for part in parts)
+        found = [self.found(self.trunk(x_NCHW)).cpu().numpy() for x_NCHW in pixels]
         return np.concatenate([np.empty((0, 4), np.float32), *found])
 
     def save(self, folder: Path) -> None:
         """Writes `search.json` and `search.safetensors` (fp32) into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
