@@ -1,15 +1,16 @@
-"""Reading MIDI files from strangers.
+"""Reads MIDI files from untrusted sources.
 
-The library is mido: every message of a file is seen, in Python, so a damaged file ends in an exception and never in
-a crash or in notes that are missing without a word. What a file means is decided here, as players do:
+The library is mido. It shows every message of a file, in Python. So a damaged file ends in an exception, and never
+in a crash or in notes that are missing without a word. This module decides the meaning of a file like players do:
 
-- A note has the program that its own track chunk has set on its channel, else the one that another chunk has. Files
-  of more than 15 parts often let chunks with different programs share a channel, and mean each chunk's own.
-- A track of the score is what one chunk plays on one channel with one program, in order of appearance.
+- A note has the program that its own track chunk has set on its channel, or else the program that another chunk has
+  set. In files of more than 15 parts, chunks with different programs often share a channel, and each chunk means
+  its own program.
+- A track of the score holds the notes of one chunk on one channel with one program, in order of appearance.
 - Channel 10 is drums.
 - A note ends at the first note-off of its pitch that no earlier note has taken.
 
-Not read: controllers (the pedal too), pitch bends, pressure, lyrics, key signatures.
+It does not read controllers (the pedal too), pitch bends, pressure, lyrics and key signatures.
 """
 
 # mido declares no types.
