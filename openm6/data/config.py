@@ -7,7 +7,17 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal[
-    "auto", "corpus-emoji", "corpus-poems", "folder", "csv", "jsonl", "parquet", "webdataset", "huggingface"
+    "auto",
+    "corpus-emoji",
+    "corpus-poems",
+    "corpus-music",
+    "folder",
+    "csv",
+    "jsonl",
+    "parquet",
+    "webdataset",
+    "huggingface",
+    "midi",
 ]
 
 
@@ -43,6 +53,8 @@ class DataConfig(BaseModel):
             raise ValueError(f"kind {self.kind} is embedded: leave out path and columns.")
         if self.sets and self.kind != "corpus-emoji":
             raise ValueError(f"sets chooses among the icon sets of corpus-emoji; {self.kind} has none.")
+        if self.kind == "midi" and self.columns:
+            raise ValueError("kind midi has no columns: a record is a score and the path of its file.")
         if not embedded and not self.path:
             raise ValueError(f"kind {self.kind} needs a path to a file or a folder.")
         return self

@@ -17,6 +17,7 @@ SUFFIXES = {
     "webdataset": frozenset({".tar"}),
 }
 METADATA = "metadata"  # the name of the table beside the pictures of a Hugging Face image folder
+MIDI_SUFFIXES = frozenset({".mid", ".midi", ".kar"})
 HUGGINGFACE_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -43,6 +44,8 @@ def detect_kind(path: str) -> str:
         return kinds[0]
     if place.is_dir() and next(walk(place, IMAGE_SUFFIXES), None) is not None:
         return "folder"
+    if MIDI_SUFFIXES & suffixes or (place.is_dir() and next(walk(place, MIDI_SUFFIXES), None) is not None):
+        return "midi"
     # The files of a split may lie one folder down.
     below = {entry.suffix.lower() for entry in place.glob("*/*")} if place.is_dir() else set[str]()
     kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & below]
@@ -53,8 +56,8 @@ def detect_kind(path: str) -> str:
     if place.is_dir() and (skipped := skipped_pictures(place)):
         raise ValueError(f"{path} has {skipped}, which are not read: convert them to PNG or JPEG.")
     raise ValueError(
-        f"cannot tell what kind of data {path} is: it should be a folder of pictures, or .csv, .tsv, .jsonl, "
-        ".ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
+        f"cannot tell what kind of data {path} is: it should be a folder of pictures or of MIDI files, or .csv, "
+        ".tsv, .jsonl, .ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
     )
 
 
@@ -101,6 +104,25 @@ def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 yield Path(folder, name)
+
+
+def find_below(path: str, split: str | None, suffixes: frozenset[str]) -> tuple[Path, list[str]]:
+    """A folder, or its subfolder `split`, and in a fixed order the paths of all files in it with one of `suffixes`.
+
+    A file or a pattern gives the files that it names, as it names them. Raises ValueError if there are none.
+    """
+    place = Path(path, split or "")
+    if place.is_dir():
+        names = [found.relative_to(place).as_posix() for found in walk(place, suffixes)]
+        if not names:
+            raise ValueError(f"the folder {place} has no {' or '.join(sorted(suffixes))} files.")
+        return place, names
+    if split is not None:
+        raise ValueError(f"there is no folder at {place}.")
+    names = [found.as_posix() for found in _glob(path)]
+    if not names:
+        raise ValueError(f"there is no file at {path}.")
+    return Path(), names
 
 
 def skipped_pictures(root: Path) -> str:

@@ -15,6 +15,8 @@ from openm6.data.folder import FolderReader
 from openm6.data.huggingface import HuggingFaceReader, load_huggingface
 from openm6.data.lines import LinesReader
 from openm6.data.mixture import Mixture
+from openm6.data.music.embedded import MusicCorpus
+from openm6.data.music.folder import MidiReader
 from openm6.data.parquet import ParquetReader
 from openm6.data.reader import Reader
 from openm6.data.records import Fields
@@ -32,11 +34,15 @@ def open_reader(config: DataConfig, fields: Fields | None = None) -> Reader:
         return _emoji(config.split or "train", config.image_size, sets)
     if config.kind == "corpus-poems":
         return PoemCorpus(config.split or "train")
+    if config.kind == "corpus-music":
+        return MusicCorpus(config.split or "train")
     assert config.path is not None
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
     fields = fields or Fields(config.columns, config.image_size)
     if kind == "folder":
         return FolderReader(Path(config.path, config.split or ""), fields)
+    if kind == "midi":
+        return MidiReader(config.path, config.split)
     if kind == "huggingface":
         return HuggingFaceReader(load_huggingface(config.path, config.split), fields, name=config.path)
     files = find_files(config.path, kind, config.split)
