@@ -37,7 +37,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from benchmarks.stream import loss, texts
-    from openm6.giant import AdamW, stream
+    from openm6.giant import AdamW, Tiers, stream
     from openm6.model import ModelConfig
     from openm6.train.skeleton import first_values, skeleton
 
@@ -56,11 +56,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         model,
         budget=job["budget"],
         disk=job["folder"],
+        # The second side is on the disk; a commit takes no memory.
+        tiers=Tiers(durability="none", **job["tiers"]),
         optimizer=AdamW(clip=1.0),
-        durability="none",  # the second side is on the disk; a commit takes no memory
         loss=loss,
         fill=first_values(model, seed=0),
-        **job["options"],
     )
     generator = torch.Generator().manual_seed(1)
     peaks, reports = [], []
@@ -88,7 +88,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 def in_a_process(args: argparse.Namespace, **job: Any) -> dict[str, Any]:
     """`train` in a fresh process and an empty folder. Raises CalledProcessError if it fails."""
-    job = {"row": args.row, "micro_batches": args.micro_batches, "options": {}, **job}
+    job = {"row": args.row, "micro_batches": args.micro_batches, "tiers": {}, **job}
     with tempfile.TemporaryDirectory(prefix="budget-", suffix=".tmp", dir=args.disk) as folder:
         job["folder"] = str(Path(folder) / "store")
         command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "buffer_bytes": parse_bytes(args.small_buffers),
     }
     depths = [
-        in_a_process(args, **small, layers=args.small_layers * times, steps=args.steps, options=on_disk)
+        in_a_process(args, **small, layers=args.small_layers * times, steps=args.steps, tiers=on_disk)
         for times in DEPTHS
     ]
-    long = in_a_process(args, **small, layers=args.small_layers, steps=args.long_steps, options=on_disk)
+    long = in_a_process(args, **small, layers=args.small_layers, steps=args.long_steps, tiers=on_disk)
     early = long["step_peak_bytes"][max(0, args.long_steps // 10 - 1)]
     return {
         "benchmark": "budget",

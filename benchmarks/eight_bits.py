@@ -27,7 +27,7 @@ import torch
 from benchmarks.common import emit, machine, rounded
 from benchmarks.stream import Texts, loss
 from openm6.data.embedded import load_poems
-from openm6.giant import AdamW, AdamW8bit, stream
+from openm6.giant import AdamW, AdamW8bit, Tiers, stream
 from openm6.model import M6, ModelConfig
 from openm6.model.stream import causal_stream
 
@@ -64,10 +64,10 @@ def course(
     with stream(
         model,
         budget=args.budget,
+        tiers=Tiers(durability="none"),
         optimizer=optimizer,
         weights_dtype=torch.bfloat16,
         loss=loss,
-        durability="none",
     ) as giant:
         for step in range(args.steps):
             rate = args.lr * min(1.0, (step + 1) / 20) * (1 - step / args.steps)

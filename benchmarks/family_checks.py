@@ -87,7 +87,7 @@ def load(folder: Path, case: Case) -> tuple[Any, dict[str, Any]]:
 
 def open_giant(case: Case, folder: Path, tiers: Path, optimizer: Any) -> tuple[Any, str | None]:
     """A giant with every layer on disk; and the name of its layers, if it had to be given."""
-    from openm6.giant import stream
+    from openm6.giant import Tiers, stream
 
     def opened(layers: str | None) -> Any:
         return stream(
@@ -97,7 +97,9 @@ def open_giant(case: Case, folder: Path, tiers: Path, optimizer: Any) -> tuple[A
             optimizer=optimizer,
             lr=LR,
             layers=layers,
-            placement={"slot-*": {"weights": "disk", **({"state": "disk"} if optimizer else {})}},
+            tiers=Tiers(
+                placement={"slot-*": {"weights": "disk", **({"state": "disk"} if optimizer else {})}}
+            ),
         )
 
     try:

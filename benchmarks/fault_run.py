@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from benchmarks.stream import Texts, loss, texts
-from openm6.giant import Giant, share, stream
+from openm6.giant import Giant, Tiers, share, stream
 from openm6.giant.tiers.commit import read_record
 from openm6.giant.tiers.store import Access, TieredStore
 from openm6.model import M6, ModelConfig
@@ -74,12 +74,11 @@ def open_run(folder: Path, optimizer: Optimizer) -> Giant:
         model,
         budget=BUDGET,
         disk=folder,
+        tiers=Tiers(placement=placement(), buffer_bytes=1 << 20),
         optimizer=optimizer,
         weights_dtype=torch.float32 if optimizer == "adamw" else torch.bfloat16,
         lr=1e-2,
         loss=loss,
-        placement=placement(),
-        buffer_bytes=1 << 20,
     )
 
 

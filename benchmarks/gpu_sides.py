@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 
 from benchmarks.gpu_model import Job, batches_of, brought, fill_model, on_meta, values_of
 from benchmarks.stream import LR, Texts, loss, recomputation
-from openm6.giant import AdamW, Giant, stream
+from openm6.giant import AdamW, Giant, Tiers, stream
 from openm6.giant.measure.budget import format_bytes, parse_bytes, peak_resident_bytes
 from openm6.model import M6
 from openm6.model.device import resolve_device
@@ -108,7 +108,7 @@ def compute_device(name: str) -> torch.device:
 # -------------------- streamed
 
 
-def open_giant(job: Job, model: M6, folder: Path | None = None, **options: Any) -> Giant:
+def open_giant(job: Job, model: M6, folder: Path | None = None, *, placement: Any, **options: Any) -> Giant:
     settings: Job = {
         "budget": job["host_budget"],
         "disk": folder,
@@ -116,9 +116,8 @@ def open_giant(job: Job, model: M6, folder: Path | None = None, **options: Any) 
         "optimizer": AdamW(weight_decay=0.0),
         "lr": LR,
         "loss": loss,
-        "durability": "none",
         "fill": values_of(model.config.layers),
-        "threads": 4,
+        "tiers": Tiers(durability="none", placement=placement),
     }
     if not job["device"].startswith("arena"):  # whose size is in its name
         settings["device_budget"] = job["device_budget"]

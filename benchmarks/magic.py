@@ -80,7 +80,7 @@ def trained(recipe: str, folder: Path, overrides: Sequence[str] = ()) -> Pipelin
     """
     print(f"training {folder.name} ...", file=sys.stderr, flush=True)
     train(load_recipe(RECIPES / f"{recipe}.yaml", list(overrides), RunConfig), folder)
-    return openm6.load(folder)
+    return openm6.load(folder, device="cpu")  # where gradient guidance computes, so that both are timed alike
 
 
 def teller_of(texts: Sequence[str], folder: Path) -> Pipeline:

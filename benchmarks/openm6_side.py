@@ -16,7 +16,7 @@ from torch import Tensor
 
 import openm6
 from benchmarks.residual_mlp import LEARNING_RATE, ResidualMLP, batch, counters, initialise, report_steps
-from openm6.giant import AdamW, AdamW8bit, stream
+from openm6.giant import AdamW, AdamW8bit, Tiers, stream
 
 RULES = {"adamw": AdamW, "adamw8bit": AdamW8bit}
 
@@ -37,11 +37,11 @@ def main() -> None:
         model,
         budget=job["budget"],
         disk=job["folder"],
+        tiers=Tiers(durability="none"),  # the peer has no commits either
         optimizer=RULES[job.get("optimizer", "adamw")](weight_decay=0.0),
         lr=LEARNING_RATE,
         weights_dtype=torch.bfloat16,
         compute_dtype=compute,
-        durability="none",  # the peer has no commits either
         fill=fill,
         trace=job.get("trace"),
     )

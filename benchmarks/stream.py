@@ -49,7 +49,7 @@ if __package__ in (None, ""):  # started as a file: the repository's root is not
 from benchmarks.common import emit, machine, rounded
 from benchmarks.disk import RawDisk
 from benchmarks.trace_picture import draw
-from openm6.giant import AdamW, Giant, stream
+from openm6.giant import AdamW, Giant, Tiers, stream
 from openm6.model import M6, ModelConfig
 from openm6.model.stream import Stream, causal_stream
 from openm6.train.memory import keep_large_blocks
@@ -129,13 +129,10 @@ def open_streamed(model: M6, args: argparse.Namespace, folder: str) -> Giant:
         model,
         budget=args.budget,
         disk=folder,
+        tiers=Tiers(durability=args.durability, placement=placement, threads=THREADS, buffer_bytes=BUFFERS),
         optimizer=AdamW(weight_decay=0.0),
         lr=LR,
-        durability=args.durability,
         loss=loss,
-        placement=placement,
-        threads=THREADS,
-        buffer_bytes=BUFFERS,
         trace=args.trace,
     )
 

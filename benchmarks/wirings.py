@@ -28,10 +28,11 @@ from torch import Tensor
 
 from benchmarks.common import emit
 from benchmarks.toy_wirings import WIRINGS, Net
-from openm6.giant import AdamW, Giant, stream
+from openm6.giant import AdamW, Giant, Tiers, stream
 from openm6.giant.tiers.store import Access
 
 STEPS, MICRO_BATCHES, LR = 3, 3, 1e-2
+TIERS = Tiers(durability="none", buffer_bytes=1 << 22)
 
 
 def batches_of(net: Net) -> list[list[Any]]:
@@ -67,7 +68,7 @@ def weights_of(giant: Giant) -> dict[str, Tensor]:
     return found
 
 
-def compare(make: Callable[[], Net], **settings: Any) -> tuple[str, float | str]:
+def compare(make: Callable[[], Net], tiers: Tiers = TIERS) -> tuple[str, float | str]:
     """("equal", largest difference), ("refused", why) or ("wrong", what)."""
     torch.manual_seed(0)
     net = make()
@@ -84,9 +85,7 @@ def compare(make: Callable[[], Net], **settings: Any) -> tuple[str, float | str]
                 optimizer=AdamW(weight_decay=0.0, clip=None, eps=1e-8),
                 lr=LR,
                 loss=net.loss,
-                durability="none",
-                buffer_bytes=1 << 22,
-                **settings,
+                tiers=tiers,
             )
             with giant:
                 got = [giant.step(batches).loss for batches in steps]

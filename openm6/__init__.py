@@ -37,12 +37,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(path: str | Path | None = None) -> Pipeline:
+def load(path: str | Path | None = None, *, device: str = "auto") -> Pipeline:
     """Open a checkpoint folder or a run folder and return the pipeline that answers from it.
 
-    Without `path`, the small model that is shipped inside the package. Raises `ValueError` if the folder is
-    missing or holds no checkpoint.
+    Without `path`, the small model that is shipped inside the package. `device`: where the model computes, as auto
+    (the accelerator if there is one, or else the processor), cpu, cuda, cuda:1, mps or xpu. Raises `ValueError` if
+    the folder is missing or holds no checkpoint, or this machine has no such device.
     """
     from openm6.decode.pipeline import Pipeline
 
-    return Pipeline(path)
+    return Pipeline(path, device=device)

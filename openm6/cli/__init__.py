@@ -61,6 +61,6 @@ def _options(
 def main() -> None:
     """Entry point of `openm6` and `python -m openm6`."""
     for stream in (sys.stdout, sys.stderr):
-        # Half of what is said here is Chinese, whatever the locale; file names come out byte for byte.
+        # Half of the output is Chinese, in every locale. File names are printed byte for byte.
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     app()

@@ -12,7 +12,7 @@ import typer
 Encoding = Annotated[
     str | None,
     typer.Option(
-        help="Of CSV and JSONL files, such as cp1252; default: UTF-8, UTF-16 and GB 18030 are told apart."
+        help="Of CSV and JSONL files, such as cp1252; default: UTF-8, UTF-16 and GB 18030 are detected."
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from openm6.cli.arguments import split_pictures
-from openm6.cli.output import Json, MaxTokens, Model, show
+from openm6.cli.output import Device, Json, MaxTokens, Model, show
 
 
 def ask(
@@ -16,6 +16,7 @@ def ask(
     ],
     max_tokens: MaxTokens = 40,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer questions about pictures.
@@ -28,7 +29,7 @@ def ask(
     import openm6
 
     pairs = [(image, question) for image in images for question in questions]
-    answers = openm6.load(model).ask(
+    answers = openm6.load(model, device=device).ask(
         [image for image, _ in pairs], [question for _, question in pairs], max_tokens=max_tokens
     )
     for (image, question), answer in zip(pairs, answers, strict=True):

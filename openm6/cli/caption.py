@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from openm6.cli.arguments import pair
-from openm6.cli.output import Json, MaxTokens, Model, show, with_name
+from openm6.cli.output import Device, Json, MaxTokens, Model, show, with_name
 
 if TYPE_CHECKING:
     from openm6.decode.magic import Magic
@@ -25,6 +25,7 @@ def caption(
     ] = None,
     max_tokens: MaxTokens = 40,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write captions for pictures, in English or Chinese.
@@ -34,18 +35,18 @@ def caption(
     if teller is not None and lang is not None:
         raise ValueError("--teller speaks the language that it was trained on; leave out --lang")
     if magic and teller is None:
-        raise ValueError("--magic sets how a --teller tells; leave it out, or name the teller's folder")
+        raise ValueError("--magic sets how a --teller writes; leave it out, or name the teller's folder")
     if lang not in (None, "en", "zh"):
         raise ValueError(f"--lang must be en or zh, not '{lang}'")
     settings = magic_of(magic or [])
     import openm6
 
-    m6 = openm6.load(model)
+    m6 = openm6.load(model, device=device)
     if teller is None:
         lang = lang or "en"
         captions = m6.caption(images, lang=lang, max_tokens=max_tokens)
     else:
-        captions = m6.tell(images, openm6.load(teller), magic=settings, max_tokens=max_tokens)
+        captions = m6.tell(images, openm6.load(teller, device=device), magic=settings, max_tokens=max_tokens)
     for image, text in zip(images, captions, strict=True):
         result = {"input": image, "output": text, "lang": lang}
         show(result, as_json=as_json, line=with_name(image, text, len(images) > 1))

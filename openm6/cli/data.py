@@ -16,7 +16,7 @@ from openm6.configs import RECIPES, find_recipe
 if TYPE_CHECKING:
     from openm6.data import DataConfig, Record
 
-CORPORA = ("corpus-emoji", "corpus-poems")
+CORPORA = ("corpus-emoji", "corpus-poems", "corpus-music")
 SHOWN = 3  # records printed
 NAMED = 10  # bad records named
 
@@ -53,13 +53,14 @@ def data(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, patterns, corpus-emoji, corpus-poems, or recipes (all of their data)."
+            help="Files, folders, patterns, corpus-emoji, corpus-poems, corpus-music, or recipes (all of "
+            "their data)."
         ),
     ],
     column: Annotated[
         list[str] | None, typer.Option(help="FIELD=COLUMN, such as caption_en=title; once for each field.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="csv, parquet, ..., where the path does not tell.")] = "auto",
+    kind: Annotated[str, typer.Option(help="csv, parquet, ..., if the path does not show it.")] = "auto",
     split: Annotated[str | None, typer.Option(help="A split of the data, such as train.")] = None,
     encoding: Encoding = None,
     limit: Annotated[
@@ -173,17 +174,26 @@ def kind_of(value: object) -> str:
     """The kind of a field's value, in one word."""
     import numpy as np
 
+    from openm6.data.music import Score
+
     if isinstance(value, np.ndarray):
         return "picture"
+    if isinstance(value, Score):
+        return "music"
     return {str: "text", bool: "yes or no", int: "number", float: "number", list: "list"}.get(
         type(value), type(value).__name__
     )
 
 
 def brief(value: object) -> Any:
-    """A value as one line of JSON: a picture as its size, a long text cut."""
+    """A value as one line of JSON: a picture as its size, music by its counts, a long text cut."""
     import numpy as np
 
+    from openm6.data.music import Score
+
+    if isinstance(value, Score):
+        counts = f"{len(value.tracks)} tracks, {len(value.bars)} bars, {value.note_count:,} notes"
+        return "; ".join((counts, *value.remarks))
     if isinstance(value, np.ndarray):
         height, width, channels = value.shape
         return f"{width}x{height} {'RGBA' if channels == 4 else 'RGB'}"

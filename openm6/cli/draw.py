@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from openm6.cli.arguments import check_known, check_writable
-from openm6.cli.output import Json, Model, Seed, show
+from openm6.cli.output import Device, Json, Model, Seed, show
 
 
 def draw(
@@ -29,6 +29,7 @@ def draw(
     size: Annotated[int, typer.Option(help="Side of the PNG in pixels; the model draws at 64.")] = 256,
     seed: Seed = 0,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw words as PNG pictures.
@@ -47,7 +48,8 @@ def draw(
 
     import openm6
 
-    drawings = openm6.load(model).draw(texts, candidates=candidates, style=style, seed=seed)
+    m6 = openm6.load(model, device=device)
+    drawings = m6.draw(texts, candidates=candidates, style=style, seed=seed)
     for i, (text, path, drawing) in enumerate(zip(texts, paths, drawings, strict=True)):
         drawing.resize((size, size), Image.Resampling.LANCZOS).save(path)
         show(

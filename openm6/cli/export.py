@@ -32,7 +32,7 @@ def export(
     from openm6.modalities.text import BOS, EOS, MASK, PAD
     from openm6.model.hf import export_hf
 
-    m6 = openm6.load(None if model == SHIPPED else model)
+    m6 = openm6.load(None if model == SHIPPED else model, device="cpu")
     export_hf(m6.model, out)
     m6.tokenizer.save(out / "tokenizer.json")
     # The tokenizer's own file lacks these: the tokens that begin, end and fill a text.

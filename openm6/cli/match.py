@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from openm6.cli.arguments import split_pictures
-from openm6.cli.output import Json, Model, show
+from openm6.cli.output import Device, Json, Model, show
 
 if TYPE_CHECKING:
     from openm6.decode.rank import By
@@ -26,6 +26,7 @@ def match(
         ),
     ] = None,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Score how well texts fit pictures, by cosine or with ranking, the best first.
@@ -39,7 +40,7 @@ def match(
 
     if by is not None and not rank:
         raise ValueError("--by goes with --rank")
-    m6 = openm6.load(model)
+    m6 = openm6.load(model, device=device)
     scores = m6.rank_texts(images, texts, by=cast("By | None", by)) if rank else m6.match(images, texts)
     for image, row in zip(images, scores, strict=True):
         judged = (

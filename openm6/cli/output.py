@@ -11,6 +11,7 @@ import typer
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Checkpoint or run folder; default: the shipped model.")
 ]
+Device = Annotated[str, typer.Option(help="Where the model computes: auto, cpu, cuda, cuda:1, mps or xpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens that a text may have; an English word takes about two.")]
 Seed = Annotated[int, typer.Option(help="Chance; the same seed gives the same output.")]

@@ -45,8 +45,8 @@ class TrainingDisplay:
             console=self.console, get_renderable=self._picture, transient=True, refresh_per_second=4
         )
         self.tasks: list[str] = []  # columns of the table of held-out losses
-        self.printed = -1  # the last twentieth of which there is a line
-        self.announced: set[str] = set()  # pauses that a log file has a line for
+        self.printed = -1  # the last twentieth with a line
+        self.announced: set[str] = set()  # pauses that have a line in a log file
 
     def _picture(self) -> Group:
         return Group(self.bar, self.note)

@@ -75,7 +75,7 @@ def shipped_answers(
 
     with Waiting(console) as say:
         say("opening the shipped model")
-        m6 = openm6.load()
+        m6 = openm6.load(device=config.device)
         answers = write_samples(
             m6,
             config,

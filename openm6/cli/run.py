@@ -11,7 +11,7 @@ import typer
 
 from openm6.cli.arguments import check_writable, pair
 from openm6.cli.draw import name_files
-from openm6.cli.output import Json, MaxTokens, Model, Seed, show
+from openm6.cli.output import Device, Json, MaxTokens, Model, Seed, show
 
 Record = dict[str, object]
 
@@ -38,6 +38,7 @@ def run(
     ] = "made.png",
     seed: Seed = 0,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Run any task on records: it reads the fields of its instruction and writes the target.
@@ -67,7 +68,7 @@ def run(
         )
     import openm6
 
-    outputs = openm6.load(model).run(
+    outputs = openm6.load(model, device=device).run(
         task, given, beams=beams, max_tokens=max_tokens, sampling=sampling, seed=seed
     )
     for i, (record, output) in enumerate(zip(given, outputs, strict=True)):

@@ -14,7 +14,7 @@ import typer
 
 from openm6.cli.arguments import Encoding, catalogue_columns, pair
 from openm6.cli.errors import LAST_CHECKPOINT, cleanly
-from openm6.cli.output import Json, show
+from openm6.cli.output import Device, Json, show
 from openm6.cli.search_train import simulate, train
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def index(
         typer.Option(help="OURS=THEIRS, such as image=photo or category=kind; once for each column."),
     ] = None,
     encoder: Encoder = None,
+    device: Device = "auto",
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep items that the catalogue does not have.")
     ] = False,
@@ -77,7 +78,7 @@ def index(
     from openm6.search import Index
 
     with _progress(quiet=as_json) as on_progress:
-        found = Index.open(to, encoder=encoder).update(
+        found = Index.open(to, encoder=encoder, device=device).update(
             catalogue,
             columns=columns,
             encoding=encoding,
@@ -116,6 +117,7 @@ def query(
         typer.Option(help="COLUMN=WEIGHT: move items with much of it up, such as sales=0.05."),
     ] = None,
     encoder: Encoder = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Find the items of an index that are most like a picture, words, or both; or list those that pass a filter.
@@ -132,7 +134,7 @@ def query(
         else:
             raise ValueError(f"there are two queries of one kind: {what!r} and an option; leave one out")
     weights = dict(_weight(each) for each in quality or [])
-    hits = Index.open(index, encoder=encoder).query(
+    hits = Index.open(index, encoder=encoder, device=device).query(
         image=image, text=text, where=where, n=n, quality=weights, text_weight=text_weight, after=after
     )
     asked = {"image": image, "text": text, "where": where, "after": after}

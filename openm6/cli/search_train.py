@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from openm6.cli.arguments import Encoding, catalogue_columns
-from openm6.cli.output import Json, show
+from openm6.cli.output import Device, Json, show
 
 Column = Annotated[
     list[str] | None, typer.Option(help="OURS=THEIRS, such as category=kind; once for each column.")
@@ -32,6 +32,7 @@ def train(
     view_passes: Annotated[int, typer.Option(min=0, help="Passes over the page views of the log.")] = 2,
     image_size: Annotated[int, typer.Option(help="Pixels, a multiple of 32.")] = 224,
     seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same encoder.")] = 0,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train an encoder for search by photo on a catalogue and its clicks.
@@ -64,7 +65,7 @@ def train(
         )
 
     with console.status("training"):
-        encoder = train_search(items, config, out, views=views, on_progress=report)
+        encoder = train_search(items, config, out, views=views, device=device, on_progress=report)
     show(
         {
             "input": catalogue,
@@ -93,6 +94,7 @@ def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for clicks.jsonl and the query pictures.")],
     views: Annotated[int, typer.Option(min=1, help="Page views.")] = 1000,
     encoder: Annotated[str, typer.Option(help="What answers the queries.")] = "photo",
+    device: Device = "auto",
     column: Column = None,
     encoding: Encoding = None,
     seed: Annotated[int, typer.Option(help="Chance; the same seed gives the same log.")] = 0,
@@ -109,7 +111,7 @@ def simulate(
     console = Console(stderr=True, highlight=False)
     with console.status("reading the catalogue") as status:
         items = Items.read(catalogue, columns=catalogue_columns(column), encoding=encoding)
-        opened = open_encoder(encoder)
+        opened = open_encoder(encoder, device=device)
 
         def report(what: str, done: int, total: int) -> None:
             status.update(f"{what}: {done:,} of {total:,}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openm6.cli.output import Model
+from openm6.cli.output import Device, Model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -53,6 +53,7 @@ def serve(
     upload: Annotated[str, typer.Option(help="Largest upload.")] = "8MiB",
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     model: Model = None,
+    device: Device = "auto",
 ) -> None:
     """Serve the model over HTTP, with a page for the browser.
 
@@ -94,12 +95,16 @@ def serve(
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {message}") from error
     bound = server.listen(host, port)
     port = bound.getsockname()[1]
-    shop = embedded_shop() if index is None else Shop(index, pictures=pictures, yuan=yuan)
+    shop = (
+        embedded_shop(device=device)
+        if index is None
+        else Shop(index, pictures=pictures, yuan=yuan, device=device)
+    )
     engine = Engine(
-        shop.pipeline if shop.pipeline is not None and model is None else openm6.load(model),
+        shop.pipeline if shop.pipeline is not None and model is None else openm6.load(model, device=device),
         settings,
         shop=shop,
-        writer=open_writer(writer) if writer is not None else shipped_writer(),
+        writer=shipped_writer(device=device) if writer is None else open_writer(writer, device=device),
     )
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
@@ -115,5 +120,5 @@ def serve(
 
     try:
         server.run(engine, bound, on_ready=announce)
-    except KeyboardInterrupt:  # uvicorn raises it again when all is done
+    except KeyboardInterrupt:  # uvicorn raises it again at its end
         print("OpenM6 has stopped")

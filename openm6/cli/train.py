@@ -106,7 +106,7 @@ def train_and_report(
         samples: list[dict[str, Any]] = []
         if folder is not None and fits_in_memory(config):
             say("opening the trained model")
-            m6 = openm6.load(folder)
+            m6 = openm6.load(folder, device=config.device)
             samples = write_samples(
                 m6,
                 config,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from openm6.cli.arguments import check_known
-from openm6.cli.output import Json, Model, Seed, show
+from openm6.cli.output import Device, Json, Model, Seed, show
 
 
 def write(
@@ -17,6 +17,7 @@ def write(
     go_on: Annotated[bool, typer.Option("--continue", help="Continue the texts instead.")] = False,
     seed: Seed = 0,
     model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write poems, or continue a text.
@@ -28,7 +29,7 @@ def write(
     check_known(form, "form", model)
     import openm6
 
-    m6 = openm6.load(model)
+    m6 = openm6.load(model, device=device)
     texts = (
         m6.continue_text(titles, seed=seed)
         if go_on

@@ -29,7 +29,7 @@ _COLOURED = re.compile(
 
 
 class AugmentConfig(BaseModel):
-    """How hard to augment; every number 0 = not at all."""
+    """The strength of augmentation; every number 0 = no change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +72,7 @@ def over_white(rgba_NCSS: Tensor) -> Tensor:
 
 
 def normalise(rgb_NCSS: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], in the memory format that convolutions like."""
+    """[0, 1] -> [-1, 1], in the memory format that is fast for convolutions."""
     return (rgb_NCSS * 2 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -94,7 +94,7 @@ def augment(
 ) -> Tensor:
     """Random changes of pictures, (N, 4, S, S) -> (N, 3, S, S) in [0, 1].
 
-    `names` decide which pictures may be flipped or recoloured; `keep_colour` (N, bool) also forbids recolouring.
+    `names` decide which pictures may be flipped or recoloured. `keep_colour` (N, bool) also forbids recolouring.
     """
     n = len(rgba_NCSS)
 
@@ -138,7 +138,7 @@ def augment(
 def _warp(
     x: Tensor, *, angle: Tensor, log_scale: Tensor, log_stretch: Tensor, shift: Tensor, mirror: Tensor
 ) -> Tensor:
-    """One affine resampling; premultiplied by alpha, so that edges do not pick up hidden colours."""
+    """One affine resampling, with colours premultiplied by alpha, so that edges do not pick up hidden colours."""
     width, height = torch.exp(-log_scale + log_stretch), torch.exp(-log_scale - log_stretch)
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(

@@ -13,7 +13,7 @@ FEW = 20  # records; among fewer, the share of bad ones means nothing before the
 
 
 class BadRecord(ValueError):
-    """One record that cannot be used. `where` names it (file, row, line, member), `why` is the fault."""
+    """A record that cannot be used. `where` names it (file, row, line, member), `why` is the fault."""
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(f"{where}: {why}")
@@ -43,7 +43,7 @@ class BadCount:
             log.warning("%s: skipped bad record %d: %s", source, self.count, error)
 
     def check(self, *, max_fraction: float, total: int, source: str) -> None:
-        """Raises `ValueError` if too many records are bad already; an epoch has `total` records."""
+        """Raises `ValueError` if there are too many bad records already; an epoch has `total` records."""
         if total < FEW:
             return
         certain = self.epoch_bad > max_fraction * total
@@ -52,7 +52,7 @@ class BadCount:
             self._stop(max_fraction, source)
 
     def end_epoch(self, *, max_fraction: float, source: str) -> None:
-        """Checks the limit exactly, sums up the epoch in one warning, and starts to count the next epoch."""
+        """Checks the limit exactly, summarises the epoch in one warning, and starts to count the next epoch."""
         if self.epoch_bad > max_fraction * self.epoch_seen or self.epoch_bad == self.epoch_seen:
             self._stop(max_fraction, source)
         if self.epoch_bad:

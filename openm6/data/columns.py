@@ -29,7 +29,7 @@ def is_picture(value: object) -> bool:
 
 
 def picture_column(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The first column most of whose values in `rows` are pictures; None if there is none."""
+    """The first column in `rows` whose values are mostly pictures; None if there is none."""
     seen: dict[str, list[bool]] = {}
     for row in rows:
         for name, value in row.items():
@@ -39,9 +39,9 @@ def picture_column(rows: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def guessed(columns: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """What `columns` probably hold beside the `known` ones: {`image`: column, `caption`: column}.
+    """The probable meaning of `columns` beside the `known` ones: {`image`: column, `caption`: column}.
 
-    Each only where no column has our own name for it; `caption` stands for `caption_en` and `caption_zh`.
+    A guess is made only if no column has our own name for it. `caption` stands for `caption_en` and `caption_zh`.
     """
     known, by_name = set(known), {name.strip().lower(): name for name in columns}
     guess: dict[str, str] = {}
@@ -57,5 +57,5 @@ def guessed(columns: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def caption_field(text: str) -> str:
-    """The field of a caption, by its language: `caption_zh` where it has Chinese characters, else `caption_en`."""
+    """The field of a caption, by its language: `caption_zh` if it has Chinese characters, else `caption_en`."""
     return "caption_zh" if _CHINESE.search(text) else "caption_en"

@@ -7,7 +7,17 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal[
-    "auto", "corpus-emoji", "corpus-poems", "folder", "csv", "jsonl", "parquet", "webdataset", "huggingface"
+    "auto",
+    "corpus-emoji",
+    "corpus-poems",
+    "corpus-music",
+    "folder",
+    "csv",
+    "jsonl",
+    "parquet",
+    "webdataset",
+    "huggingface",
+    "midi",
 ]
 
 
@@ -16,9 +26,9 @@ class DataConfig(BaseModel):
 
     `path` is a file, a folder, or a pattern with `*`; the corpora need none. `columns` maps fields (image,
     caption_en, caption_zh, title, author, form, text, question, answer, label, or any other name) to columns.
-    `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or the beginning of the file
-    names. `encoding` is that of CSV and JSONL files, as Python names it; without it, UTF-8, UTF-16 and
-    GB 18030 are told apart. `sets` keeps only the pictures of these icon sets (corpus-emoji).
+    `split` is a split of a corpus or a Hugging Face dataset, a subfolder, or the beginning of the file names.
+    `encoding` is that of CSV and JSONL files, by Python's name; by default UTF-8, UTF-16 and GB 18030 are detected.
+    `sets` keeps only the pictures of these icon sets (corpus-emoji).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +53,8 @@ class DataConfig(BaseModel):
             raise ValueError(f"kind {self.kind} is embedded: leave out path and columns.")
         if self.sets and self.kind != "corpus-emoji":
             raise ValueError(f"sets chooses among the icon sets of corpus-emoji; {self.kind} has none.")
+        if self.kind == "midi" and self.columns:
+            raise ValueError("kind midi has no columns: a record is a score and the path of its file.")
         if not embedded and not self.path:
             raise ValueError(f"kind {self.kind} needs a path to a file or a folder.")
         return self

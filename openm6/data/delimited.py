@@ -32,10 +32,10 @@ Ends = Literal["closed", "open", "broken"]
 
 
 class Csv:
-    """The format of one file: its delimiter, its columns, and where its records end.
+    """The format of one file: its delimiter, its columns, and the ends of its records.
 
     Columns without a name, as spreadsheets and index columns leave them, are not read. Raises `ValueError` for a
-    header that is none.
+    broken header.
     """
 
     def __init__(self, text: TextFile) -> None:
@@ -67,8 +67,9 @@ class Csv:
             log.warning("%s: column %d has no name and is not read", text.named, nameless[0] + 1)
 
     def spans(self, file: BinaryIO, start: int, line: int) -> Iterator[tuple[int, int, int]]:
-        """(first byte, byte after the last, line number) of every record from byte `start` on, which is in
-        `line`. Rows without any value are passed over.
+        """(first byte, byte after the last, line number) of every record, from byte `start` in line `line` on.
+
+        Rows without any value are skipped.
         """
         empty = b" \t\r\n" + self.delimiter.encode()
         file.seek(start)
@@ -122,9 +123,9 @@ class Csv:
         return cells
 
     def _more_lines(self, raw: bytes, file: BinaryIO) -> tuple[int, int]:
-        """How many lines after `raw` belong to its record, and the byte after the last of them.
+        """The number of lines after `raw` that belong to its record, and the byte after the last of them.
 
-        0 lines where the record ends in its own line, or where its quote is a stray one.
+        The number is 0 if the record ends in its own line, or if its quote is a stray one.
         """
         ends, lines, alike = self._ends(raw, inside=False), 1, int(self._looks_like_a_row(raw))
         while ends == "open":
@@ -138,7 +139,7 @@ class Csv:
         return lines - 1, file.tell()
 
     def _ends(self, raw: bytes, *, inside: bool) -> Ends:
-        """How a line ends that begins outside or `inside` of a quoted field."""
+        """The state after a line that begins outside or `inside` a quoted field."""
         delimiter, at = self.delimiter.encode(), 0
         while True:
             if not inside:
@@ -159,13 +160,13 @@ class Csv:
             inside, at = False, len(raw) - len(rest) + 1
 
     def _looks_like_a_row(self, raw: bytes) -> bool:
-        """Whether a line has as many fields as the header. Prose has a blank after its commas, tables do not."""
+        """Whether a line has as many fields as the header. Prose has a space after its commas, tables do not."""
         delimiter = self.delimiter.encode()
         return self.width > 1 and raw.count(delimiter) - raw.count(delimiter + b" ") == self.width - 1
 
 
 def _closing(text: AnyStr, at: int) -> int:
-    """Where the quoted field that has begun before `at` closes, or -1; doubled quotes are passed over."""
+    """The place where the quoted field that began before `at` closes, or -1. Doubled quotes are skipped."""
     quote = cast(AnyStr, '"' if isinstance(text, str) else QUOTE)
     while (end := text.find(quote, at)) >= 0 and text.startswith(quote, end + 1):
         at = end + 2
@@ -173,7 +174,7 @@ def _closing(text: AnyStr, at: int) -> int:
 
 
 def _delimiter(header: bytes, suffix: str) -> str:
-    """What parts the names of a header: what stands there most often, in doubt the comma, or `.tsv`'s tab."""
+    """The delimiter between the names of a header: the most frequent one, in doubt the comma, or `.tsv`'s tab."""
     outside = b"".join(header.split(QUOTE)[::2])
     order = sorted(DELIMITERS, key=lambda each: each != ("\t" if suffix == ".tsv" else ","))
     return max(order, key=lambda each: outside.count(each.encode()))

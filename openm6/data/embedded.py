@@ -22,10 +22,9 @@ from openm6.data.records import Record
 class EmojiCorpus(Indexed):
     """Emoji of one split (`train`, `val`, `concept_val`), or of all (None); of some icon `sets`, or of all.
 
-    `images` is uint8 (n, size, size, 4), decoded once; `rows` holds everything else, one dict a picture: id,
-    concept, char, family, set, name_en, name_zh, keywords_en, keywords_zh, group_en, ..., colour_en,
-    colour_zh. A record is a row with its `image` (a read-only view) and the names again as `caption_en` and
-    `caption_zh`.
+    `images` is uint8 (n, size, size, 4), decoded once. `rows` holds everything else, one dict a picture: id,
+    concept, char, family, set, name_en, name_zh, keywords_en, keywords_zh, group_en, ..., colour_en, colour_zh. A
+    record is a row with its `image` (a read-only view) and with the names again as `caption_en` and `caption_zh`.
     Raises ValueError for an unknown split, and for a set that the corpus does not have.
     """
 

@@ -31,7 +31,7 @@ COMMON = 0.9  # share of a text's Chinese characters that are those of GB 2312
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file: `named` is the user's, `path` holds its text as UTF-8 from byte `start` on."""
+    """A text file. `named` is the user's file; `path` holds its text as UTF-8, from byte `start` on."""
 
     named: Path
     path: Path
@@ -43,7 +43,7 @@ class TextFile:
 
 
 def open_text(path: Path, encoding: str | None = None) -> TextFile:
-    """The text of `path`, in `encoding`; None = as `detect_encoding` finds.
+    """The text of `path`, in `encoding`; None = the one that `detect_encoding` finds.
 
     Raises `ValueError` for an encoding that Python does not know.
     """
@@ -68,8 +68,9 @@ def open_text(path: Path, encoding: str | None = None) -> TextFile:
 def detect_encoding(sample: bytes) -> str:
     """The encoding of a text that begins with `sample`: utf-8, utf-16, utf-32 or gb18030.
 
-    A byte order mark decides, then zero bytes (UTF-16). Else the text is UTF-8, unless most of its lines that are
-    not ASCII cannot be UTF-8 and all of them are plausible Chinese in GB 18030.
+    A byte order mark decides first, then zero bytes (UTF-16). Otherwise the text is UTF-8, with one exception: if
+    most of its lines with non-ASCII bytes cannot be UTF-8 and all of these lines are plausible Chinese in GB 18030,
+    it is gb18030.
     """
     for mark, encoding in BOMS:
         if sample.startswith(mark):
@@ -94,7 +95,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _is_chinese(lines: list[bytes]) -> bool:
-    """Whether lines decode as GB 18030 into characters of which nearly all are common ones."""
+    """Whether lines decode as GB 18030 into characters that are nearly all common."""
     try:
         foreign = [char for line in lines for char in line.decode("gb18030") if ord(char) > 127]
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ SUFFIXES = {
     "webdataset": frozenset({".tar"}),
 }
 METADATA = "metadata"  # the name of the table beside the pictures of a Hugging Face image folder
+MIDI_SUFFIXES = frozenset({".mid", ".midi", ".kar"})
 HUGGINGFACE_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -43,6 +44,8 @@ def detect_kind(path: str) -> str:
         return kinds[0]
     if place.is_dir() and next(walk(place, IMAGE_SUFFIXES), None) is not None:
         return "folder"
+    if MIDI_SUFFIXES & suffixes or (place.is_dir() and next(walk(place, MIDI_SUFFIXES), None) is not None):
+        return "midi"
     # The files of a split may lie one folder down.
     below = {entry.suffix.lower() for entry in place.glob("*/*")} if place.is_dir() else set[str]()
     kinds = [kind for kind, theirs in SUFFIXES.items() if theirs & below]
@@ -53,8 +56,8 @@ def detect_kind(path: str) -> str:
     if place.is_dir() and (skipped := skipped_pictures(place)):
         raise ValueError(f"{path} has {skipped}, which are not read: convert them to PNG or JPEG.")
     raise ValueError(
-        f"cannot tell what kind of data {path} is: it should be a folder of pictures, or .csv, .tsv, .jsonl, "
-        ".ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
+        f"cannot tell what kind of data {path} is: it should be a folder of pictures or of MIDI files, or .csv, "
+        ".tsv, .jsonl, .ndjson, .parquet or .tar files, or a saved Hugging Face dataset."
     )
 
 
@@ -62,9 +65,9 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
     """The files of a source in a fixed order: `path` itself, the files in the folder `path`, or those that match
     the pattern `path`.
 
-    In a folder, `split` chooses the files of the subfolder of that name or, if there is none, the files whose
-    names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if that leaves
-    none.
+    In a folder, `split` chooses the files of the subfolder of that name. If there is no such subfolder, it chooses
+    the files whose names are the split or begin with it (`train.csv`, `train-00000.tar`). Raises `ValueError` if no
+    file is left.
     """
     place, suffixes = Path(path), SUFFIXES[kind]
     if not place.is_dir():
@@ -93,7 +96,9 @@ def find_files(path: str, kind: str, split: str | None = None) -> list[Path]:
 
 
 def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """All files below `root` with one of `suffixes`, in a fixed order; nothing hidden, no linked folders."""
+    """All files below `root` with one of `suffixes`, in a fixed order. Hidden files and linked folders are left
+    out.
+    """
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -101,8 +106,27 @@ def walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+def find_below(path: str, split: str | None, suffixes: frozenset[str]) -> tuple[Path, list[str]]:
+    """A folder, or its subfolder `split`, and in a fixed order the paths of all files in it with one of `suffixes`.
+
+    A file or a pattern gives the files that it names, as it names them. Raises ValueError if there are none.
+    """
+    place = Path(path, split or "")
+    if place.is_dir():
+        names = [found.relative_to(place).as_posix() for found in walk(place, suffixes)]
+        if not names:
+            raise ValueError(f"the folder {place} has no {' or '.join(sorted(suffixes))} files.")
+        return place, names
+    if split is not None:
+        raise ValueError(f"there is no folder at {place}.")
+    names = [found.as_posix() for found in _glob(path)]
+    if not names:
+        raise ValueError(f"there is no file at {path}.")
+    return Path(), names
+
+
 def skipped_pictures(root: Path) -> str:
-    """The pictures below `root` of formats that are not read, counted: "12 .heic files"; "" if there are none."""
+    """The number of pictures below `root` in formats that are not read: "12 .heic files"; "" if there are none."""
     counts = Counter(path.suffix.lower() for path in walk(root, UNREAD_SUFFIXES))
     return " and ".join(f"{n:,} {suffix} file{'s' if n > 1 else ''}" for suffix, n in sorted(counts.items()))
 

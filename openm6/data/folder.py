@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class FolderReader(Indexed):
-    """Columns: `image`; `label`, the name of the first folder below `root`; `caption_en`, the same with
-    spaces for `_`. Pictures in `root` itself have only `image`. Records are in the order of their paths.
+    """Reads a folder of pictures, in the order of their paths.
+
+    Columns: `image`; `label`, the name of the first folder below `root`; `caption_en`, the same with spaces for
+    `_`. Pictures in `root` itself have only `image`.
     """
 
     def __init__(self, root: Path, fields: Fields) -> None:

@@ -66,12 +66,12 @@ class HuggingFaceReader(Indexed):
 
 
 def _fingerprint(dataset: datasets.Dataset) -> str:
-    """Changes with the content. `datasets` has it under this name alone."""
+    """A value that changes with the content. `datasets` offers it only under this name."""
     return dataset._fingerprint  # pyright: ignore[reportPrivateUsage]
 
 
 def load_huggingface(path: str, split: str | None) -> datasets.Dataset:
-    """A dataset that `save_to_disk` saved, or the one that `datasets.load_dataset` finds under this name."""
+    """A dataset saved by `save_to_disk`, or the one that `datasets.load_dataset` finds under this name."""
     datasets = _datasets()
     if not any((Path(path) / name).is_file() for name in HUGGINGFACE_FILES):
         return datasets.load_dataset(path, split=split or "train")

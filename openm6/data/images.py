@@ -49,13 +49,12 @@ def read_image(
 ) -> np.ndarray:
     """Decodes one picture to uint8 of shape (H, W, 4) if it has transparency, else (H, W, 3).
 
-    With `size`, the picture is scaled to fit a `size` x `size` square, keeping its aspect, centred on a
-    canvas that is transparent (4 channels) or white (3 channels). The EXIF orientation is applied; palette,
-    grey, CMYK and 16-bit pictures become 8-bit RGB; an animation gives its first frame.
+    With `size`, the picture is scaled to fit a `size` x `size` square with its aspect kept. It is centred on a
+    canvas that is transparent (4 channels) or white (3 channels). The EXIF orientation is applied. Palette, grey,
+    CMYK and 16-bit pictures become 8-bit RGB. An animation gives its first frame.
 
-    `where` names the picture in errors (a path names itself). Raises `BadRecord`, a `ValueError`, for a file
-    that is missing, not a regular file, empty, truncated, damaged, of an unknown format, or larger than
-    `max_pixels`.
+    `where` names the picture in errors (a path names itself). Raises `BadRecord`, a `ValueError`, for a file that
+    is missing, not a regular file, empty, truncated, damaged, of an unknown format, or larger than `max_pixels`.
     """
     if size is not None and size < 1:
         raise ValueError(f"image size must be at least 1, not {size}.")
@@ -94,7 +93,7 @@ def to_array(image: Image.Image, *, size: int | None = None) -> np.ndarray:
 
 
 def read_encoded(path: Path, where: str) -> bytes:
-    """The bytes of a picture file. Raises `BadRecord` if it is no regular file, too large or not readable."""
+    """The bytes of a picture file. Raises `BadRecord` if it is not a regular file, too large or not readable."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):  # a pipe would block for ever, a device would never end
@@ -155,8 +154,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0 .. 65535 as RGB, or as RGBA where one grey is transparent. The mode gives the scale, not the
-    values: a dark picture stays dark. PIL's own `convert` would clip everything above 255 to white.
+    """Grey of 0 .. 65535 as RGB, or as RGBA if one grey is transparent.
+
+    The mode gives the scale, not the values, so a dark picture stays dark. PIL's own `convert` would clip
+    everything above 255 to white.
     """
     grey = np.asarray(image).astype(np.int64)
     if grey.min(initial=0) < 0 or grey.max(initial=0) > 65_535:

@@ -11,16 +11,14 @@ from openm6.data.encodings import TextFile
 
 
 class Jsonl:
-    """The format of one file. Empty lines are passed over."""
+    """The format of one file. Empty lines are skipped."""
 
     def __init__(self, text: TextFile) -> None:
         self.start, self.line = text.start, 1
         self.columns: list[str] | None = None  # each line has its own
 
     def spans(self, file: BinaryIO, start: int, line: int) -> Iterator[tuple[int, int, int]]:
-        """(first byte, byte after the last, line number) of every record from byte `start` on, which is in
-        `line`.
-        """
+        """(first byte, byte after the last, line number) of every record, from byte `start` in line `line` on."""
         file.seek(start)
         for raw in file:
             end = start + len(raw)

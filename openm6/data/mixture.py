@@ -21,12 +21,11 @@ class Resumable(Protocol):
 
 
 class Mixture(Iterator[Record]):
-    """Interleaves `sources`: after every record, each has given its share, within less than one record.
+    """Interleaves `sources`. After every record each source has given its share, within less than one record.
 
-    With shares w_i (weights over their sum) and counts c_i after t records, |c_i - w_i t| < 1 always:
-    Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980), in whole numbers.
-    `seed` orders equals. The mixture ends with the first source that ends. Sources may be mixtures
-    themselves.
+    With shares w_i (weights over their sum) and counts c_i after t records, |c_i - w_i t| < 1 always. This is
+    Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980), in whole numbers. `seed`
+    orders equals. The mixture ends with the first source that ends. Sources may be mixtures themselves.
     """
 
     def __init__(self, sources: Sequence[Resumable], weights: Sequence[float], *, seed: int) -> None:
@@ -56,7 +55,7 @@ class Mixture(Iterator[Record]):
         return record
 
     def _choose(self) -> int:
-        """The most urgent of the sources that have earned their next record by now."""
+        """The most urgent source among those that have earned their next record by now."""
         if len(self.sources) == 1:
             return 0
         step, total, bound = sum(self.counts) + 1, sum(self._shares), 2 * len(self.sources) - 2
@@ -83,7 +82,7 @@ class Mixture(Iterator[Record]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `ValueError` if the state belongs to other weights, or a source refuses its part."""
+        """Raises `ValueError` if the state belongs to other weights, or if a source refuses its part."""
         if state["weights"] != self.weights:
             raise ValueError(
                 f"this mixture has the weights {self.weights}, but the state was saved with "

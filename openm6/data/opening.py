@@ -15,6 +15,8 @@ from openm6.data.folder import FolderReader
 from openm6.data.huggingface import HuggingFaceReader, load_huggingface
 from openm6.data.lines import LinesReader
 from openm6.data.mixture import Mixture
+from openm6.data.music.embedded import MusicCorpus
+from openm6.data.music.folder import MidiReader
 from openm6.data.parquet import ParquetReader
 from openm6.data.reader import Reader
 from openm6.data.records import Fields
@@ -25,18 +27,22 @@ from openm6.data.webdataset import WebDatasetReader
 def open_reader(config: DataConfig, fields: Fields | None = None) -> Reader:
     """The reader of a config. Raises `ValueError` if the data is missing or does not fit the config.
 
-    `fields` makes the records from rows, in place of the config's columns and image size.
+    `fields` makes the records from rows; it replaces the config's columns and image size.
     """
     if config.kind == "corpus-emoji":
         sets = tuple(config.sets) if config.sets else None
         return _emoji(config.split or "train", config.image_size, sets)
     if config.kind == "corpus-poems":
         return PoemCorpus(config.split or "train")
+    if config.kind == "corpus-music":
+        return MusicCorpus(config.split or "train")
     assert config.path is not None
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
     fields = fields or Fields(config.columns, config.image_size)
     if kind == "folder":
         return FolderReader(Path(config.path, config.split or ""), fields)
+    if kind == "midi":
+        return MidiReader(config.path, config.split)
     if kind == "huggingface":
         return HuggingFaceReader(load_huggingface(config.path, config.split), fields, name=config.path)
     files = find_files(config.path, kind, config.split)
@@ -56,7 +62,7 @@ def _emoji(split: str, image_size: int | None, sets: tuple[str, ...] | None) -> 
 def open_source(config: DataConfig, *, seed: int, epochs: int | None = None) -> Source:
     """The records of a config as a stream: seeded, resumable, for `epochs` epochs or for ever (see `Source`).
 
-    Raises `ValueError` as `open_reader`, and while iterating if too many records are bad.
+    Raises `ValueError` like `open_reader`, and while iterating if too many records are bad.
     """
     return Source(
         open_reader(config),
@@ -68,7 +74,7 @@ def open_source(config: DataConfig, *, seed: int, epochs: int | None = None) -> 
 
 
 def open_mixture(configs: Sequence[DataConfig], *, seed: int, epochs: int | None = None) -> Mixture:
-    """Several configs as one stream, mixed by their `weight` (see `Mixture`), each with a seed of its own."""
+    """Several configs as one stream, mixed by their `weight` (see `Mixture`), each with its own seed."""
     seeds = np.random.SeedSequence(seed).generate_state(max(1, len(configs))).tolist()
     sources = [
         open_source(config, seed=own, epochs=epochs) for config, own in zip(configs, seeds, strict=False)

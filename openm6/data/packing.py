@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: returns rows of indices into `lengths`, each row's lengths summing to at most
-    `capacity`.
+    """Best-fit decreasing: returns rows of indices into `lengths`. Each row's lengths sum to at most `capacity`.
 
-    Deterministic and stable: indices ascend inside a row, rows ascend by their first index, and of equal
-    lengths the earlier is placed first, into the row that has had just that room for the longest time. O(n log n +
-    n capacity / 64) time. Raises `ValueError` for a capacity below 1, a negative length, or one longer than
+    Deterministic and stable: indices ascend inside a row, and rows ascend by their first index. Of equal lengths
+    the earlier is placed first, into the row that has had exactly that room for the longest time. O(n log n + n
+    capacity / 64) time. Raises `ValueError` for a capacity below 1, a negative length, or a length above
     `capacity`.
     """
     if capacity < 1:

@@ -121,7 +121,7 @@ def _parts(file: int, group: int, metadata: pq.RowGroupMetaData, block_bytes: in
 
 
 def _first_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """A few rows, for a look at what the columns hold; none where they cannot be read."""
+    """A few rows that show the values of the columns; none if they cannot be read."""
     try:
         file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         batch = next(file.iter_batches(PEEKED, columns=list(columns)), None)

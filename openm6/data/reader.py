@@ -20,7 +20,7 @@ from openm6.data.records import Record
 
 
 class Block(Protocol):
-    """Records that are reached by their position; a bad one raises `BadRecord`."""
+    """Records that are reached by their position. A bad record raises `BadRecord`."""
 
     def __len__(self) -> int: ...
 
@@ -28,8 +28,10 @@ class Block(Protocol):
 
 
 class Reader(ABC):
-    """Records in blocks. `name` goes into messages. `fingerprint` is another one when the data have changed.
-    `columns` are those of the rows, where they are known before the rows are read.
+    """Records in blocks.
+
+    `name` goes into messages. `fingerprint` changes with the data. `columns` are those of the rows, if they are
+    known before the rows are read.
     """
 
     name: str
@@ -42,11 +44,11 @@ class Reader(ABC):
 
     @abstractmethod
     def block(self, index: int) -> Block:
-        """Opens one block. If it is damaged, its records raise, not this (`Broken`)."""
+        """Opens one block. If it is damaged, reading its records raises, and opening it does not (`Broken`)."""
 
     @property
     def total(self) -> int | None:
-        """The number of records of an epoch, or None if only reading everything would tell."""
+        """The number of records of an epoch, or None if it is known only after reading everything."""
         return None
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
@@ -76,7 +78,7 @@ class Indexed(Reader):
 
 
 class Broken:
-    """A block that could not be opened: each of its `n` records is bad."""
+    """A block that could not be opened. Each of its `n` records is bad."""
 
     def __init__(self, n: int, error: BadRecord) -> None:
         self.n, self.error = n, error

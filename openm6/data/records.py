@@ -30,12 +30,12 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}=*\s*")
 
 @dataclass(frozen=True)
 class Fields:
-    """How the columns of a row become the fields of a record.
+    """The map from the columns of a row to the fields of a record.
 
-    `columns` maps field -> column, and a record has exactly these fields. When it is empty, the columns that have
-    the name of a field (`KNOWN_FIELDS`) are taken, and the pictures and captions are guessed where no column has
-    their name (`openm6/data/columns.py`). The field `image` is decoded to uint8 (image_size, image_size, 3|4),
-    content fields are checked to be text, and a field that no task knows is passed on as it is.
+    `columns` maps field -> column, and a record has exactly these fields. If it is empty, columns with the name of
+    a field (`KNOWN_FIELDS`) are taken. Pictures and captions are guessed if no column has their name
+    (`openm6/data/columns.py`). The field `image` is decoded to uint8 (image_size, image_size, 3|4). Content fields
+    are checked to be text. A field that no task knows is passed on unchanged.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -44,9 +44,9 @@ class Fields:
     def check(
         self, available: Iterable[str], *, where: str, peek: Callable[[], Iterable[Row]] = tuple
     ) -> None:
-        """Raises `ValueError` if a mapped column is not `available`, or nothing `available` is known.
+        """Raises `ValueError` if a mapped column is not `available`, or if no known column is `available`.
 
-        `peek` gives a few rows, to look at values where names do not decide. A guess is logged.
+        `peek` returns a few rows, whose values decide where names do not. A guess is logged.
         """
         available = list(available)
         for ours, theirs in self.columns.items():
@@ -99,7 +99,7 @@ class Fields:
 
 
 def _by_name(row: Row) -> dict[str, str]:
-    """Field -> column of a row that nobody has mapped: by the columns' names, or else by a guess."""
+    """Field -> column of a row without a mapping: by the columns' names, or else by a guess."""
     found = {name: name for name in KNOWN_FIELDS if name in row}
     guess = guessed(row, found)
     picture, caption = guess.get("image"), guess.get("caption")
@@ -117,7 +117,7 @@ def _some(row: Row) -> list[str]:
 
 
 def text_value(value: object, column: str, *, where: str) -> str:
-    """Text, decoded and checked: bytes must be UTF-8, numbers are spelled out, nothing may be empty."""
+    """Text, decoded and checked: bytes must be UTF-8, numbers become text, and nothing may be empty."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -137,7 +137,7 @@ def text_value(value: object, column: str, *, where: str) -> str:
 
 
 def image_value(value: object, folder: Path, *, size: int | None, where: str) -> np.ndarray:
-    """A picture given as `image_source` says, decoded; a relative path starts at `folder`."""
+    """A picture from any value that `image_source` accepts, decoded. A relative path starts at `folder`."""
     source = image_source(value, where=where)
     if isinstance(source, bytes):
         return read_image(source, size=size, where=where)
@@ -150,8 +150,8 @@ def image_value(value: object, folder: Path, *, size: int | None, where: str) ->
 def image_source(value: object, *, where: str) -> bytes | str:
     """The bytes or the path of a picture. A struct of `bytes` and `path` (the Hugging Face layout) has either.
 
-    A path may leave its folder (`..` or absolute), since lists of absolute paths are common; it is only ever
-    opened if it is a regular file, and only ever decoded as a picture.
+    A path may leave its folder (`..` or absolute), since lists of absolute paths are common. It is opened only if
+    it is a regular file, and decoded only as a picture.
     """
     if isinstance(value, Mapping):
         struct = cast("Mapping[str, object]", value)

@@ -20,8 +20,8 @@ from openm6.data.records import Record
 class Source(Iterator[Record]):
     """Iterates over the records of `reader` for `epochs` epochs, or for ever.
 
-    `bad` counts and names the skipped records. Raises `ValueError` when more than
-    `max_bad_fraction` of an epoch's records are bad (see `BadCount`), or when there are none at all.
+    `bad` counts and names the skipped records. Raises `ValueError` if more than `max_bad_fraction` of an epoch's
+    records are bad (see `BadCount`), or if there are no records.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Source(Iterator[Record]):
         return np.random.default_rng([self.seed, self.epoch, *(index + 1 for index in block)])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of this source, as JSON values: after `load_state_dict`, the same record comes next."""
+        """The state of this source, as JSON values. After `load_state_dict`, the same record comes next."""
         return {
             "order": self._order(),
             "epoch": self.epoch,

@@ -22,9 +22,11 @@ Span = tuple[int, int]  # first byte in the shard, number of bytes
 
 
 class WebDatasetReader(Reader):
-    """Columns of a sample: its members by their extension (`jpg`, `txt`, `cls`, `seg.png`), the keys of its
-    `json` member, `id` (the sample's name), and, for samples that follow the usual names, `image` (the member
-    that is a picture), `caption_en` (`txt`) and `label` (`cls`).
+    """Reads samples from tar files.
+
+    Columns of a sample: its members by their extension (`jpg`, `txt`, `cls`, `seg.png`), the keys of its `json`
+    member, and `id` (the sample's name). Samples with the usual names also have `image` (the member that is a
+    picture), `caption_en` (`txt`) and `label` (`cls`).
     """
 
     def __init__(self, files: Sequence[Path], fields: Fields) -> None:

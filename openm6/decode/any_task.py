@@ -61,7 +61,7 @@ def run_task(
     assert all(prompt.target_kind == kind for prompt in prompts), "the targets of a task are of one kind"
     if kind == "match":
         if m6.model.match_scale is None:
-            raise ValueError(f"the checkpoint {m6.folder} does not match, so it has no embeddings")
+            raise ValueError(f"the checkpoint {m6.folder} cannot do match, so it has no embeddings")
         return list(m6.embed(prompts))
     if kind == "codes":
         if m6.image_tokenizer is None or not m6.model.config.cells:

@@ -43,7 +43,7 @@ class KeyValueCache:
 
     def keep(self, chosen_B: Tensor, *, of: int) -> None:
         """Keep one of the last `of` positions in each row. These positions were alternatives, not a sequence."""
-        row_B = torch.arange(len(chosen_B))
+        row_B = torch.arange(len(chosen_B), device=chosen_B.device)
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             assert keys is not None and values is not None
             start = self.length[layer] - of

@@ -16,7 +16,7 @@ from torch import Tensor
 from openm6.decode.decoder import SCORES
 from openm6.decode.inputs import read_texts
 from openm6.decode.opened import Opened
-from openm6.tasks.collate import collate, length_of
+from openm6.tasks.collate import collate, length_of, to_device
 from openm6.tasks.layout import Branch
 from openm6.tasks.task import language_of
 
@@ -37,7 +37,7 @@ class Captions:
 
     @torch.no_grad()
     def log_likelihood(self, image_N: Tensor, text_N: Tensor) -> Tensor:
-        """log p(text | picture) of every pair, in nats."""
+        """log p(text | picture) of every pair, in nats, on the host."""
         of_image: dict[int, list[int]] = {}
         for pair, image in enumerate(image_N.tolist()):
             of_image.setdefault(image, []).append(pair)
@@ -64,12 +64,13 @@ class Captions:
         return found_N
 
     def _nats(self, examples: list[list[Branch]], pairs: list[list[int]], row: int) -> tuple[Tensor, Tensor]:
-        """The nats of each predicted token, and the number of its pair."""
+        """The number of each predicted token's pair, and the token's nats, on the host."""
         model, P = self.m6.model, self.m6.model.config.image_tokens
         batch, order = collate(examples, row=row, image_tokens=P, pad=self.m6.tokenizer.pad)
         stream = replace(batch.stream, images_NCHW=self.m6.pixels([examples[e][0] for e in order]))
-        logits_MV = model.text_logits(model(stream).flatten(0, 1)[batch.text_at])
-        nats_M = F.cross_entropy(logits_MV.float(), batch.text_target, reduction="none")
+        there = to_device(replace(batch, stream=stream), self.m6.device)
+        logits_MV = model.text_logits(model(there.stream).flatten(0, 1)[there.text_at])
+        nats_M = F.cross_entropy(logits_MV.float(), there.text_target, reduction="none").cpu()
         # The branches of an example are counted from 1.
         first = torch.tensor([0, *map(len, pairs)]).cumsum(0)
         number_N = torch.tensor([pair for group in pairs for pair in group])

@@ -1,7 +1,10 @@
 """Chooses tokens by sampling (greedy at temperature 0) or by beam search, on a `Decoder`.
 
 All randomness comes from outside, as numbers in [0, 1) that belong to a row. So the samples of a row do not depend
-on the rows beside it.
+on the rows beside it. The numbers are drawn on the host, so a seed gives the same numbers on every device.
+
+Scores are computed, and tokens are chosen, on the model's device. The choices are moved to the host once per step.
+Texts and beams are kept there, as lists.
 
 Legend: B rows, W beams, V tokens that may be chosen, T choices, K codes a cell.
 """
@@ -38,7 +41,9 @@ class Sampling:
 
 
 def chances(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
-    """Numbers in [0, 1) that decide `count` choices of each row, (B, count). A row's numbers follow from its seed.
+    """Numbers in [0, 1) that decide `count` choices of each row, (B, count), on the host.
+
+    A row's numbers follow from its seed.
 
     Raises ValueError for a seed below 0.
     """
@@ -49,11 +54,16 @@ def chances(seeds: Sequence[tuple[int, ...]], count: int) -> Tensor:
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, chance_B: Tensor) -> Tensor:
-    """One index for each row, (B), by inverting the distribution at `chance_B`."""
+    """One index for each row, (B), where the scores are, by inverting the distribution at `chance_B`."""
+    device = logits_BV.device
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     # The best score becomes 0, so that no temperature can overflow.
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double() / sampling.temperature
+    logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    if device.type == "mps":  # Apple's GPUs have no double precision
+        logits_BV = logits_BV.cpu()
+    logits_BV = logits_BV.double() / sampling.temperature
+    chance_B = chance_B.to(logits_BV.device)
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         least = logits_BV.topk(sampling.top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least, float("-inf"))
@@ -64,7 +74,8 @@ def choose(logits_BV: Tensor, sampling: Sampling, chance_B: Tensor) -> Tensor:
         logits_BV = logits_BV.masked_fill(outside.scatter(1, order, outside), float("-inf"))
     below_BV = logits_BV.softmax(-1).cumsum(-1)
     # Below the total in double precision, for a chance is at most 1 - 2**-24: never past the last token.
-    return torch.searchsorted(below_BV, chance_B.double()[:, None] * below_BV[:, -1:], right=True)[:, 0]
+    chosen_B1 = torch.searchsorted(below_BV, chance_B.double()[:, None] * below_BV[:, -1:], right=True)
+    return chosen_B1[:, 0].to(device)
 
 
 @torch.no_grad()
@@ -89,19 +100,20 @@ def sample_text(
     for place in range(max(map(len, begin)) + max_new):
         fresh = torch.tensor([min(max(place - len(forced), 0), max_new - 1) for forced in begin])
         chance_B = chance_BT.gather(1, fresh[:, None])[:, 0]
-        chosen = choose(decoder.model.text_logits(decoder.hidden_BD).float(), sampling, chance_B)
+        logits_BV = decoder.model.text_logits(decoder.hidden_BD).float()
+        chosen = choose(logits_BV, sampling, chance_B).tolist()
         for row, forced in enumerate(begin):
             if place < len(forced):
                 chosen[row] = forced[place]
-            done[row] = done[row] or int(chosen[row]) == eos
+            done[row] = done[row] or chosen[row] == eos
             if not done[row]:
-                outputs[row].append(int(chosen[row]))
+                outputs[row].append(chosen[row])
                 done[row] = place + 1 == len(forced) + max_new
                 if on_tokens is not None and place >= len(forced):
                     on_tokens(row, outputs[row])
         if all(done):
             break
-        decoder.step(chosen)
+        decoder.step(torch.tensor(chosen))
     return outputs
 
 
@@ -120,11 +132,12 @@ def sample_cells(
     `on_cell` is called with the number of cells drawn so far.
     """
     guided, depth = sampling.guidance != 1, decoder.model.config.codes_per_cell
+    device = decoder.hidden_BD.device
     rows = len(chance_BT)
     assert chance_BT.shape[1] == cells * depth and len(decoder.hidden_BD) == rows * (2 if guided else 1)
     drawn: list[Tensor] = []
     for place in range(cells):
-        cell_BK = torch.empty((len(decoder.hidden_BD), 0), dtype=torch.int64)
+        cell_BK = torch.empty((len(decoder.hidden_BD), 0), dtype=torch.int64, device=device)
         for k in range(depth):
             logits = decoder.model.next_code_logits(decoder.hidden_BD, cell_BK).float()
             if guided:
@@ -157,7 +170,8 @@ def beam_search(
 ) -> list[list[int]]:
     """The most probable text of every row among `beams` kept texts; one beam is greedy search.
 
-    `allowed` returns which tokens may follow those of a row, (V) bool, or None for all. It must allow at least one.
+    `allowed` returns which tokens may follow those of a row, (V) bool on the host, or None for all. It must allow
+    at least one.
 
     A row ends when none of its open beams can still beat its best finished one. A text that is still open after
     `max_new` tokens is returned only if none has ended.
@@ -165,19 +179,20 @@ def beam_search(
     rows = len(decoder.hidden_BD)
     decoder.select(torch.arange(rows).repeat_interleave(beams))
     scores_RW = torch.full((rows, beams), float("-inf"))
-    scores_RW[:, 0] = 0  # all beams are equal at first: let one speak
+    scores_RW[:, 0] = 0  # all beams are equal at first, so only one may continue
     tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
     best: list[_Finished | None] = [None] * rows
     for place in range(1, max_new + 1):
         log_p = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
         vocab = log_p.shape[-1]
-        for row, beam in ((row, beam) for row in range(rows) for beam in range(beams)):
-            mask = allowed(row, tokens[row][beam])
-            if mask is not None:
-                log_p[row * beams + beam].masked_fill_(~mask, float("-inf"))
-        totals = scores_RW[:, :, None] + log_p.view(rows, beams, vocab)
+        masks = [allowed(row, tokens[row][beam]) for row in range(rows) for beam in range(beams)]
+        if any(mask is not None for mask in masks):
+            all_tokens = torch.ones(vocab, dtype=torch.bool)
+            may = torch.stack([all_tokens if mask is None else mask for mask in masks])
+            log_p.masked_fill_(~may.to(log_p.device), float("-inf"))
+        totals = scores_RW[:, :, None].to(log_p.device) + log_p.view(rows, beams, vocab)
         # Twice as many as needed, for at most `beams` of them can be ends.
-        values, flat = totals.view(rows, -1).topk(2 * beams)
+        values, flat = (each.cpu() for each in totals.view(rows, -1).topk(2 * beams))
         parents, nexts = flat // vocab, flat % vocab
         keep_parent = torch.zeros(rows, beams, dtype=torch.int64)
         keep_token = torch.full((rows, beams), eos)

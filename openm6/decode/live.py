@@ -120,7 +120,7 @@ def draw_sketches(
 
 
 def to_image(pixels_CSS: Tensor) -> Image.Image:
-    """Pixels in [0, 1] as a picture."""
+    """Pixels in [0, 1], on the host, as a picture."""
     array = (pixels_CSS.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     return Image.fromarray(array.numpy())
 
@@ -173,7 +173,10 @@ def draw_prompts(
     wordless: Branch | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
-    """A drawing for each prompt and its seed, (n, 3, S, S) in [0, 1]; guidance steers away from `wordless`."""
+    """A drawing for each prompt and its seed, (n, 3, S, S) in [0, 1], on the host.
+
+    Guidance steers away from `wordless`.
+    """
     assert m6.image_tokenizer is not None and (sampling.guidance == 1 or wordless is not None)
     config, pixels = m6.model.config, list[Tensor]()
     for part in m6.slices(prompts, config.cells):
@@ -191,5 +194,5 @@ def draw_prompts(
             chance_BT=chances(seeds[part], config.cells * config.codes_per_cell),
             on_cell=report,
         )
-        pixels.append(m6.image_tokenizer.decode(to_raster(cells_NLK)))
+        pixels.append(m6.image_tokenizer.decode(to_raster(cells_NLK)).cpu())
     return torch.cat(pixels)

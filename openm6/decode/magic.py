@@ -29,6 +29,7 @@ from openm6.decode.decoder import Decoder
 WINDOW = 60  # the image score reads the last tokens of a text, as many as in the authors' code
 
 # (rows, their candidates' texts as tokens: K for each row) -> logits (B, K): how well each fits the row's picture.
+# They are on the host, for guide and teller may be on different devices.
 ImageLogits = Callable[[Sequence[int], Sequence[Sequence[Sequence[int]]]], Tensor]
 
 
@@ -37,7 +38,7 @@ class Magic:
     """The weights of the picture and of the past. The default values are the authors' for COCO captions."""
 
     k: int = 45
-    alpha: float = 0.1  # how much a token loses for being like one before it
+    alpha: float = 0.1  # the penalty for a token that is like an earlier one
     beta: float = 2.0  # how much the image score counts
     # Ours:
     plausible: float = 0.0  # the least probability of a candidate, as a share of the likeliest's
@@ -83,7 +84,8 @@ def magic_search(
                 [[*outputs[row], token][-WINDOW:] for token in tokens]
                 for row, tokens in zip(rows, asked_BK.tolist(), strict=True)
             ]
-            logits_BK = image_logits(rows, texts).float().masked_fill(out_BK, float("-inf"))
+            logits_BK = image_logits(rows, texts).float().to(out_BK.device)
+            logits_BK = logits_BK.masked_fill(out_BK, float("-inf"))
             score_BK += magic.beta * logits_BK.softmax(-1)
         chosen_B = score_BK.masked_fill(out_BK, float("-inf")).argmax(-1)
         said_B = token_BK.gather(1, chosen_B[:, None])[:, 0]
@@ -94,7 +96,7 @@ def magic_search(
         if place + 1 == max_new or not going.any():
             break
         decoder.take(hidden_BKD, chosen_B)
-        states_BD = state_BKD[torch.arange(len(rows)), chosen_B]
+        states_BD = state_BKD[torch.arange(len(rows), device=chosen_B.device), chosen_B]
         context_BSD = torch.cat((context_BSD, states_BD[:, None]), dim=1)
         if not going.all():
             left = going.nonzero()[:, 0]

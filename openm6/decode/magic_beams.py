@@ -92,13 +92,13 @@ def _best(score_BK: Tensor, rows: Sequence[int], n: int) -> Iterator[tuple[int, 
 
 
 def _candidates(decoder: Decoder, texts: Sequence[_Text], magic: Magic) -> tuple[Tensor, Tensor]:
-    """log p (B, K) of every text with each of its plausible next tokens (B, K).
+    """log p (B, K) of every text with each of its plausible next tokens (B, K), on the host.
 
     -inf fills the free places, which repeat the likeliest token. The guide reads that token's text anyway, so it
     has nothing more to read.
     """
     log_p_BV = decoder.model.text_logits(decoder.hidden_BD).float().log_softmax(-1)
-    log_p_BK, token_BK = log_p_BV.topk(min(magic.k, log_p_BV.shape[-1]))
+    log_p_BK, token_BK = (each.cpu() for each in log_p_BV.topk(min(magic.k, log_p_BV.shape[-1])))
     plausible_BK = log_p_BK.exp() >= magic.plausible * log_p_BK[:, :1].exp()
     most = int(plausible_BK.sum(1).max())
     log_p_BK = log_p_BK + torch.tensor([text.log_p for text in texts])[:, None]

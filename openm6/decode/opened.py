@@ -26,7 +26,9 @@ from openm6.modalities.codes import ImageTokenizer
 from openm6.modalities.text import TextTokenizer
 from openm6.model import Stream
 from openm6.model.checkpoint import load_model
+from openm6.model.device import AUTO, resolve_device
 from openm6.tasks import TASKS
+from openm6.tasks.collate import to_device
 from openm6.tasks.layout import Branch
 
 BATCH = 64  # rows decoded at a time: bounds memory, and more is no faster on a CPU
@@ -41,17 +43,21 @@ class Run(NamedTuple):
 
 
 class Opened:
-    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None if the checkpoint has none."""
+    """The model of a checkpoint with its tokenizers. `image_tokenizer` is None if the checkpoint has none.
 
-    def __init__(self, folder: str | Path | None = None):
-        """`folder`: a checkpoint or a run folder; None = the shipped model. Raises
-        ValueError for any other folder.
+    Both networks are on `device`. Inputs are prepared on the host and moved there; outputs are moved back.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, device: str = AUTO):
+        """`folder`: a checkpoint or a run folder; None = the shipped model. `device`: as for `openm6.load`. Raises
+        ValueError for any other folder, and for a device that this machine does not have.
         """
+        self.device = resolve_device(device)
         self.folder = path = find_checkpoint(folder)
-        self.model = load_model(path)
+        self.model = load_model(path).to(self.device)
         self.tokenizer = TextTokenizer.load(path / "tokenizer.json")
         has_codes = (path / "image_tokenizer.json").is_file()
-        self.image_tokenizer = ImageTokenizer.load(path) if has_codes else None
+        self.image_tokenizer = ImageTokenizer.load(path).to(self.device) if has_codes else None
 
     # -- prompts -------------------------------------------------------------------------------------------
 
@@ -147,15 +153,15 @@ class Opened:
             chunk, P = prompts[part], self.model.config.image_tokens
             stream, length_B = prompt_stream(chunk, self.pixels(chunk), image_tokens=P)
             mark_at_B = torch.arange(len(chunk)) * stream.tokens_BT.shape[1] + length_B - 1
-            yield Run(self.model(stream), stream, mark_at_B)
+            stream = to_device(stream, self.device)
+            yield Run(self.model(stream), stream, mark_at_B.to(self.device))
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Branch]) -> np.ndarray:
         """Unit match embeddings of prompts of `match`, (n, match_dim)."""
         runs = self.runs(prompts)
-        return torch.cat(
-            [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
-        ).numpy()
+        found = [self.model.match_embedding(run.hidden_BTD.flatten(0, 1)[run.mark_at_B]) for run in runs]
+        return torch.cat(found).cpu().numpy()
 
     def embed_images(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """Unit match embeddings of pictures, (n, match_dim)."""

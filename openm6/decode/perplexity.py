@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from openm6.decode.opened import Opened
-from openm6.tasks.collate import collate
+from openm6.tasks.collate import collate, to_device
 from openm6.tasks.layout import Branch
 from openm6.tasks.write import ANY_FORM
 
@@ -30,6 +30,7 @@ def poem_nll(m6: Opened, records: Sequence[dict[str, Any]]) -> tuple[float, int]
             image_tokens=m6.model.config.image_tokens,
             pad=m6.tokenizer.pad,
         )
+        batch = to_device(batch, m6.device)
         logits = m6.model.text_logits(m6.model(batch.stream).flatten(0, 1)[batch.text_at])
         nats += F.cross_entropy(logits.float(), batch.text_target, reduction="sum").item()
     return nats, sum(len(str(record["text"])) for record in records)

@@ -182,7 +182,7 @@ class Pipeline(Opened):
             raise ValueError(f"candidates must be at least 1, not {candidates}")
         if candidates > 1 and not self.model.config.match_dim:
             raise ValueError(
-                f"the checkpoint {self.folder} does not match, so it cannot rank: set candidates to 1"
+                f"the checkpoint {self.folder} cannot do match, so it cannot rank: set candidates to 1"
             )
         drawings = draw_sketches(
             self,
@@ -339,8 +339,8 @@ class Pipeline(Opened):
         pictures = self.pictures(images)
         for start in range(0, len(pictures), BATCH):
             pixels = over_white(stack_rgba(pictures[start : start + BATCH], self.model.config.image_size))
-            codes = self.image_tokenizer.encode(pixels)
-            back += [to_image(each) for each in self.image_tokenizer.decode(codes)]
+            codes = self.image_tokenizer.encode(pixels.to(self.device))
+            back += [to_image(each) for each in self.image_tokenizer.decode(codes).cpu()]
         return like(back, images)
 
     def poem_nll(self, records: Sequence[dict[str, Any]]) -> tuple[float, int]:

@@ -50,7 +50,8 @@ def rank(
     probability to the cosine instead, so weak encoders spoil the order.) A caption's likelihood falls with its
     length, but a cosine does not. So the texts of a picture are compared fairly only if they are of one kind.
 
-    For cross encoders the states of all inputs stay in memory: 17 KB for a picture of 16 tokens at width 256.
+    For cross encoders the states of all inputs stay in the memory of the model's device: 17 KB for a picture of 16
+    tokens at width 256.
 
     Raises ValueError if `candidates` is below 1, or if the model lacks the judge.
     """
@@ -60,7 +61,7 @@ def rank(
     if by not in (None, *get_args(By)):
         raise ValueError(f"by must be {' or '.join(map(repr, get_args(By)))} or None, not {by!r}")
     if model.match_scale is None:
-        raise ValueError(f"the checkpoint {m6.folder} does not match, so it cannot rank")
+        raise ValueError(f"the checkpoint {m6.folder} cannot do match, so it cannot rank")
     if by == "encoders" and model.ranking is None:
         raise ValueError(
             f"the checkpoint {m6.folder} has no cross encoders (the shipped model has none): train some with "
@@ -74,16 +75,16 @@ def rank(
     cosine_IT, scale = image_ID @ text_TD.T, model.inverse_temperature()
 
     def correction(i_N: Tensor, t_N: Tensor) -> Tensor:
-        nats_N = torch.zeros(len(i_N))
+        nats_N = torch.zeros(len(i_N), device=i_N.device)
         if encoders is not None:
             assert image is not None and text is not None
             nats_N = nats_N + encoders.log_odds(image[i_N], text[t_N])
         if captions is not None:
-            nats_N = nats_N + captions.log_likelihood(i_N, t_N)
+            nats_N = nats_N + captions.log_likelihood(i_N, t_N).to(i_N.device)
         return nats_N / scale
 
     scores_IT = _refine(cosine_IT, correction, candidates, of_texts=of_texts)
-    return (scores_IT.T if of_texts else scores_IT).numpy()
+    return (scores_IT.T if of_texts else scores_IT).cpu().numpy()
 
 
 def image_states(model: M6, run: Run) -> States:

@@ -24,7 +24,8 @@ class MatchLogits:
     """Image logits of a dual encoder: products of each row's picture with its candidates' texts.
 
     `image_BD`: unit embeddings of the pictures times the encoder's logit scale. `embed` turns texts, even empty
-    ones, into unit embeddings (n, D). `decode` turns the language model's tokens into text.
+    ones, into unit embeddings (n, D). `decode` turns the language model's tokens into text. All embeddings are on
+    the host, so that remembered texts take no device memory.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ def match_logits(guide: Opened, teller: Opened, pictures: Sequence[np.ndarray]) 
     Raises ValueError for a guide that cannot do `match`.
     """
     if guide.model.match_scale is None:
-        raise ValueError(f"the checkpoint {guide.folder} does not match, so it cannot guide a teller")
+        raise ValueError(f"the checkpoint {guide.folder} cannot do match, so it cannot guide a teller")
 
     def embed(texts: Sequence[str]) -> Tensor:  # unlike embed_texts it takes a text without a word yet
         return torch.from_numpy(guide.embed([guide.prompt("match", 1, text=text) for text in texts]))
 
     image_BD = torch.from_numpy(guide.embed_images(pictures))
-    scale = guide.model.inverse_temperature().detach()
+    scale = guide.model.inverse_temperature().detach().cpu()
     return MatchLogits(scale * image_BD, embed, teller.tokenizer.decode)
 
 
@@ -98,7 +99,7 @@ def tell(
 
 def told_by(logits: MatchLogits, teller: Opened, *, magic: Magic, rows: int, max_new: int) -> list[str]:
     """The teller's description of each picture of `logits`."""
-    # All candidates of a text are one row of the decoder (`look_ahead`); beams are rows, and look at nothing ahead.
+    # All candidates of a text are one row of the decoder (`look_ahead`). Beams are rows and do not look ahead.
     search = magic_beam_search if magic.beams > 1 else magic_search
     candidates = 1 if magic.beams > 1 else min(magic.k, teller.model.config.vocab_text)
     outputs: list[list[int]] = []

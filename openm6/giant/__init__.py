@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openm6.giant.streaming.engine import Giant
     from openm6.giant.streaming.opening import stream
     from openm6.giant.streaming.report import StepReport
+    from openm6.giant.streaming.settings import Tiers
 
 # Which file a name comes from; it is imported when the name is first asked for.
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "PartOptimizer": "optimizers.named",
     "StepReport": "streaming.report",
     "StepTrigger": "sharing.trigger",
+    "Tiers": "streaming.settings",
     "Trigger": "sharing.trigger",
     "adjacent_correlations": "sharing.trigger",
     "average_shared_gradients": "sharing.pseudo_to_real",
@@ -51,6 +53,7 @@ __all__ = [
     "PartOptimizer",
     "StepReport",
     "StepTrigger",
+    "Tiers",
     "Trigger",
     "adjacent_correlations",
     "average_shared_gradients",

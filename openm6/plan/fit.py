@@ -65,7 +65,7 @@ def fit_rates(timed: Sequence[Timed], products: Mapping[str, float]) -> Fit:
     if missing := [name for i, name in enumerate(names) if not used[i] and not least[i]]:
         raise ValueError(f"no timed piece of work has any {missing[0]}, so its rate cannot be found")
     scaled = matrix / times[:, None]
-    # Kinds that the fit finds free get a rate that hardly counts.
+    # If the fit finds no time for a kind, the kind gets a rate that hardly counts.
     floor = 0.01 / (len(names) * np.where(used, scaled.max(axis=0), np.inf))
     least = np.maximum(least, floor)
     found = least.copy()

@@ -43,7 +43,7 @@ class Rates(_Strict):
     convolution_bf16: PositiveFloat
     matrix_bytes: PositiveFloat  # bytes/s of matrix products that are bound by their operands
     elementwise_bytes: PositiveFloat  # bytes/s of norms, sums, casts, copies
-    operation_seconds: NonNegativeFloat  # s: what each operation costs beside that
+    operation_seconds: NonNegativeFloat  # s, the cost of each operation beside that
     backward_bytes: PositiveFloat | None = None  # bytes/s of them in a backward pass; None = the same
 
 
@@ -57,7 +57,7 @@ class UpdateRate(_Strict):
 class Device(_Strict):
     name: str
     memory: Size
-    library_bytes: Size  # what libraries hold once they have computed
+    library_bytes: Size  # held by libraries after their first computation
     rates: Rates
     rates_bf16: Rates | None = None  # while products are computed in bf16, where that was measured apart
     updates: dict[str, UpdateRate] = {}  # "adamw-fp32": measured; others follow from `elementwise_bytes`
@@ -85,7 +85,7 @@ class Disk(_Strict):
     read: PositiveFloat  # bytes/s, when nothing else happens
     write: PositiveFloat
     mixed: PositiveFloat  # bytes/s of both together, half of them read
-    operations_per_s: PositiveFloat | None = None  # told, not used: blocks are so large that it never rules
+    operations_per_s: PositiveFloat | None = None  # reported, not used: never the limit with large blocks
 
 
 class Hardware(_Strict):

@@ -21,7 +21,7 @@ from openm6.giant.models.slots import Slot
 from openm6.giant.optimizers.named import Adafactor, AdamW, AdamW8bit, Muon, PartOptimizer
 from openm6.giant.sharing.pseudo_to_real import share
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
+from openm6.giant.streaming.settings import Settings, Tiers
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 from openm6.model import M6, ModelConfig
 from openm6.plan.workload import Work
@@ -119,8 +119,7 @@ class Parts:
             lr=0.0,
             weights_dtype=job.weights_dtype,
             compute_dtype=torch.bfloat16 if job.bf16 else torch.float32,
-            durability=job.durability,
-            activations=job.activations,
+            tiers=Tiers(durability=job.durability, activations=job.activations),
         )
 
     @cached_property

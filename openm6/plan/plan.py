@@ -33,7 +33,7 @@ class StagePlan:
     parameters: int  # of the model
     active: int  # that one token meets
     in_experts: int
-    here: int  # parameters that one device holds, in whatever tier
+    here: int  # parameters that one device holds, in any tier
     micro_batches: int
     tokens: float  # of a step, on all devices
     tiers: Mapping[str, int]  # bytes that rest on each tier: "device", "host", "disk"

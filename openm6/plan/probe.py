@@ -34,7 +34,7 @@ from openm6.plan.tally import Cost
 
 LIMIT = 120.0  # seconds
 ROUNDS = 5
-SHORT = 0.02  # seconds: what takes less is run several times in a row
+SHORT = 0.02  # seconds: shorter pieces are run several times in a row
 ROUGH = 0.2  # error of the fit's median piece, above which plans are rough
 SQUARES = (256, 512, 1024, 2048)  # the largest that takes about `SQUARE_SECONDS` at most is timed
 SQUARE_SECONDS = 0.5

@@ -37,7 +37,7 @@ def rehearsed(plan: Plan, config: RunConfig, pieces: Pieces) -> Plan:
     if plan.hardware.host_link is not None or plan.hardware.devices > 1:
         raise ValueError(f"a rehearsal runs on this machine alone, and {plan.hardware.name} is another one")
     if plan.problem is not None:
-        raise ValueError(f"what does not fit is not rehearsed: {plan.problem}")
+        raise ValueError(f"a plan that does not fit cannot be rehearsed: {plan.problem}")
     if config.init is not None:
         raise ValueError("a copy with fewer layers cannot begin from a trained model: leave out init")
     sizes = copy_layers(config.model.layers, config.sharing.unit)

@@ -22,7 +22,7 @@ from openm6.plan.lanes import Section, Stretch
 from openm6.plan.tally import Cost
 from openm6.plan.workload import Pieces
 
-# What an update reads and writes, bytes a weight, where its rate was not measured.
+# Bytes that an update reads and writes for each weight, if its rate was not measured.
 UPDATE_BYTES = {
     "adamw-fp32": 32.0,  # gradient twice (norm, update), weight and two moments in and out
     "adamw-bf16": 32.0,  # gradient twice, both halves of the weight and two moments in and out
@@ -65,7 +65,7 @@ class StepModel:
         job, work, count = self.job, self.job.work, self.job.micro_batches_in(self.parts.stage)
         entrance, head = self.pieces.entrance(work), self.pieces.head(work)
         tied = job.model.tie_embeddings or job.model.cells > 0
-        twice = tied and count > 1  # then the head's own gradients come from a second run of it
+        twice = tied and count > 1  # then a second run of the head gives its own gradients
         frame_bytes = self.parts.frame_layout.section_bytes("weights")
         frame = self._over_link("frame weights", frame_bytes)
         yield Stretch("enter", self._seconds(count * entrance.forward), frame)

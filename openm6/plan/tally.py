@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from openm6.giant.measure.live_bytes import LiveBytes, storage_key
 
-# Reads a table at a few places: what is read is as large as what comes out.
+# Reads a table at a few places: it reads as many bytes as it writes.
 _LOOKUPS = ("embedding", "index", "index_select", "gather", "slice_backward")
 _UNTOUCHED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 

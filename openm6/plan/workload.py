@@ -180,7 +180,7 @@ class Pieces:
             kept = min(per_expert, math.ceil(mixture.capacity * per_expert))
         else:
             kept = per_expert
-        missed = (1 - mixture.active / mixture.experts) ** positions  # chance that nobody chooses an expert
+        missed = (1 - mixture.active / mixture.experts) ** positions  # chance that no token chooses an expert
         chosen = mixture.experts * (1 - missed)
         return chosen, kept * mixture.experts / max(chosen, 1e-9)
 

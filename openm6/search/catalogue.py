@@ -42,10 +42,10 @@ _NAME = re.compile(r'[^`".]+')  # of a column, as all stores can quote it
 
 @dataclass(frozen=True)
 class Item:
-    """One item as it was read; `picture` is its encoded bytes, `where` names it in messages.
+    """One item of a catalogue. `picture` is its encoded bytes; `where` names it in messages.
 
-    `hash` is that of the picture followed by that of the attributes; `picture_part` returns the first. `binary` are
-    the columns that hold bytes, which are no attributes.
+    `hash` is the hash of the picture followed by that of the attributes; `picture_part` returns the first part.
+    `binary` lists the columns that hold bytes. Such columns are not attributes.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Item:
 
 
 class Place(NamedTuple):
-    """Where an item stands in its catalogue."""
+    """The place of an item in its catalogue."""
 
     hash: str
     block: int
@@ -66,7 +66,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Scan:
-    """What a catalogue holds: the place of every item by id, and what kinds of values each column has."""
+    """The content of a catalogue: the place of every item by id, and the kinds of values in each column."""
 
     places: dict[str, Place] = field(default_factory=dict)
     seen: dict[str, set[Kind]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Scan:
 
     @property
     def notes(self) -> list[str]:
-        """What people should know of the columns, in sentences."""
+        """Sentences about the columns that people should know."""
         columns = self.columns
         return [
             *(
@@ -93,9 +93,9 @@ class Scan:
 
     @property
     def columns(self) -> dict[str, Kind]:
-        """The kind of each column that has a value: text, unless all are numbers or all are flags.
+        """The kind of each column that has a value: text, unless all its values are numbers or all are flags.
 
-        A category is a name, so its column is text whatever it holds.
+        A category is a name, so its column is always text.
         """
         kinds: dict[str, Kind] = {
             name: next(iter(found)) if len(found) == 1 else "text"
@@ -113,12 +113,11 @@ class Scan:
 
 
 class Catalogue:
-    """The catalogue at `path`: whatever `openm6.data` reads, or `corpus-emoji`, the embedded one.
+    """The catalogue at `path`: any data that `openm6.data` reads, or `corpus-emoji`, the embedded one.
 
-    `columns` maps our names to the catalogue's (image, id, category, ...); columns that it does not name are
-    taken as they are. `encoding` is that of CSV and JSONL files, detected by default. An item's id is its `id`,
-    else the path of its picture, else its hash. Raises ValueError if there is nothing to read, or no column of
-    pictures.
+    `columns` maps our names to the catalogue's (image, id, category, ...). Columns that it does not list keep their
+    names. `encoding` is that of CSV and JSONL files; it is detected by default. An item's id is its `id`, else the
+    path of its picture, else its hash. Raises ValueError if there is nothing to read, or no column of pictures.
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class Catalogue:
         self.reader = open_reader(DataConfig.model_validate(config), fields)
 
     def scan(self, *, workers: int, on_progress: Callable[[int, int], None] = lambda *_: None) -> Scan:
-        """Reads and hashes every item. Raises ValueError if there is none, or too many are bad."""
+        """Reads and hashes every item. Raises ValueError if there are no items, or if too many are bad."""
         scan, total = Scan(), self.reader.total or 0
         with ThreadPoolExecutor(workers) as pool:
             for number in range(self.reader.n_blocks):
@@ -181,13 +180,13 @@ class Catalogue:
             scan.binary.setdefault(name, item.where)
 
     def add_bad(self, scan: Scan, error: BadRecord) -> None:
-        """Counts a bad item. Raises ValueError if they are too many."""
+        """Counts a bad item. Raises ValueError if there are too many."""
         scan.bad.add(error, source=self.name)
         total = self.reader.total or scan.bad.epoch_seen
         scan.bad.check(max_fraction=self.max_bad_fraction, total=total, source=self.name)
 
     def lots(self, ids: Collection[str], scan: Scan) -> Iterator[tuple[Block, list[int]]]:
-        """Where the items of these ids stand: lots of at most `LOT` rows of a block."""
+        """The places of the items with these ids, in lots of at most `LOT` rows of a block."""
         rows: dict[int, list[int]] = {}
         for name in ids:
             place = scan.places[name]
@@ -199,14 +198,16 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class CatalogueFields(Fields):
-    """Makes an `Item` of every row: all columns, those in `columns` (ours: theirs) under our name."""
+    """Makes an `Item` of every row, with all columns. Columns in `columns` (ours: theirs) get our name."""
 
     folder: bool = False  # of class folders: their names are the column `category`
 
     def check(
         self, available: Iterable[str], *, where: str, peek: Callable[[], Iterable[Row]] = tuple
     ) -> None:
-        """Raises `ValueError` if a mapped column or that of the pictures is missing, or a name is taken."""
+        """Raises `ValueError` if a mapped column or the column of the pictures is
+        missing, or if a name is taken.
+        """
         available = list(available)
         if self.columns:
             super().check(available, where=where)
@@ -267,7 +268,7 @@ class CatalogueFields(Fields):
 
 
 def _no_image(columns: list[str], pictures: str | None) -> str:
-    """What to say of data without a column `image`; `pictures` is a column whose values are pictures."""
+    """The message for data without a column `image`. `pictures` is a column whose values are pictures."""
     example = f"as in --column image={pictures}" if pictures else "with --column image=COLUMN"
     return (
         f"has no column 'image': map it to the one that holds the pictures, {example} (in Python: columns="
@@ -280,7 +281,7 @@ def _plain_name(name: str) -> str:
 
 
 def picture_part(digest: str) -> str:
-    """Of an item's hash, what its picture makes of it."""
+    """The part of an item's hash that comes from its picture."""
     return digest[:32]
 
 

@@ -19,7 +19,9 @@ SEED = 20180819  # of the planes: the same for every index
 
 
 class Codes:
-    """`bits` planes through `centre` (D,). Raises ValueError if `bits` is not a positive multiple of 8."""
+    """Codes from `bits` planes through `centre` (D,). Raises ValueError if `bits` is not
+    a positive multiple of 8.
+    """
 
     def __init__(self, centre: Sequence[float] | np.ndarray, bits: int) -> None:
         if bits < 8 or bits % 8:
@@ -35,5 +37,5 @@ class Codes:
 
 
 def hamming(code_W: np.ndarray, codes_NW: np.ndarray) -> np.ndarray:
-    """Bits in which each code differs from the one, int (N,)."""
+    """The number of bits in which each code differs from the given one, int (N,)."""
     return np.bitwise_count(codes_NW ^ code_W).sum(axis=1, dtype=np.int64)

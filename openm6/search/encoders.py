@@ -5,6 +5,8 @@
     photo         EfficientNet-Lite0 features: photos, no words (extra `[photo]`)
     FOLDER        a search model that `openm6 search train` made
 
+Each takes a `device`, as `openm6.load` does. Pictures come from the host, and vectors come back to it.
+
 Shape suffixes: N inputs, D dimensions.
 """
 
@@ -21,7 +23,9 @@ BATCH = 32  # photos at a time: 300 MB of maps at 224 pixels
 
 
 class Encoder(Protocol):
-    """Pictures are uint8 arrays (image_size, image_size, 3 | 4) as `read_image` gives them."""
+    """The interface of encoders. Pictures are uint8 arrays (image_size, image_size, 3 | 4), as `read_image` returns
+    them.
+    """
 
     name: str  # `opening.open_encoder(name)` opens it again
     fingerprint: str  # of its weights
@@ -39,7 +43,7 @@ class Encoder(Protocol):
 
 
 class Wordless:
-    """An encoder of pictures alone."""
+    """An encoder of pictures only."""
 
     name: str
     reads_words = False
@@ -51,23 +55,23 @@ class Wordless:
 
 
 def fingerprint(weights: Path) -> str:
-    """Of a file of weights."""
+    """The fingerprint of a file of weights."""
     return hashlib.blake2s(weights.read_bytes(), digest_size=8).hexdigest()
 
 
 class M6Encoder:
-    """The match embedding of an M6. Raises ValueError if the checkpoint has none."""
+    """The match embedding of an M6. Raises ValueError if the checkpoint has none, or there is no such device."""
 
     reads_words = True
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, *, device: str = "auto") -> None:
         from openm6.decode.pipeline import Pipeline
 
         self.name = "m6" if folder is None else f"m6:{Path(folder).resolve()}"
-        self.pipeline = Pipeline(folder)
+        self.pipeline = Pipeline(folder, device=device)
         config = self.pipeline.model.config
         if not config.match_dim:
-            raise ValueError(f"the checkpoint {self.pipeline.folder} does not match, so it cannot search.")
+            raise ValueError(f"the checkpoint {self.pipeline.folder} cannot do match, so it cannot search.")
         self.dim, self.image_size = config.match_dim, config.image_size
         self.fingerprint = fingerprint(self.pipeline.folder / "model.safetensors")
 
@@ -79,14 +83,19 @@ class M6Encoder:
 
 
 class PhotoEncoder(Wordless):
-    """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs."""
+    """Pooled features of EfficientNet-Lite0, trained on ImageNet photographs.
+
+    Raises ValueError if the extra `[photo]` is not installed, or there is no such device.
+    """
 
     name, dim = "photo", 1280
 
-    def __init__(self, image_size: int = 224) -> None:
+    def __init__(self, image_size: int = 224, *, device: str = "auto") -> None:
         from openm6.modalities.efficientnet import EfficientNetLite0
+        from openm6.model.device import resolve_device
 
-        self.image_size, self.net = image_size, EfficientNetLite0()
+        self.device = resolve_device(device)
+        self.image_size, self.net = image_size, EfficientNetLite0().to(self.device)
         assert self.dim == self.net.out_channels
         self.fingerprint = self.net.digest[:16]
 
@@ -97,8 +106,8 @@ class PhotoEncoder(Wordless):
 
         found = []
         for start in range(0, len(pictures), BATCH):
-            pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size)
+            pixels_NCHW = photo_pixels(pictures[start : start + BATCH], self.image_size).to(self.device)
             with torch.inference_mode():
                 features_ND = self.net(pixels_NCHW).mean(dim=(2, 3))
-                found.append(torch.nn.functional.normalize(features_ND, dim=1).numpy())
+                found.append(torch.nn.functional.normalize(features_ND, dim=1).cpu().numpy())
         return np.concatenate(found)

@@ -43,10 +43,10 @@ POOL = 100  # items that quality signals order, at least
 
 @dataclass(frozen=True)
 class Hit:
-    """An item that was found. `score` orders the hits: the similarity, and what the quality signals add to it.
+    """A found item. `score` orders the hits: it is the similarity plus the bonus of the quality signals.
 
-    `similarity` is the inner product with the query, whose vector has length 1 if it is one picture or one text.
-    Where words are matched with texts, it is their share, 0 .. 1. It is 0 where a filter alone was asked.
+    `similarity` is the inner product with the query, whose vector has length 1 if it is one picture or one text. If
+    words are matched with texts, it is their share, 0 .. 1. It is 0 for a query by a filter alone.
     """
 
     id: str
@@ -56,24 +56,34 @@ class Hit:
 
 
 class Index:
-    """What `Index.open` returns."""
+    """An index of items. `Index.open` returns it."""
 
-    def __init__(self, store: Store, encoder: Encoder | str | None = None) -> None:
-        """An index over a store. `encoder` as for `open`, or one that is open already."""
-        self.store, self._encoder = store, encoder
+    def __init__(self, store: Store, encoder: Encoder | str | None = None, *, device: str = "auto") -> None:
+        """An index over a store. `encoder` and `device` are as for `open`. Raises ValueError for a wrong device."""
+        if device != "auto":  # a search by a filter alone needs no encoder, and no PyTorch
+            from openm6.model.device import resolve_device
+
+            resolve_device(device)
+        self.store, self._encoder, self._device = store, encoder, device
         self._codes: Codes | None = None
 
     @classmethod
-    def open(cls, address: str | Sequence[str], *, encoder: Encoder | str | None = None) -> Index:
+    def open(
+        cls, address: str | Sequence[str], *, encoder: Encoder | str | None = None, device: str = "auto"
+    ) -> Index:
         """The index at an address, whether it exists already or not.
 
         Args:
-            address: a folder (LanceDB), `http://host:19530` or a file `*.db` (Milvus, Milvus Lite), or a list
-                of them, the shards of one index in their order.
-            encoder: see `openm6/search/encoders.py`; by default that which made the index, for a new one `m6`.
+            address: a folder (LanceDB), `http://host:19530` or a file `*.db` (Milvus, Milvus Lite), or a list of
+                them, the shards of one index in their order.
+            encoder: see `openm6/search/encoders.py`, or an encoder that is open already. The default is the encoder
+                that made the index, and `m6` for a new index.
+            device: where the encoder computes, as for `openm6.load`. An encoder that is open already stays where
+                it is. The store searches the index on the processor.
 
         Raises:
-            ValueError: the address cannot be opened, or the shards do not belong together.
+            ValueError: the address cannot be opened, the shards do not belong together, or this machine does not
+                have the device.
         """
         addresses = [address] if isinstance(address, str) else list(address)
         if not addresses:
@@ -81,11 +91,13 @@ class Index:
         if len(set(addresses)) < len(addresses):
             raise ValueError("the shards of an index are different places: one address is there twice.")
         store = ShardedStore([open_store(each) for each in addresses])  # checks a single one, too
-        return cls(store if len(addresses) > 1 else store.shards[0], encoder)
+        return cls(store if len(addresses) > 1 else store.shards[0], encoder, device=device)
 
     @property
     def about(self) -> About | None:
-        """What the index holds (encoder, columns, category column), or None where nothing was indexed yet."""
+        """The description of the index (encoder, columns, category column), or None if nothing has been indexed
+        yet.
+        """
         return self.store.about
 
     @property
@@ -95,10 +107,10 @@ class Index:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, opened when it is first needed. Raises ValueError if it is not that of the index."""
+        """The encoder, opened when it is first needed. Raises ValueError if it did not make the index."""
         if self._encoder is None or isinstance(self._encoder, str):
             made_by = self.about.encoder if self.about is not None else DEFAULT_ENCODER
-            self._encoder = open_encoder(self._encoder or made_by)
+            self._encoder = open_encoder(self._encoder or made_by, device=self._device)
         about = self.about
         if about is not None and about.fingerprint != self._encoder.fingerprint:
             raise ValueError(
@@ -108,7 +120,7 @@ class Index:
         return self._encoder
 
     def count(self, where: str | None = None) -> int:
-        """How many items there are, or pass the filter. Raises ValueError as `query`."""
+        """The number of items, or of those that pass the filter. Raises ValueError like `query`."""
         return self.store.count(self._where(where))
 
     def update(
@@ -123,16 +135,17 @@ class Index:
         max_bad_fraction: float = 0.05,
         on_progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> Changes:
-        """Makes the index hold exactly the items of a catalogue: adds, replaces, deletes; encodes what is new.
+        """Makes the index hold exactly the items of a catalogue: adds, replaces and deletes items, and encodes new
+        ones.
 
         Args:
             catalogue: a folder of pictures, a CSV, JSONL or Parquet file, ... (`Catalogue`), or `corpus-emoji`.
             columns: our names (image, id, category, ...) to the catalogue's.
-            encoding: of CSV and JSONL files; by default UTF-8, UTF-16 and GB 18030 are told apart.
+            encoding: of CSV and JSONL files; by default UTF-8, UTF-16 and GB 18030 are detected.
             keep: keep items that the catalogue does not have.
             allow_deletes: delete more than a tenth of the index, if the catalogue lacks so many of its items.
-            on_progress: called with the current phase ("reading", "indexing"), items so far, items in all
-                (0 = unknown).
+            on_progress: called with the current phase ("reading", "indexing"), items so far, items in all (0 =
+                unknown).
 
         Raises:
             ValueError: the catalogue cannot be read, too many of its items are bad, it does not fit the index, or
@@ -170,8 +183,8 @@ class Index:
     ) -> list[Hit]:
         """The `n` items that are most like a picture, a text, or both, the best first.
 
-        With a filter alone, the items that pass it, in the order of their ids; `after` the last id of a page comes
-        the next page.
+        With only a filter, it returns the items that pass the filter, in the order of their ids. To get the next
+        page, give the last id of a page as `after`.
 
         Args:
             image: a path, a PIL image, or an array uint8 (H, W, 3 | 4).
@@ -179,7 +192,7 @@ class Index:
                 the items' ids and texts (`openm6/search/words.py`).
             where: a filter such as `category = 'dress' and price < 300` (`openm6/search/where.py`).
             quality: number columns by which good items move up, with their weights (`openm6/search/quality.py`).
-            text_weight: with both, the text's share of the query; the picture has the rest.
+            text_weight: for a picture and a text, the text's share of the query; the picture has the rest.
             after: an id, for a search by a filter alone.
 
         Raises:
@@ -187,7 +200,7 @@ class Index:
         """
         if image is None and text is None and where is None and after is None:
             raise ValueError("a query needs a picture, a text, or a filter.")
-        # All that can be wrong with a query is checked before an encoder is loaded for it.
+        # A query is checked completely before an encoder is loaded for it.
         condition = self._checked(where, n, quality or {}, text_weight)
         words = None if text is None else read_texts(text, "the text of a query")[0]
         image_D = text_D = None
@@ -218,11 +231,11 @@ class Index:
         text_weight: float = 0.5,
         after: str | None = None,
     ) -> list[Hit]:
-        """`query`, for vectors that were made elsewhere: the one way by which all searches go.
+        """Like `query`, for vectors that were made elsewhere. All searches go through this method.
 
-        `image_D` and `text_D` are unit vectors of the encoder, float32 (D,); `words` is a text for an encoder that
-        reads none. Without any of them, all items that pass the filter come in the order of their ids.
-        Raises ValueError as `query`.
+        `image_D` and `text_D` are unit vectors of the encoder, float32 (D,). `words` is a text for an encoder that
+        reads none. Without any of them, it returns all items that pass the filter, in the order of their ids.
+        Raises ValueError like `query`.
         """
         condition = self._checked(where, n, quality or {}, text_weight)
         if image_D is not None or text_D is not None:
@@ -239,14 +252,14 @@ class Index:
             found = [(name, share, rows[name]) for name, share in shares.items() if name in rows]
             return _hits(found, quality or {}, n)
         if quality:
-            raise ValueError("quality signals order what a picture or words find: leave them out.")
+            raise ValueError("quality signals need a picture or words to search for: leave them out.")
         page = self.store.page(n, condition, after)
         return [Hit(name, 0.0, 0.0, attributes) for name, attributes in page.items()]
 
     def nearest(
         self, query_D: np.ndarray, where: Where | None, n: int, quality: Mapping[str, float] | None = None
     ) -> list[Hit]:
-        """The `n` best items for a vector (D,), whatever made it. Filter and signals are not checked again."""
+        """The `n` best items for any vector (D,). Filter and signals are not checked again."""
         return self._nearest(query_D, where, n, quality or {}, None)
 
     def _nearest(
@@ -257,7 +270,9 @@ class Index:
         quality: Mapping[str, float],
         words: tuple[str, float] | None,
     ) -> list[Hit]:
-        """`words` with their weight move items up that have them: (1 - weight) x similarity + weight x share."""
+        """The best items for a vector. `words` move up items that have them: (1 - weight) x similarity + weight x
+        share.
+        """
         about = self._made()
         wanted = max(POOL, 2 * n) if quality or words else n
         if self.store.count() <= EXACT_BELOW:
@@ -277,7 +292,9 @@ class Index:
     def _checked(
         self, where: Where | str | None, n: int, quality: Mapping[str, float], text_weight: float
     ) -> Where | None:
-        """The filter, read. Raises ValueError for anything about a query that is wrong whatever it looks for."""
+        """The parsed filter. Raises ValueError for every mistake of a query that does not depend on its picture or
+        text.
+        """
         about = self._made()
         if not 1 <= n <= MAX_HITS:
             raise ValueError(f"n must lie between 1 and {MAX_HITS}, not {n}.")
@@ -309,7 +326,7 @@ class Index:
 
 
 def _hits(found: Sequence[tuple[str, float, Attributes]], quality: Mapping[str, float], n: int) -> list[Hit]:
-    """The `n` best of (id, similarity, attributes), with what the signals add."""
+    """The `n` best of (id, similarity, attributes), with the bonus of the signals."""
     bonus = quality_bonus([attributes for _, _, attributes in found], quality)
     hits = [
         Hit(name, similarity + float(extra), similarity, attributes)

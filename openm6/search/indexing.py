@@ -34,14 +34,16 @@ from openm6.search.values import of_kind
 SAMPLE = 512  # items whose mean vector becomes the centre of the codes
 DELETED = 0.1  # share of an index that an update may delete unasked
 SETTLE = 100  # lots between two tidyings of the store
-Progress = Callable[[str, int, int], None]  # what is being done, so far, of how many (0 = unknown)
+Progress = Callable[[str, int, int], None]  # phase, items so far, items in all (0 = unknown)
 T = TypeVar("T")
 
 
 @dataclass
 class Changes:
-    """What a run did, in items. `reasons` are the faults of the first few bad ones. `notes` are sentences on
-    columns that may not be read as people expect.
+    """The changes of an update, in items.
+
+    `reasons` are the faults of the first few bad items. `notes` are sentences about columns that may be read in an
+    unexpected way.
     """
 
     added: int = 0
@@ -63,7 +65,7 @@ def update(
     allow_deletes: bool = False,
     on_progress: Progress = lambda *_: None,
 ) -> Changes:
-    """Makes the index hold exactly the items of the catalogue; with `keep`, those and what it held before.
+    """Makes the index hold exactly the items of the catalogue; with `keep`, also those that it held before.
 
     An item whose picture cannot be read is bad: it is counted, and not in the index. Raises ValueError if the
     catalogue has no items, if too many of them are bad, if the index was made by another encoder or with other
@@ -110,14 +112,14 @@ def update(
         gone = [*missing, *(name for name in known if name in broken)]
         store.delete(gone)
         changes.deleted = len(gone)
-        store.settle()  # also what a run wrote that was stopped before it came here
+        store.settle()  # also items that a stopped run wrote
     return changes
 
 
 def _create(
     catalogue: Catalogue, scan: Scan, store: Store, encoder: Encoder, pool: ThreadPoolExecutor
 ) -> About:
-    """An empty index for this catalogue, its codes' centre taken from items all over it."""
+    """Make an empty index for this catalogue. The centre of its codes comes from items all over the catalogue."""
     ids, bad = list(scan.places), list[BadRecord]()
     again = _Again(catalogue, scan, pool, bad.append)
     vectors = [vectors_ND for _, vectors_ND in again.encoded(ids[:: -(-len(ids) // SAMPLE)], encoder)]

@@ -41,7 +41,7 @@ READ_AFRESH = timedelta(seconds=2)  # after which a reader sees what another pro
 
 
 class LanceStore(DatabaseStore):
-    """Raises ValueError if `lancedb` is not installed or the address holds no such database."""
+    """A store on LanceDB. Raises ValueError if `lancedb` is not installed or the address holds no such database."""
 
     def __init__(self, address: str) -> None:
         try:
@@ -84,7 +84,7 @@ class LanceStore(DatabaseStore):
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Notices another process that updates, but only in a folder of this machine."""
+        """Detects another process that updates the index, but only in a folder of this machine."""
         if self.remote:
             yield
             return

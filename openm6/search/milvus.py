@@ -36,7 +36,7 @@ MOST = 16_384  # items in an answer: a server's limit
 
 
 class MilvusStore(DatabaseStore):
-    """Raises ValueError if `pymilvus` is not installed or the server does not answer."""
+    """A store on Milvus. Raises ValueError if `pymilvus` is not installed or the server does not answer."""
 
     def __init__(self, address: str) -> None:
         try:
@@ -69,7 +69,9 @@ class MilvusStore(DatabaseStore):
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Keeps nobody out. Two processes may write at once: each writes whole items, and no item twice."""
+        """Excludes no other process. Two processes may write at once: each writes whole
+        items, and no item twice.
+        """
         yield
 
     def create(self, about: About) -> None:
@@ -201,9 +203,9 @@ class MilvusStore(DatabaseStore):
 
 
 def to_expression(where: Where, *, escapes: bool = False) -> str:
-    """A filter in Milvus's words. A negated condition requires that the attribute exists, as SQL has it.
+    """A filter in Milvus's notation. A negated condition requires that the attribute exists, as in SQL.
 
-    `escapes`: a backslash in a pattern escapes what follows it, as on a server; Milvus Lite takes it as it is.
+    `escapes`: a backslash in a pattern escapes the next character, as on a server. Milvus Lite takes it literally.
     """
     if not isinstance(where, Condition):
         parts = [to_expression(part, escapes=escapes) for part in where.parts]
@@ -224,13 +226,15 @@ def to_expression(where: Where, *, escapes: bool = False) -> str:
 
 
 def _chosen(ids: Sequence[str]) -> Iterator[str]:
-    """Filters that choose items by id, some of them each. Milvus itself would not quote what is in an id."""
+    """Filters that choose items by id, with some of the ids each. They quote the ids, because Milvus itself would
+    not.
+    """
     for start in range(0, len(ids), IDS_AT_A_TIME):
         yield f"id in [{', '.join(map(_literal, ids[start : start + IDS_AT_A_TIME]))}]"
 
 
 def _literal(value: Value) -> str:
-    """A value in Milvus's words. Of the escapes of JSON, Milvus Lite knows only these five."""
+    """A value in Milvus's notation. Of JSON's escapes, Milvus Lite knows only these five."""
     if not isinstance(value, str):
         return json.dumps(value)
     for char, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):

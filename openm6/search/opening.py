@@ -8,25 +8,29 @@ from openm6.search.encoders import Encoder, M6Encoder, PhotoEncoder
 from openm6.search.store import Store
 
 
-def open_encoder(name: str) -> Encoder:
-    """The encoder of a name (`openm6/search/encoders.py` lists them). Raises ValueError if there is none."""
+def open_encoder(name: str, *, device: str = "auto") -> Encoder:
+    """The encoder of a name (see `openm6/search/encoders.py`). It computes on `device`.
+
+    Raises ValueError if there is none, and for a device that this machine does not have.
+    """
     if name == "photo":
-        return PhotoEncoder()
+        return PhotoEncoder(device=device)
     if name == "m6" or name.startswith("m6:"):
-        return M6Encoder(name.removeprefix("m6").removeprefix(":") or None)
+        return M6Encoder(name.removeprefix("m6").removeprefix(":") or None, device=device)
     if Path(name).is_dir():
         from openm6.search.learned.encoder import LearnedEncoder
 
-        return LearnedEncoder(name)
+        return LearnedEncoder(name, device=device)
     raise ValueError(
         f"there is no encoder {name!r}: choose m6, m6:FOLDER, photo, or a folder of openm6 search train."
     )
 
 
 def open_store(address: str) -> Store:
-    """The store at an address: `http://host:19530` or a file `*.db` is Milvus, anything else a folder of LanceDB.
+    """The store at an address. `http://host:19530` or a file `*.db` is Milvus; anything else is a folder of
+    LanceDB.
 
-    Raises ValueError if the address is empty, cannot be reached, or its package is not installed.
+    Raises ValueError if the address is empty, if it cannot be reached, or if its package is not installed.
     """
     if not address.strip():
         raise ValueError(

@@ -18,7 +18,8 @@ def predict_category(index: Index, image: Picture) -> dict[str, float]:
     """Probabilities of the index's categories, the most probable first.
 
     An encoder of `openm6 search train` predicts the categories of its training (`LearnedEncoder.predict`). For
-    categories that came later the nearest items of the index vote, and with any other encoder for all categories.
+    categories that came later, the nearest items of the index vote. With any other encoder they vote on all
+    categories.
 
     Raises:
         ValueError: there is no index, no item with a category, or a picture that cannot be read.

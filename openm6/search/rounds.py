@@ -23,7 +23,7 @@ ROUNDING = 1e-5  # how far a store's inner product of unit vectors may lie from 
 
 @dataclass(frozen=True)
 class Ranked:
-    """An item that was found, with its vector (D,) and attributes. `score` is the inner product with the query."""
+    """A found item, with its vector (D,) and attributes. `score` is the inner product with the query."""
 
     id: str
     score: float
@@ -48,8 +48,8 @@ def two_rounds(
 ) -> list[Ranked]:
     """The `k` best of about `candidates` items whose codes are nearest to the query's.
 
-    Candidates are the items strictly nearer than the `candidates`-th, so no tie is cut. They are more if those are
-    fewer than `k`.
+    Candidates are the items strictly nearer than the `candidates`-th, so no tie is cut. If these are fewer than
+    `k`, more are taken.
     """
     code_W, room = codes.pack(query_D[None])[0], max(candidates, k)
     while True:

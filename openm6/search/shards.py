@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class ShardedStore(Store):
-    """Several stores as one; a single one is its only shard.
+    """Several stores as one. A single store is its only shard.
 
-    Raises ValueError if they are not all the parts of one index, in their order.
+    Raises ValueError unless they are all parts of one index, in their order.
     """
 
     def __init__(self, shards: Sequence[Store]) -> None:

@@ -27,7 +27,7 @@ from openm6.search.where import Kind, Where
 
 
 class About(BaseModel):
-    """What an index holds; kept with its items."""
+    """The description of an index, kept with its items."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class About(BaseModel):
     bits: int
     centre: list[float]  # of the vectors, where the codes' hyperplanes meet
     columns: dict[str, Kind]
-    category: str | None  # the column that says what an item is
+    category: str | None  # the column with the items' categories
     part: tuple[int, int] = (1, 1)  # which shard of how many this store is
 
 
@@ -54,8 +54,8 @@ class Entries:
 
 @dataclass(frozen=True)
 class Found:
-    """Some items with their vectors and attributes, the nearest first. `distances` by code are Hamming's; by vector
-    they are not used.
+    """Some items with their vectors and attributes, the nearest first. `distances` by code are Hamming distances.
+    For a search by vector they are not used.
     """
 
     ids: list[str]
@@ -75,23 +75,24 @@ class Found:
 
 
 class Unavailable(ValueError):
-    """The index is gone or cannot be reached, through no fault of the query. The message names its address."""
+    """The index is gone or cannot be reached, and the query is not at fault. The message names its address."""
 
 
 class Store(ABC):
-    """Items by id. All methods but `about` and `create` need an index that has been created. They raise
+    """Items by id. All methods except `about` and `create` need an index that has been created. They raise
     `Unavailable` if it is gone or cannot be reached.
     """
 
     @property
     @abstractmethod
     def about(self) -> About | None:
-        """What the index holds, or None before `create`."""
+        """The description of the index, or None before `create`."""
 
     @abstractmethod
     def updating(self) -> AbstractContextManager[None]:
-        """To be held while the index is changed: it is then seen as it is now. Raises ValueError if another process
-        holds it.
+        """Context in which the index is changed. Inside, the index is seen as it is now.
+
+        Raises ValueError if another process holds it.
         """
 
     @abstractmethod
@@ -104,36 +105,36 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, entries: Entries, *, known: bool) -> None:
-        """Stores items, all at once or none; with `known`, they take the place of those with the same ids."""
+        """Stores items, all at once or none. With `known`, they replace the items with the same ids."""
 
     @abstractmethod
     def delete(self, ids: Sequence[str]) -> None: ...
 
     @abstractmethod
     def settle(self) -> None:
-        """Called when much was written: compacts files, brings the index of the ids up to date."""
+        """Called after many writes: compacts files, and brings the index of the ids up to date."""
 
     @abstractmethod
     def count(self, where: Where | None = None) -> int: ...
 
     @abstractmethod
     def nearest(self, query_D: np.ndarray, n: int, where: Where | None = None) -> Found:
-        """The `n` items with the largest inner product, by reading every vector."""
+        """The `n` items with the largest inner product. It reads every vector."""
 
     @abstractmethod
     def coarse(self, code_W: np.ndarray, n: int, where: Where | None = None) -> Found:
-        """The `n` items with the smallest Hamming distance, by reading every code."""
+        """The `n` items with the smallest Hamming distance. It reads every code."""
 
     @abstractmethod
     def rows(self, ids: Sequence[str], where: Where | None = None) -> dict[str, Attributes]:
-        """The attributes of those of `ids` that are there, and pass the filter."""
+        """The attributes of those of `ids` that exist and pass the filter."""
 
     @abstractmethod
     def scan(self, columns: Sequence[str], where: Where | None = None) -> Iterator[dict[str, Attributes]]:
-        """These columns of all items that pass the filter, a part of the items at a time, in no certain order."""
+        """These columns of all items that pass the filter, a part of the items at a time, in any order."""
 
     def page(self, n: int, where: Where | None = None, after: str | None = None) -> dict[str, Attributes]:
-        """The first `n` items that pass the filter in the order of their ids, from behind the id `after` on."""
+        """The first `n` items that pass the filter, in the order of their ids, after the id `after`."""
         passing = (name for part in self.scan((), where) for name in part if after is None or name > after)
         ids = heapq.nsmallest(n, passing)
         rows = self.rows(ids, where)  # an update in between may have changed what passes
@@ -141,11 +142,11 @@ class Store(ABC):
 
     @abstractmethod
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The vectors (D,) of those of `ids` that are there."""
+        """The vectors (D,) of those of `ids` that exist."""
 
 
 class DatabaseStore(Store):
-    """A store in a database, whose own errors (`complaints`) come out as `Unavailable`, in one sentence."""
+    """A store in a database. The database's own errors (`complaints`) become `Unavailable`, in one sentence."""
 
     address: str
     complaints: tuple[type[Exception], ...]
@@ -186,7 +187,7 @@ def complaint(error: Exception) -> str:
 
 
 def stack(vectors: Sequence[np.ndarray] | np.ndarray, dim: int) -> np.ndarray:
-    """Vectors as float32 (N, dim), also where there are none."""
+    """Vectors as float32 (N, dim), even if there are none."""
     return np.asarray(vectors, dtype=np.float32).reshape(-1, dim)
 
 

@@ -24,13 +24,13 @@ _MONEY = re.compile(r"-?\d{1,3}([.,'\u2019]?\d{3})*([.,]\d+)?")
 
 
 class Binary(ValueError):
-    """A value that is bytes, or holds some: no attribute."""
+    """A value that is or contains bytes. It cannot be an attribute."""
 
 
 def plain(value: object) -> Value | None:
-    """A cell as text, a number or a flag; None where it has no value. Raises `Binary`.
+    """A cell as text, a number or a flag; None if it has no value. Raises `Binary`.
 
-    Bytes are text where they are UTF-8 without control characters. Lists and structs become JSON.
+    Bytes are text if they are UTF-8 without control characters. Lists and structs become JSON.
     """
     if isinstance(value, bytes):
         value = _decoded(value)
@@ -67,9 +67,9 @@ def _decoded(value: bytes) -> str:
 
 
 def check_id(text: str) -> str:
-    """An id as the index and the service take it: 1 to `MAX_ID` bytes of UTF-8, nothing stripped.
+    """An id for the index and the service: 1 to `MAX_ID` bytes of UTF-8, unchanged.
 
-    Raises ValueError for any other.
+    Raises ValueError for any other id.
     """
     try:
         size = len(text.encode())
@@ -81,9 +81,9 @@ def check_id(text: str) -> str:
 
 
 def id_of(value: object, where: str) -> str | None:
-    """An id as text; None where there is none. Raises `BadRecord` for what cannot be one.
+    """An id as text; None if there is none. Raises `BadRecord` for a value that cannot be an id.
 
-    A whole number is spelled without a fraction, also where a column with gaps made a float of it.
+    A whole number is written without a fraction, even if a column with gaps made a float of it.
     """
     if isinstance(value, bytes):
         try:
@@ -108,7 +108,7 @@ def kind_of(value: Value) -> Kind:
 
 
 def spelled_kind(value: Value) -> Kind:
-    """The kind that a cell of a CSV file, which has only text, is spelled like."""
+    """The kind of value that the text of a CSV cell looks like. CSV has only text."""
     assert isinstance(value, str)
     if value.lower() in ("true", "false"):
         return "flag"
@@ -121,13 +121,17 @@ def spelled_kind(value: Value) -> Kind:
 
 
 def like_a_number(value: str) -> bool:
-    """Whether a text is a number to people: with a currency, with separators of thousands, with a decimal comma."""
+    """Whether people read a text as a number: with a currency, with separators of
+    thousands, with a decimal comma.
+    """
     digits = _CURRENCY.sub("", value)
     return bool(_MONEY.fullmatch(digits)) and spelled_kind(value) == "text" and not value.isdigit()
 
 
 def of_kind(value: Value | None, kind: Kind) -> Value | None:
-    """A value in a column of that kind: text takes all, other kinds take texts that are spelled like theirs."""
+    """A value in a column of that kind. A text column takes all values; other columns take texts that look like
+    their kind.
+    """
     if value is None or kind == kind_of(value):
         return value
     if kind == "number":

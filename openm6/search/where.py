@@ -45,7 +45,7 @@ _HOLDS = {"text": "texts", "number": "numbers", "flag": "true or false"}
 
 @dataclass(frozen=True)
 class Condition:
-    """One column against its value: a tuple of values for `in`, None for `is null`."""
+    """A condition on one column. `value` is a tuple for `in`, and None for `is null`."""
 
     column: str
     sign: str  # = != < <= > >= in, not in, like, not like, is null, is not null
@@ -66,8 +66,8 @@ Where = Condition | Group
 def parse_where(text: str, columns: Mapping[str, Kind]) -> Where:
     """The filter in `text`.
 
-    Raises ValueError for a text that is no filter, a column that is not among `columns`, and a value that is not of
-    the column's kind.
+    Raises ValueError for a text that is not a filter, for a column that is not among `columns`, and for a value of
+    another kind than the column's.
     """
     return _Parser(text, columns).parse()
 
@@ -185,7 +185,7 @@ class _Parser:
         return self.tokens[self.at - 1]
 
     def _accept(self, wanted: str) -> bool:
-        """Step over a keyword or a sign, if it stands here."""
+        """Step over a keyword or a sign, if it comes next."""
         if self.at == len(self.tokens):
             return False
         kind, raw = self.tokens[self.at]

@@ -20,7 +20,7 @@ _WORD = re.compile(r"[\u3400-\u9fff]+|[^\W\u3400-\u9fff]+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a query, each once: those between blanks, and pairs of Chinese characters."""
+    """The words of a query, each once: those between spaces, and pairs of Chinese characters."""
     found: dict[str, None] = {}
     for run in _WORD.findall(text.casefold()):
         chinese = "\u3400" <= run[0] <= "\u9fff" and len(run) > 1
@@ -29,7 +29,7 @@ def words_of(text: str) -> list[str]:
 
 
 def share_of(words: list[str], name: str, attributes: Attributes) -> float:
-    """The share of `words` that an item's id and texts have, 0 .. 1."""
+    """The share of `words` that occur in an item's id and texts, 0 .. 1."""
     texts = [name, *(value for value in attributes.values() if isinstance(value, str))]
     runs = " " + " ".join(run for text in texts for run in _WORD.findall(text.casefold()))
     hits = sum((each if "\u3400" <= each[0] <= "\u9fff" else f" {each}") in runs for each in words)
@@ -37,7 +37,8 @@ def share_of(words: list[str], name: str, attributes: Attributes) -> float:
 
 
 def find_by_words(store: Store, text: str, n: int, where: Where | None) -> dict[str, float]:
-    """The `n` best items by their share of the text's words, {id: share}; those without any are left out.
+    """The `n` best items by their share of the text's words, {id: share}. Items with none of the words are left
+    out.
 
     Every item that passes the filter is read. Equal shares are in the order of their ids.
     """

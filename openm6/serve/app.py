@@ -33,7 +33,7 @@ class Health(BaseModel):
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The ASGI application of an engine, which runs as long as the application does."""
+    """The ASGI application of an engine. The engine runs as long as the application does."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -25,7 +25,7 @@ Compute = Callable[[Sequence[Any], Sequence[Report]], Sequence[Any]]
 
 
 class QueueFull(Exception):
-    """So many requests wait already; `retry_after`: seconds after which half of them should be done."""
+    """Too many requests wait already. `retry_after`: seconds after which half of them should be done."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"{waiting} requests wait for the model already")
@@ -33,12 +33,12 @@ class QueueFull(Exception):
 
 
 class Stopped(Exception):
-    """The batcher takes nothing more."""
+    """The batcher accepts no more jobs."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Requests that may be computed together: those with equal `key`, at most `most` at a time."""
+    """The kind of a request. Requests with equal `key` may be computed together, at most `most` at a time."""
 
     key: Hashable
     compute: Compute = field(compare=False)
@@ -47,7 +47,7 @@ class Kind:
 
 @dataclass(eq=False)
 class Job:
-    """One request. `events` receives reports of progress, then None; `result` the return value or the exception."""
+    """One request. `events` receives progress reports, then None. `result` is the return value or the exception."""
 
     kind: Kind
     item: Any
@@ -74,7 +74,7 @@ class Job:
 class Batcher:
     """Computes jobs of all kinds in one thread, in batches of at most `max_batch`.
 
-    `on_batch` is called after each with the kind's key, how many jobs it had, and the seconds it took.
+    `on_batch` is called after each batch with the kind's key, the number of jobs, and the seconds.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Batcher:
         return len(self._jobs)
 
     def submit(self, kind: Kind, item: Any) -> Job:
-        """The job of computing `item`; `job.result.cancel()` takes it back if it has not begun.
+        """Submit a job that computes `item`. `job.result.cancel()` withdraws it if it has not started.
 
         Raises QueueFull, Stopped.
         """
@@ -114,11 +114,13 @@ class Batcher:
 
     @property
     def running(self) -> bool:
-        """Whether its thread has not ended yet."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     def stop(self, seconds: float | None = None) -> None:
-        """Take no more jobs, finish those that wait, end the thread; wait for it at most so long."""
+        """Accept no more jobs, finish the waiting ones and end the thread. Wait for its
+        end for at most this long.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -128,7 +130,7 @@ class Batcher:
         return max(1, round(len(self._jobs) * self._seconds_a_job / 2))
 
     def _take(self) -> list[Job]:
-        """The job that has waited longest and its like; none when all is done and the end has come."""
+        """The job that has waited longest, and the jobs of its kind; none if all is done and the end has come."""
         with self._changed:
             while True:
                 while self._jobs and self._jobs[0].result.cancelled():

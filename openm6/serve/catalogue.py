@@ -23,9 +23,9 @@ NOTE = "The items are emoji of the embedded corpus; their prices are made up."
 VERSION = "1"  # of the files; another version gets a folder of its own
 
 
-def embedded_shop() -> Shop:
-    """The catalogue, indexed by the shipped model; another model gets an index of its own."""
-    folder, encoder = cache_folder(), M6Encoder()
+def embedded_shop(*, device: str = "auto") -> Shop:
+    """The catalogue, indexed by the shipped model on `device`; another model gets an index of its own."""
+    encoder, folder = M6Encoder(device=device), cache_folder()
     return Shop(
         str(folder / f"index-{encoder.fingerprint}"),
         pictures=folder,
@@ -37,7 +37,7 @@ def embedded_shop() -> Shop:
 
 
 def cache_folder() -> Path:
-    """Where the catalogue and its index are kept: the user's cache, or else a folder for temporary files."""
+    """The folder of the catalogue and its index: in the user's cache, or else a folder for temporary files."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "openm6" / f"catalogue-{VERSION}"
     try:
@@ -48,9 +48,9 @@ def cache_folder() -> Path:
 
 
 def write_catalogue(folder: Path, *, limit: int | None = None) -> Path:
-    """Write `catalogue.csv` and its pictures below `folder`, unless they are there; returns the CSV file.
+    """Write `catalogue.csv` and its pictures below `folder`, unless they exist. Returns the CSV file.
 
-    `limit`: take only so many items, evenly.
+    `limit`: take only this many items, evenly spread.
     """
     path, pictures = folder / "catalogue.csv", folder / "pictures"
     if path.is_file():

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 
 def is_known(headers: Mapping[str, str], tag: str, modified: int) -> bool:
-    """Whether the request's headers name this `tag`, or without tags a date from `modified` (seconds) on."""
+    """Whether the request's headers name this `tag`, or (without tags) a date not before `modified` (seconds)."""
     tags = headers.get("if-none-match")
     if tags is not None:
         known = [each.strip().removeprefix("W/") for each in tags.split(",")]

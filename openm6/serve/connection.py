@@ -17,7 +17,9 @@ TOO_SLOW = (
 
 
 def patient_for(seconds: float) -> type[H11Protocol]:
-    """The protocol for `uvicorn.Config(http=...)`: request headers may take so long, then 408 and the end."""
+    """The protocol for `uvicorn.Config(http=...)`. If request headers take longer, the client gets 408 and is
+    disconnected.
+    """
 
     class Connection(H11Protocol):
         clock: asyncio.TimerHandle | None = None
@@ -39,7 +41,7 @@ def patient_for(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _look(self) -> None:
-            """Let the clock run exactly while the headers of a request are awaited."""
+            """Run the clock exactly while the headers of a request are awaited."""
             # Between two requests it is uvicorn's keep-alive that waits.
             idle = self.cycle is not None and self.timeout_keep_alive_task is not None
             if self.conn.their_state is not h11.IDLE or idle or self.transport.is_closing():

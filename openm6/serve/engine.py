@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 BEAMS = 4  # of a caption
 WRITTEN = 32  # texts at a time
-LATER = 2  # seconds after which to come again while the service starts
+LATER = 2  # seconds after which clients may retry while the service starts
 LAST = 1.0  # seconds for the model's thread to end, when all who asked have been answered or given up
 
 
 @dataclass
 class Status:
-    """The state of the service. `problem` says why it will never be ready."""
+    """The state of the service. `problem` is the reason why it will never be ready."""
 
     ready: bool = False
     stopping: bool = False
@@ -49,8 +49,8 @@ class Status:
 class Engine:
     """Owns the model's thread. Used as `async with engine.running():`.
 
-    Its methods raise ApiError 503 when too many requests wait, an answer takes too long, or the service starts or
-    stops, and ValueError for a user's mistake.
+    Its methods raise ApiError 503 if too many requests wait, if an answer takes too long, or while the service
+    starts or stops. They raise ValueError for a user's mistake.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Engine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
-        """Prepares the catalogue in the background. At the end it takes no more jobs and awaits none."""
+        """Prepares the catalogue in the background. At the end it accepts no more jobs and waits for none."""
         threading.Thread(target=self._prepare, name="catalogue", daemon=True).start()
         try:
             yield self
@@ -98,21 +98,21 @@ class Engine:
 
     @property
     def shop(self) -> Shop:
-        """Raises ApiError while it is not ready."""
+        """The catalogue. Raises ApiError while it is not ready."""
         if self._shop is None:
             raise ApiError(409, "unavailable", "the service has no catalogue")
         self.check_ready()
         return self._shop
 
     def check_ready(self) -> None:
-        """Raises ApiError while the service starts, and if it cannot."""
+        """Raises ApiError while the service starts, and if it cannot start."""
         if self.status.problem is not None:
             raise ApiError(503, "unavailable", self.status.problem, retry_after=60)
         if not self.status.ready:
             raise ApiError(503, "starting", f"the service is {self.status.doing}", retry_after=LATER)
 
     async def check_shop(self) -> None:
-        """Look again at the catalogue, if there is one. Raises Unavailable where its index is gone."""
+        """Check the catalogue again, if there is one. Raises Unavailable if its index is gone."""
         if self._shop is not None:
             await run_sync(self._shop.refresh)
 
@@ -157,7 +157,7 @@ class Engine:
         text_weight: float = 0.5,
         after: str | None = None,
     ) -> list[Hit]:
-        """As `Index.query`, with vectors that are computed together with other requests'."""
+        """Like `Index.query`, but vectors are computed together with those of other requests."""
         index = self.shop.index
         condition = parse_where(where, index.columns) if where else None
         image_D = text_D = words = None
@@ -205,7 +205,7 @@ class Engine:
         return self._submit(Kind(("script", product.lang), _texts(self._writer.write), WRITTEN), product)
 
     async def outcome(self, job: Job) -> Any:
-        """The job's result, within the time an answer may take."""
+        """The job's result, within the time limit of an answer."""
         try:
             async with asyncio.timeout(self.settings.answer_seconds):
                 return await job.result
@@ -215,7 +215,7 @@ class Engine:
             job.result.cancel()
 
     async def follow(self, job: Job) -> AsyncIterator[Any]:
-        """The reports of a job while it is computed. When they end, `job.result` is there."""
+        """The reports of a job while it is computed. After the last one, `job.result` is set."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.answer_seconds
         while True:
@@ -254,7 +254,7 @@ def _vectors(task: str, encode: Callable[[Sequence[Any]], np.ndarray]) -> Kind:
 
 
 def _texts(write: Callable[..., list[str]]) -> Compute:
-    """A function that writes a list of texts, as a batch that reports each text as it grows."""
+    """A function that writes a list of texts, for a batch. It reports each text as it grows."""
 
     def compute(items: Sequence[Any], reports: Sequence[Report]) -> list[str]:
         return write(items, on_text=lambda i, text: reports[i](text))

@@ -107,7 +107,7 @@ def possible(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def as_api_error(error: Exception, request: Request) -> ApiError:
-    """The answer for an exception. A mistake of ours goes to the log; the answer has no details of it."""
+    """The answer for an exception. A fault in the code goes to the log, and the answer shows no details of it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
@@ -125,7 +125,7 @@ def as_api_error(error: Exception, request: Request) -> ApiError:
 
 
 def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
-    """The answer for a request that does not fit the interface, with a way to mend it."""
+    """The answer for a request that does not fit the interface. It says how to correct the request."""
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     field = ".".join(place) or None
     if first["type"] == "json_invalid":
@@ -143,14 +143,14 @@ def _misfit(first: Mapping[str, Any], request: Request) -> ApiError:
 
 
 def _is_sentence(error: ValueError) -> bool:
-    """Whether openm6 raised it: then its message is for the user (docs/house.md)."""
+    """Whether openm6 raised the error. Then its message is for the user (docs/house.md)."""
     kind, frames = type(error), [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = kind is ValueError or kind.__module__.startswith("openm6.")  # no UnicodeError, none of pydantic's
     return ours and bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("openm6.")
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Give every error that may arise in `app` the one shape."""
+    """Give every error that may arise in `app` the same shape."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error, request).response()

@@ -22,7 +22,7 @@ class Facet:
 
 
 def facets_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> tuple[Facet, ...]:
-    """The facets of the columns {name: kind} over the rows; without rows, names and kinds alone."""
+    """The facets of the columns {name: kind} over the rows; without rows, only names and kinds."""
     return tuple(
         _facet(name, kind, [row[name] for row in rows if row.get(name) is not None])
         for name, kind in columns.items()

@@ -23,7 +23,7 @@ UNICODE = ("utf-8", "utf8", "us-ascii")
 
 
 class FormRoute(APIRoute):
-    """A route whose form, if it takes one, is read by `FormRequest`."""
+    """A route that reads its form, if it has one, with `FormRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -35,7 +35,7 @@ class FormRoute(APIRoute):
 
 
 class FormRequest(Request):
-    """A request whose form is UTF-8 or refused."""
+    """A request whose form must be UTF-8."""
 
     async def form(self, **_: Any) -> FormData:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The fields of the body. Raises ApiError 400 for a broken form, 422 for any other body."""

@@ -19,10 +19,10 @@ from openm6.serve.metrics import Metrics
 from openm6.serve.settings import Settings
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN = ("/static/", "/health/")  # no key is asked below these, nor of the page and the API's description
+OPEN = ("/static/", "/health/")  # below these, and for the page and the API's description, no key is needed
 OPEN_PAGES = frozenset({"/", "/openapi.json"})
 SMALL = 64 * 2**10  # bytes of a body that carries no picture
-# Of a body too large so much is swallowed, so that its sender reads the answer.
+# Limits for reading the rest of a body that is too large, so that its sender gets to read the answer.
 DRAIN, DRAIN_SECONDS = 64 * 2**20, 5.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
@@ -34,8 +34,10 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps the application. A route calls `body_done` in the scope when it has read the request's body: only
-    `max_uploads` bodies are held at a time.
+    """Wraps the application.
+
+    A route calls `body_done` in the scope when it has read the request's body, because only `max_uploads` bodies
+    are held at a time.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -98,11 +100,11 @@ class Guard:
             release()
 
     def _check_sender(self, scope: Scope, headers: Headers) -> None:
-        """Raises ApiError for a foreign host, a foreign page, a missing key."""
+        """Raises ApiError for an unknown host, another site's page, or a missing key."""
         path, key = scope["path"].removeprefix(self.settings.root_path) or "/", self.settings.api_key
         host = _host_of(f"//{headers.get('host', '')}")
         own = key is not None or host in LOCAL | self.settings.hosts or "*" in self.settings.hosts
-        if not own and not path.startswith("/health/"):  # which are asked by address
+        if not own and not path.startswith("/health/"):  # which ask by address
             # A page elsewhere may point its own name at this machine (DNS rebinding); it has no key.
             raise ApiError(400, "bad_request", "the service does not answer to this host name", field="Host")
         origin = headers.get("origin")
@@ -139,7 +141,7 @@ def _too_large(limit: int) -> ApiError:
 
 
 def _limited(receive: Receive, limit: int, seconds: float) -> Receive:
-    """`receive`, raising ApiError when the body is larger than `limit` or takes longer than `seconds`."""
+    """A `receive` that raises ApiError if the body is larger than `limit` or takes longer than `seconds`."""
     size, complete, deadline = 0, False, time.monotonic() + seconds
 
     async def limited() -> Message:

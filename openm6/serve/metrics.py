@@ -13,7 +13,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """One registry a service, so that several may live in one process."""
+    """The metrics of a service, with a registry of its own, so that several services may live in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,7 +49,7 @@ class Metrics:
         )
 
     def batch(self, key: Hashable, size: int, seconds: float) -> None:
-        """Count a batch; the first part of a kind's key is the task."""
+        """Count a batch. The first part of a kind's key is the task."""
         task = str(key[0] if isinstance(key, tuple) else key)
         self.batch_size.labels(task).observe(size)
         self.batch_seconds.labels(task).observe(seconds)

@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 
 async def while_present(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """The result of `answer`, which is cancelled when the client goes. The request's body must have been read."""
+    """The result of `answer`, which is cancelled when the client disconnects. The request's body must have been
+    read.
+    """
     answering, leaving = asyncio.create_task(answer), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -258,7 +258,7 @@ async def _respond(
     answer: Callable[[Any], BaseModel],
     show: Callable[[Any, Any], str],
 ) -> Any:
-    """The job's result, at once or, if the client wants events, after events with the job's reports.
+    """The job's result: at once, or after events with the job's reports if the client wants events.
 
     `show` makes an event of a report and the report before it ("" at first).
     """

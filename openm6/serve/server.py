@@ -19,8 +19,10 @@ INTERRUPTED = 130  # the status of a process that Ctrl+C ended
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT it reports that it is not ready, takes no more connections, and finishes the requests
-    that it has begun; on a second SIGINT it ends at once. It calls `on_ready` when it listens.
+    """A server that stops gently.
+
+    On SIGTERM or SIGINT it reports that it is not ready, accepts no more connections, and finishes the requests
+    that it has begun. On a second SIGINT it ends at once. It calls `on_ready` when it listens.
     """
 
     def __init__(self, engine: Engine, on_ready: Callable[[], object]) -> None:
@@ -50,7 +52,9 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address. Raises ValueError if it is taken, or not this machine's."""
+    """A socket bound to the address. Raises ValueError if the address is taken, or does
+    not belong to this machine.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)

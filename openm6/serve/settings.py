@@ -12,14 +12,14 @@ ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 
 
 class Settings(BaseModel):
-    """Limits of the service. A request above a limit gets 4xx; one that has to wait too long gets 503."""
+    """Limits of the service. A request above a limit gets 4xx. A request that has to wait too long gets 503."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     api_key: str | None = Field(
         default=None, min_length=8
-    )  # asked of every request but those of the page and health
-    # Names beside localhost: whose pages may ask, and without a key the only ones answered to; "*" = any.
+    )  # needed for every request except those of the page and health
+    # Host names beside localhost. Their pages may send requests; without a key only they are served. "*" = any.
     hosts: frozenset[str] = frozenset()
 
     root_path: str = ""  # the path below which a proxy offers the service, such as /shop

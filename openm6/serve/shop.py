@@ -16,19 +16,22 @@ from openm6.search.where import Value
 from openm6.serve.facets import Facet, facets_of
 from openm6.serve.thumbnails import Thumbnail, Thumbnails
 
-FACETED = 20_000  # items: of larger catalogues it would take too long to look at every value
+FACETED = 20_000  # items: in larger catalogues it would take too long to read every value
 FRESH = 0.5  # seconds for which counts and facets are not read again
 TRIED = 10  # items whose pictures are looked for at the start
 NAMES = ("name", "title", "caption", "name_en", "caption_en", "name_zh", "id")
 
 
 class Shop:
-    """The index at an address. `pictures`: the folder where the items' column `image` starts, if there is one.
+    """The index at an address. `pictures`: the folder where paths of the items' column `image` start, if there is
+    one.
 
-    `prepare` brings the index up to date with the file `catalogue`, if one is given. `note` is a sentence about the
-    catalogue for visitors; `remark` is one for the person who starts the service, or None. `yuan`: the prices
-    are in yuan; the currency of others is not known. Raises ValueError if the index cannot be opened, if it has
-    nothing in it and no catalogue is given, or if none of the first items' pictures is in the folder.
+    `prepare` updates the index from the file `catalogue`, if one is given. `note` is a sentence about the catalogue
+    for visitors. `remark` is a sentence for the person who starts the service, or None. `yuan`: the prices are in
+    yuan; the currency of others is not known. `device`: where the index's encoder computes, as for `openm6.load`.
+
+    Raises ValueError if the index cannot be opened, if it is empty and no catalogue is given, if the folder
+    contains none of the first items' pictures, or if this machine does not have the device.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class Shop:
         encoder: Encoder | str | None = None,
         note: str | None = None,
         yuan: bool = False,
+        device: str = "auto",
     ) -> None:
-        self.index = Index.open(address, encoder=encoder)
+        self.index = Index.open(address, encoder=encoder, device=device)
         self.thumbnails = Thumbnails(pictures)
         self.catalogue, self.note, self.yuan = catalogue, note, yuan
         if catalogue is None and self.index.about is None:
@@ -56,14 +60,14 @@ class Shop:
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The shipped model, where the index uses it: it need not be loaded twice."""
+        """The shipped model, if the index uses it. Then it need not be loaded twice."""
         encoder = self.index.encoder
         return encoder.pipeline if isinstance(encoder, M6Encoder) and encoder.name == "m6" else None
 
     def prepare(self, on_progress: Callable[[str, int, int], None]) -> None:
-        """Bring the index up to date with its catalogue, and look at its items.
+        """Update the index from its catalogue, and read its items.
 
-        Raises ValueError where the catalogue, the index or the folder of pictures cannot be used.
+        Raises ValueError if the catalogue, the index or the folder of pictures cannot be used.
         """
         if self.catalogue is not None:
             self.index.update(str(self.catalogue), workers=2, on_progress=on_progress)
@@ -74,7 +78,7 @@ class Shop:
     def refresh(self) -> None:
         """Read the number of items and the facets again, at most every half second.
 
-        Raises ValueError where the index cannot be used any more.
+        Raises ValueError if the index cannot be used any more.
         """
         with self._looking:
             if time.monotonic() - self._looked < FRESH:
@@ -90,9 +94,10 @@ class Shop:
             self.count, self._looked = count, time.monotonic()
 
     def _try_pictures(self) -> str | None:
-        """A sentence for the person who starts the service, if items name pictures and no folder of them is given.
+        """A sentence for the person who starts the service, if items name pictures but no folder of pictures is
+        given.
 
-        Raises ValueError where a folder is given and none of the first items' pictures is in it.
+        Raises ValueError if a folder is given but contains none of the first items' pictures.
         """
         rows = self.index.store.page(TRIED).values()
         named = [row["image"] for row in rows if isinstance(row.get("image"), str)]
@@ -113,7 +118,7 @@ class Shop:
         return self.index.store.rows([name]).get(name)
 
     def thumbnail(self, name: str) -> Thumbnail | None:
-        """The small picture of an item; None if there is no such item, or it has none that can be read.
+        """The small picture of an item; None if there is no such item, or if it has no readable picture.
 
         The service opens only files that the catalogue names, inside the folder of pictures.
         """
@@ -129,7 +134,7 @@ class Shop:
     def facts(self, name: str, attributes: Attributes, lang: str) -> tuple[tuple[str, str], ...]:
         """The facts that a script may use: (column, value), each in its language if the catalogue has both.
 
-        A column `colour_zh` holds in Chinese what `colour`, or `colour_en`, holds in English.
+        A column `colour_zh` holds in Chinese the content of `colour` or `colour_en`.
         """
         facts = {"name": self.label(name, attributes, lang)}
         for column, value in attributes.items():

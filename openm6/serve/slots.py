@@ -13,5 +13,5 @@ CATEGORIES = ("food & drink", "animals & nature", "objects", "activities", OTHER
 
 
 def source(lang: str, category: str, slots: tuple[str, ...]) -> str:
-    """The source of a script: what its writer reads of an item."""
+    """The source of a script: the text from which its writer learns about an item."""
     return " ".join((lang, category if category in CATEGORIES else OTHER, *(s for s in SLOTS if s in slots)))

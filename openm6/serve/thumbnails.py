@@ -22,7 +22,9 @@ KEPT = 512  # in memory, of about 40 KB each
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as PNG. `tag` names its content; `modified` is when its file changed, in seconds since 1970."""
+    """A picture as PNG. `tag` names its content; `modified` is the time when its file changed, in seconds since
+    1970.
+    """
 
     png: bytes
     tag: str
@@ -30,7 +32,7 @@ class Thumbnail:
 
 
 class Thumbnails:
-    """Pictures of the files below a folder; of no folder, none."""
+    """Small pictures of the files below a folder; none without a folder."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder.resolve() if folder is not None else None

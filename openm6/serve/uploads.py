@@ -24,7 +24,7 @@ class PictureReader:
     async def read(self, request: Request, upload: UploadFile, size: int) -> np.ndarray:
         """The picture as uint8 (size, size, 3 | 4). Its name and its declared type are ignored.
 
-        Raises ApiError 422 for a file that is no picture. The upload is closed: nothing of it is kept.
+        Raises ApiError 422 for a file that is not a picture. The upload is closed, and nothing of it is kept.
         """
 
         def decode() -> np.ndarray:

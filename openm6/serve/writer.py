@@ -20,6 +20,7 @@ from openm6.decode.folder import shipped_checkpoint
 from openm6.decode.generate import Sampling, chances, sample_text
 from openm6.decode.live import OnText, Poem, write_poems
 from openm6.decode.pipeline import Pipeline
+from openm6.model.device import AUTO, resolve_device
 from openm6.model.hf import load_hf
 from openm6.model.hf_folder import read_json
 from openm6.serve.slots import SLOTS, source
@@ -38,8 +39,10 @@ ASK = {
 
 @dataclass(frozen=True)
 class Product:
-    """An item to praise: its facts as (column, value), in the language `lang` (en, zh) of the script; `category` as
-    the catalogue has it, in whatever language; `yuan`: its price is in yuan.
+    """An item to praise.
+
+    Its facts are (column, value), in the language `lang` (en, zh) of the script. `category` is the catalogue's
+    word, in any language. `yuan`: its price is in yuan.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -50,23 +53,24 @@ class Product:
 
 
 class Writer(Protocol):
-    """A writer of scripts. Readers see its `name`."""
+    """The interface of writers of scripts. Readers see its `name`."""
 
     name: str
 
     def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
-        """A script for each. `on_text` is called with its place in the list and the text so far."""
+        """A script for each product. `on_text` is called with its place in the list and the text so far."""
         ...
 
 
 class QwenWriter:
-    """A checkpoint folder of the Hugging Face layout: config.json, safetensors, tokenizer.json.
+    """A checkpoint folder in the Hugging Face layout: config.json, safetensors, tokenizer.json.
 
-    Raises ValueError if the folder is not complete, or of a family that the stack does not have.
+    Raises ValueError if the folder is not complete, or if the stack does not support its family.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        self.model = load_hf(folder, dtype=dtype)
+    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = AUTO) -> None:
+        where = resolve_device(device)
+        self.model = load_hf(folder, dtype=dtype).to(where)
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception
@@ -104,10 +108,10 @@ class QwenWriter:
 
 
 class SlotWriter:
-    """A checkpoint or run folder of `openm6/configs/script.yaml`. Raises ValueError if it is neither."""
+    """A checkpoint or run folder of `openm6/configs/script.yaml`. Raises ValueError for any other folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.m6 = Pipeline(folder)
+    def __init__(self, folder: Path, *, device: str = AUTO) -> None:
+        self.m6 = Pipeline(folder, device=device)
         self.name = f"{folder.resolve().name}, a small M6 trained on scripts made from attributes"
 
     def write(self, products: Sequence[Product], *, on_text: OnText) -> list[str]:
@@ -128,8 +132,9 @@ class SlotWriter:
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """A script with the values in its slots. A sentence with a slot that has no value is left out, and so is a
-    slot at the end that is still being written.
+    """A script with values in its slots.
+
+    A sentence with a slot that has no value is left out, and so is a slot at the end that is still being written.
     """
     text = re.sub(r"\[[^\]]*$", "", text)
     sentences = re.split(r"(?<=[.!?。！？]) ?", text)
@@ -138,17 +143,18 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\[(\w+)\]", lambda slot: values[slot[1]], joined).strip()
 
 
-def open_writer(folder: Path) -> Writer:
-    """The writer of a folder: of a Hugging Face checkpoint, or of a run of `openm6/configs/script.yaml`.
+def open_writer(folder: Path, *, device: str = AUTO) -> Writer:
+    """The writer of a folder with a Hugging Face checkpoint, or with a run of `openm6/configs/script.yaml`.
 
-    Raises ValueError for any other.
+    It computes on `device` (see `openm6.load`). Raises ValueError for any other folder, and for a device that this
+    machine does not have.
     """
     if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
-        return QwenWriter(folder)
-    return SlotWriter(folder)
+        return QwenWriter(folder, device=device)
+    return SlotWriter(folder, device=device)
 
 
-def shipped_writer() -> Writer | None:
-    """The small writer that comes with the package; None where it is not installed."""
+def shipped_writer(*, device: str = AUTO) -> Writer | None:
+    """The small writer that comes with the package, on `device`; None if it is not installed."""
     folder = shipped_checkpoint().with_name("m6-script")
-    return SlotWriter(folder) if folder.is_dir() else None
+    return SlotWriter(folder, device=device) if folder.is_dir() else None

@@ -21,7 +21,7 @@ N = 4  # n-grams of up to this length
 NGram: TypeAlias = tuple[str, ...]
 References = Sequence[Sequence[str]]
 
-# What is left of a text when the marks that the COCO evaluation removes are gone; a Chinese character is a word.
+# The words of a text without the marks that the COCO evaluation removes; a Chinese character is a word.
 _WORD = re.compile(r"[\u3400-\u9fff]|'(?:s|re|ve|ll|d|m)\b|[^\W_\u3400-\u9fff]+(?:-[^\W_\u3400-\u9fff]+)*")
 
 
@@ -108,7 +108,7 @@ def cider(captions: Sequence[str], references: References, *, corpus: References
 
 
 def _check(captions: Sequence[str], references: References) -> None:
-    flat = any(isinstance(each, str) for each in references)  # its letters would be taken for references
+    flat = any(isinstance(each, str) for each in references)  # else its letters would count as references
     if flat or len(captions) != len(references) or not captions or not all(references):
         raise ValueError(
             f"{len(captions)} captions and {len(references)} items of references cannot be scored: give each "

@@ -37,7 +37,7 @@ class Batch:
     match_text_at: Tensor
     match_image_key: Tensor  # equal keys belong together, those of other batches too
     match_text_key: Tensor
-    seed: int = 0  # of the chance that an objective takes (masks, negatives)
+    seed: int = 0  # of an objective's random choices (masks, negatives)
 
     @property
     def tokens(self) -> int:

@@ -9,7 +9,7 @@ from openm6.tasks.task import Fields, Record, Task, pick_language
 
 ANY_STYLE = "any"
 DROP_TEXT = (
-    0.1  # share of examples without words: what classifier-free guidance (2207.12598) steers away from
+    0.1  # share of examples without words; classifier-free guidance (2207.12598) steers away from these
 )
 DROP_STYLE = 0.5
 

@@ -44,7 +44,7 @@ class Branch:
     target: tuple[int, ...] | tuple[tuple[int, ...], ...]  # text tokens with <eos>, or the cells of a drawing
     target_kind: Literal["text", "codes", "match"]
     key: str = ""  # match: branches of equal key belong together
-    keeps_colour: bool = False  # what it asks would be wrong of the same picture in other colours
+    keeps_colour: bool = False  # the target would be wrong for the same picture in other colours
 
 
 class Layout:

@@ -42,7 +42,7 @@ class RunRecord:
         for line in self.lines:
             value, at = self._loss(line, loss), line.get(axis)
             if isinstance(value, int | float) and isinstance(at, int | float):
-                if found and found[-1][0] >= at:  # twice at one place, as around a delink: the later counts
+                if found and found[-1][0] >= at:  # two losses at one place, as at a delink: the later counts
                     found.pop()
                 found.append((float(at), float(value)))
         return found

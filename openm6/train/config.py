@@ -59,10 +59,10 @@ class OptimizerConfig(_Strict):
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05  # on matrices only
-    clip: float = 1.0  # global gradient norm; of each part by itself in a streamed run
+    clip: float = 1.0  # global gradient norm; in a streamed run, that of each part
     warmup: float = Field(default=0.02, ge=0, le=1)  # share of the steps
     decay: Literal["wsd", "cosine"] = "wsd"
-    decay_share: float = Field(default=0.3, ge=0, le=1)  # wsd: share of the steps that ramp down to 0
+    decay_share: float = Field(default=0.3, ge=0, le=1)  # wsd: share of the steps that fall to 0
     spike: float = 3.0  # a loss above this multiple of its running mean skips the step
 
 
@@ -72,9 +72,9 @@ class MemoryConfig(_Strict):
     """
 
     host: str  # most memory that the process may hold resident: "12GiB"
-    disk: Path | None = None  # what does not fit goes to a folder in this one; None = in the run folder
+    disk: Path | None = None  # the run's own folder in it holds the rest; None = in the run folder
     durability: Literal["step", "none"] = "step"  # none: half the space on disk, and a killed run is lost
-    micro_batches: int = Field(default=1, gt=0)  # batches a step; weights are read twice a step all the same
+    micro_batches: int = Field(default=1, gt=0)  # batches a step; weights are always read twice a step
     pseudo_micro_batches: int | None = Field(
         default=None, gt=0
     )  # the same while layers share; None = as many
@@ -120,9 +120,7 @@ class R2D2Config(_Strict):
     masked: float = Field(default=0.15, ge=0, lt=1)  # share of the text tokens that ranking does not see
     feature_guided: bool = True  # states of masked texts imitate the teacher's of whole ones
     target_guided: float = Field(default=0.4, ge=0, lt=1)  # the teacher's share of pre-ranking's targets
-    queue: int = Field(
-        default=2048, ge=0
-    )  # the teacher's latest pictures, and texts, that are contrasted with
+    queue: int = Field(default=2048, ge=0)  # the teacher's latest pictures and texts, for contrast
     queue_decay: float = Field(
         default=0.99, gt=0, le=1
     )  # weight that a queued entry keeps at each further step
@@ -159,10 +157,8 @@ class RunConfig(_Strict):
     mix: list[MixConfig] = Field(min_length=1)
     held_out: list[MixConfig] = []  # measured every `eval_every` steps, pictures unchanged
     objective: Annotated[Seq2SeqConfig | R2D2Config, Field(discriminator="kind")] = Seq2SeqConfig()
-    loss_weights: dict[
-        str, float
-    ] = {}  # of a loss: a task's, or one that the objective names; else it counts 1
-    contrastive: dict[str, float] = {}  # weight of SimCTG's loss on a text task; one not named has none
+    loss_weights: dict[str, float] = {}  # of each loss, of a task or of the objective; 1 by default
+    contrastive: dict[str, float] = {}  # weight of SimCTG's loss on a text task; 0 by default
     sharing: SharingConfig = SharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     memory: MemoryConfig | None = None  # None = everything in memory, as PyTorch does it
@@ -233,7 +229,9 @@ class RunConfig(_Strict):
         if self.device == "cpu" and self.memory.device is not None:
             raise ValueError("memory.device: the processor computes (device: cpu); leave one of them out")
         if self.init is not None:
-            raise ValueError("memory: a streamed run begins anew; leave out init, or leave out memory")
+            raise ValueError(
+                "memory: a streamed run cannot start from a trained model; leave out init, or leave out memory"
+            )
         if self.sharing.delink_on_correlation is not None or self.sharing.optimizer_state != "copy":
             raise ValueError(
                 "memory: a streamed run delinks at sharing.delink_at and copies the optimizer's state; "

@@ -72,7 +72,7 @@ def _reported(run: Run | StreamedRun, run_dir: Path, on_progress: Progress | Non
         written = {_what(line) for line in read_metrics(run_dir)}
 
         def report(line: dict[str, Any]) -> None:
-            if line.get("event") == "doing":  # for whoever watches; it says nothing of the run
+            if line.get("event") == "doing":  # only for display; it is no part of the run's metrics
                 if on_progress is not None:
                     on_progress({"time": metrics.elapsed, **line})
                 return

@@ -25,10 +25,10 @@ from openm6.train.report_page import BODY, render
 
 REPORT_FILE = "report.html"
 
-# So that the whole file stays below 3 MB: pictures as sent (base64), and cards a task.
+# Limits that keep the whole file below 3 MB: bytes of pictures in base64, and cards of a task.
 IMAGE_BYTES = 1_800_000
 CARDS = 24
-THUMBNAIL = 192  # pixels; twice what a card shows, for dense screens
+THUMBNAIL = 192  # pixels; twice the size on a card, for dense screens
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ LIGHT = """--ink: #1f2733; --faint: #5b6675; --line: #e3e7ee; --paper: #ffffff; 
 DARK = """--ink: #e6e9ef; --faint: #a3adbb; --line: #333c4a; --paper: #1a2029; --back: #12161c;
   --good: #2dd4bf; --warn: #f59e0b; --train: #6ea8ff; --held: #ff8a4c; --other: #2dd4bf; --pseudo: #2b2545;"""
 
-# What is printed is light, whatever the screen is.
+# A printed page is always light.
 THEMES = f"""
 :root {{ color-scheme: light dark; {LIGHT} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}

@@ -30,7 +30,7 @@ def skeleton(config: ModelConfig, *, seed: int, unit: int | None = None, shared:
         share(model, unit=unit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # A frame does not depend on its layers: take that of a model whose one layer is as small as can be.
+        # A frame does not depend on its layers, so a model with one layer of the smallest size has the same frame.
         small = M6(config.model_copy(update={"layers": 1, "ffn": 1, "experts": None}))
     for name, module in small.named_children():
         if name != "slots":

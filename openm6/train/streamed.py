@@ -25,6 +25,7 @@ from openm6.giant.streaming.engine import Giant
 from openm6.giant.streaming.opening import stream
 from openm6.giant.streaming.placement import solve
 from openm6.giant.streaming.report import StepReport
+from openm6.giant.streaming.settings import Tiers
 from openm6.giant.tiers.commit import RECORD
 from openm6.model import M6
 from openm6.model.device import resolve_device
@@ -37,7 +38,7 @@ from openm6.train.objectives.seq2seq import task_losses
 from openm6.train.schedule import learning_rate
 from openm6.train.skeleton import first_values, skeleton
 
-_PROBES = 64  # batches that are looked at for the largest
+_PROBES = 64  # batches among which the largest is chosen
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -78,8 +79,7 @@ class StreamedRun(Course[list[Any]]):
             optimizer=part_optimizer(config.optimizer),
             weights_dtype=_DTYPES[memory.weights],
             compute_dtype=_DTYPES["bf16" if self.bf16 else "fp32"],
-            durability=memory.durability,
-            activations=memory.activations,
+            tiers=Tiers(durability=memory.durability, activations=memory.activations),
             device=device,
             device_budget=budget,
             loss=self._losses,

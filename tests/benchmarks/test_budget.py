@@ -18,7 +18,7 @@ def test_a_process_that_trains_within_its_budget(tmp_path: Path) -> None:
     sizes = {"vocab": 64, "layers": 3, "width": 64, "ffn": 96, "row": 8, "micro_batches": 2, "steps": 2}
     job = {**sizes, "budget": resident_bytes() + (256 << 20), "folder": str(tmp_path / "store")}
     on_disk = {"placement": {"slot-*": {"weights": "disk", "state": "disk"}}}
-    figures = budget.train({**job, "options": on_disk})
+    figures = budget.train({**job, "tiers": on_disk})
     assert len(figures["step_peak_bytes"]) == 2
     assert figures["peak_bytes"] >= figures["step_peak_bytes"][0] > 0
     assert figures["written_bytes"] > 0

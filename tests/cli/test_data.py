@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from openm6.cli.data import brief
+from openm6.data.music import write_midi
+from tests.data.music.scores import duet
 
 
 def test_a_file_is_counted_and_its_fields_are_named(cli: Any, data_folder: Path) -> None:
@@ -60,6 +62,17 @@ def test_the_embedded_corpus_goes_by_its_name(cli: Any) -> None:
     [found] = cli.objects("data", "corpus-poems", "--split", "val", "--limit", 5)
     assert found["input"] == "corpus-poems val"
     assert found["output"]["records"] == 5 and "title" in found["output"]["fields"]
+
+
+def test_a_folder_of_midi_files_is_surveyed(cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mido")
+    write_midi(duet(), tmp_path / "a.mid")
+    (tmp_path / "b.mid").write_bytes(b"RIFF and so on")
+    result = cli("data", tmp_path)
+    assert result.exit_code == 2
+    assert "1 records, 1 bad" in result.stdout
+    assert "b.mid: not a MIDI file (it does not start with MThd)" in result.stdout
+    assert "2 tracks, 3 bars, 6 notes" in result.stdout
 
 
 def test_bad_records_are_named_and_too_many_are_an_error(cli: Any, data_folder: Path, tmp_path: Path) -> None:

@@ -128,5 +128,5 @@ def test_a_folder_is_no_teller(pipeline: Pipeline):
 
 def test_a_model_without_match_cannot_guide(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(pipeline.model._parameters, "match_scale", None)
-    with pytest.raises(ValueError, match="does not match, so it cannot guide"):
+    with pytest.raises(ValueError, match="cannot do match, so it cannot guide"):
         pipeline.tell(tiny.picture(0), pipeline)

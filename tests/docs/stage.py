@@ -145,7 +145,9 @@ def music(folder: Path) -> Names:
     from openm6.data.music import write_midi
     from tests.data.music.scores import duet
 
-    write_midi(duet(), folder / "theme.mid")
+    (folder / "midi-files").mkdir()
+    for path in ("theme.mid", "midi-files/theme.mid"):
+        write_midi(duet(), folder / path)
     return {}
 
 

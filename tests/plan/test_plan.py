@@ -12,6 +12,7 @@ import torch
 from openm6.configs import RECIPES
 from openm6.giant.models.frame import open_frame
 from openm6.giant.streaming import build
+from openm6.giant.streaming.settings import Settings, Tiers
 from openm6.model import M6, ModelConfig
 from openm6.plan.advice import advise
 from openm6.plan.hardware import Hardware, profile_names
@@ -53,15 +54,15 @@ def test_parts_are_the_engine_s():
     assert stage.parameters == sum(p.numel() for p in M6(MODEL).parameters())
 
 
-def build_settings() -> build.Settings:
-    return build.Settings(
+def build_settings() -> Settings:
+    return Settings(
         budget=GIB,
         disk=None,
         optimizer=None,
         lr=0.0,
         weights_dtype=torch.float32,
         compute_dtype=torch.bfloat16,
-        durability="none",
+        tiers=Tiers(durability="none"),
     )
 
 

@@ -120,7 +120,7 @@ def test_a_copy_of_what_stays_in_memory_has_the_runs_budget(recipe: dict[str, An
     ("changes", "on", "sentence"),
     [
         ({}, "8xh100", "8xh100 is another one"),
-        ({"memory": {"host": "50MiB"}}, "laptop", "what does not fit is not rehearsed"),
+        ({"memory": {"host": "50MiB"}}, "laptop", "a plan that does not fit cannot be rehearsed"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_refused(

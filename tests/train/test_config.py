@@ -57,7 +57,10 @@ def content(**changes: Any) -> dict[str, Any]:
         ({"colour": 1}, "colour"),
         ({"optimizer": {"kind": "adafactor"}}, "adafactor is for streamed runs"),
         ({"optimizer": {"kind": "adamw8bit"}}, "adamw8bit is for streamed runs"),
-        ({"memory": {"host": "1GiB"}, "init": "shipped", "sharing": {"delink_at": 0.0}}, "begins anew"),
+        (
+            {"memory": {"host": "1GiB"}, "init": "shipped", "sharing": {"delink_at": 0.0}},
+            "cannot start from a trained model",
+        ),
         (
             {"memory": {"host": "1GiB"}, "sharing": {"optimizer_state": "reset"}},
             "copies the optimizer's state",

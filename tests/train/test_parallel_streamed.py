@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from openm6.giant.streaming import build
+from openm6.giant.streaming.settings import Settings, Tiers
 from openm6.giant.tiers import commit
 from openm6.train.config import RunConfig
 from openm6.train.loop import check_can_spread, train
@@ -39,25 +41,25 @@ def streamed(folder: Path, kind: str, **memory: Any) -> Content:
 
 def on_disk(content: Content, run_dir: Path, dies_at: int | None = None) -> None:
     """A run whose slots all live on the disk. Rank 1 dies in the commit of step `dies_at`, behind the others'."""
-    solve, replace = build.solve_placement, os.replace
+    solve, os_replace = build.solve_placement, os.replace
 
-    def solved(slots: Any, settings: build.Settings, **rest: Any) -> Any:
+    def solved(slots: Any, settings: Settings, **rest: Any) -> Any:
         alone = [slot.name + "*" for slot in slots if len(slot.layers) == 1]
         tiers: Any = {name: {"weights": "disk", "state": "disk"} for name in alone}
-        return solve(slots, build.replace(settings, placement=tiers), **rest)
+        return solve(slots, replace(settings, tiers=replace(settings.tiers, placement=tiers)), **rest)
 
     def replaced(source: Any, target: Any) -> None:
         if Path(target).name == commit.RECORD and Path(target).parent.name == "rank-0001":
             record = commit.read_record(Path(target).parent)
             if record is not None and record.step == 3 and dies_at is not None:
                 raise KeyboardInterrupt
-        replace(source, target)
+        os_replace(source, target)
 
     build.solve_placement, os.replace = solved, replaced
     try:
         train(RunConfig.model_validate(content), run_dir)
     finally:
-        build.solve_placement, os.replace = solve, replace
+        build.solve_placement, os.replace = solve, os_replace
 
 
 def told(run_dir: Path) -> list[Content]:
@@ -95,7 +97,7 @@ def test_a_rank_that_dies_in_a_commit_has_committed(folder: Path, tmp_path: Path
     # One rank more finds nothing on its own disk; one less, a slice of what it would need.
     with pytest.raises(AssertionError, match=r"different steps, by rank \[8, 8, None\]"):
         on_ranks(on_disk, 3, content, tmp_path / "b")
-    alone: Any = SimpleNamespace(disk=tiers / "rank-0000", durability="step", group=None)
+    alone: Any = SimpleNamespace(disk=tiers / "rank-0000", tiers=Tiers(), group=None)
     with pytest.raises(ValueError, match="on 2 processes, each with its slice of every part"):
         build.last_commit(alone)
 

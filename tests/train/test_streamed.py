@@ -15,6 +15,7 @@ from openm6.decode.pipeline import Pipeline
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming import build
 from openm6.giant.streaming.placement import Placement
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.tiers.parts import Section
 from openm6.giant.tiers.stored import Tier
 from openm6.train import streamed
@@ -69,7 +70,7 @@ def all_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that may live on the disk stays in memory, and buffers hold no more than a slot and a half."""
     solve = build.solve_placement
 
-    def on_disk(slots: Sequence[Slot], settings: build.Settings, **options: Any) -> Placement:
+    def on_disk(slots: Sequence[Slot], settings: Settings, **options: Any) -> Placement:
         placement = solve(slots, settings, **options)
         nowhere: dict[Section, Tier] = {"weights": "disk", "state": "disk", "gradients": "disk"}
         one_slot = sum(layout.nbytes for layout in build.layouts(slots[:1], settings).values())

@@ -72,7 +72,7 @@ def build(node_modules: Path, out: Path) -> dict[str, int]:
 def emoji_rows(node_modules: Path) -> list[dict[str, Any]]:
     """Rows of the emoji table, by concept and then by set.
 
-    Where two sets of one family draw a concept nearly alike, only the first is kept.
+    If two sets of one family draw a concept nearly alike, only the first is kept.
     """
     concepts = read_concepts(node_modules)
     icon_sets = {name: read_icon_set(node_modules, name) for name in FAMILIES}

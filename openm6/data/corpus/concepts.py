@@ -30,7 +30,7 @@ class Concept:
 
 
 def bare(char: str) -> str:
-    """`char` without variation selectors: the form under which CLDR and icon sets list an emoji."""
+    """`char` without variation selectors: the form in which CLDR and icon sets list an emoji."""
     return char.replace("\ufe0f", "")
 
 

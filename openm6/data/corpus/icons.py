@@ -76,7 +76,7 @@ def read_icon_set(node_modules: Path, name: str) -> IconSet:
 
 
 def slug(text: str) -> str:
-    """`text` as iconify names icons: ASCII words in lower case, joined by hyphens."""
+    """`text` in the form of iconify's icon names: ASCII words in lower case, joined by hyphens."""
     plain = unicodedata.normalize("NFKD", text.lower().replace("&", "and")).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", re.sub("['.]", "", plain)).strip("-")
 
@@ -101,7 +101,7 @@ def match_icons(icon_set: IconSet, concepts: list[Concept], names: dict[str, str
 
 
 def names_by_chars(icon_sets: list[IconSet]) -> dict[str, str]:
-    """slug -> bare emoji, for the names that the code-point tables of all `icon_sets` agree on."""
+    """slug -> bare emoji, for the names on which the code-point tables of all `icon_sets` agree."""
     meanings: dict[str, set[str]] = {}
     for icon_set in icon_sets:
         for char, name in icon_set.chars.items():

@@ -53,7 +53,7 @@ class Poem:
 
     @property
     def key(self) -> str:
-        """Where the poem falls in the hash order, and its id."""
+        """The poem's place in the hash order, and its id."""
         return digest("poem-id", self.title, self.author, self.text)
 
 
@@ -67,9 +67,10 @@ def form_of(text: str, *, ci: bool = False) -> str:
 
 
 def clean(title: str, author: str, dynasty: str, text: str, *, ci: bool = False) -> Poem | None:
-    """The poem, or None when it is unfit: notes, marks of missing characters, rare characters, wrong length.
+    """The poem, or None if it is unfit: notes, marks of missing characters, rare characters, wrong length.
 
-    Rare means outside GB 2312 (6,763 characters); this also drops what the conversion to simplified left.
+    Rare means outside GB 2312 (6,763 characters). This also drops characters that the conversion to simplified
+    left.
     """
     title, author, text = title.strip(), author.strip(), text.replace(" ", "").strip()
     lines = [line for line in _BREAKS.split(text) if line]

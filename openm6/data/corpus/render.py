@@ -20,9 +20,9 @@ def render(svg: str) -> np.ndarray:
 
 
 def encode(rgba: np.ndarray) -> bytes:
-    """Lossless WebP bytes of np.uint8 `rgba` (H, W, 4); only the colour under full transparency is not kept.
+    """Lossless WebP bytes of np.uint8 `rgba` (H, W, 4). Only the colour of fully transparent pixels is lost.
 
-    Flat drawings come out smaller than as lossy WebP of quality 85 (0.9 against 1.1 kB), so nothing is lost.
+    Flat drawings are smaller than in lossy WebP of quality 85 (0.9 against 1.1 kB).
     """
     out = io.BytesIO()
     Image.fromarray(rgba).save(out, "WEBP", lossless=True, quality=100, method=4)

@@ -27,7 +27,7 @@ def fraction(*parts: str) -> float:
 
 
 def withheld_family(concept: str, families: Iterable[str]) -> str | None:
-    """The family whose pictures of `concept` go to `val`, or None: all of them train."""
+    """The family whose pictures of `concept` go to `val`, or None if all of them train."""
     candidates = sorted(set(families))
     if len(candidates) < MIN_FAMILIES or fraction("val", concept) >= VAL_SHARE:
         return None
@@ -35,7 +35,9 @@ def withheld_family(concept: str, families: Iterable[str]) -> str | None:
 
 
 def emoji_split(concept: str, family: str, families: Iterable[str]) -> str:
-    """train, val or concept_val for the pictures of `concept` by `family`; `families`: all that draw it."""
+    """train, val or concept_val for the pictures of `concept` by `family`. `families`:
+    all families that draw it.
+    """
     if fraction("concept_val", concept) < CONCEPT_VAL_SHARE:
         return "concept_val"
     return "val" if withheld_family(concept, families) == family else "train"

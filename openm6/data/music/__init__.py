@@ -1,4 +1,4 @@
-"""Music as notes: scores on a grid, MIDI files in and out, the embedded corpus; see `docs/music.md`."""
+"""Music as notes: scores on a grid, MIDI files in and out, the embedded corpus. `docs/music.md` describes it."""
 
 from openm6.data.music.grid import exact_notes, snap
 from openm6.data.music.midi_in import read_midi

@@ -1,8 +1,8 @@
-"""Build the embedded music from Freedoom's game files: `python -m openm6.data.music.freedoom WAD [WAD ...] OUT`.
+"""Builds the embedded music from Freedoom's game files: `python -m openm6.data.music.freedoom WAD [WAD ...] OUT`.
 
 Freedoom (BSD-3-Clause) keeps its music as MIDI files inside WAD files (Debian package `freedoom`, version in
-docs/data-card.md). OUT becomes the table `music.parquet`: notes, bars and tempi in each file's own ticks, so that
-nothing is lost but what `read_midi` does not read. The same files give the same bytes.
+docs/data-card.md). OUT becomes the table `music.parquet`: notes, bars and tempi in each file's own ticks. So the
+table loses only the parts of a file that `read_midi` does not read. Equal files give equal bytes.
 """
 
 # pyarrow declares no types.

@@ -1,4 +1,4 @@
-"""Moving a score to another grid: from a file's ticks to the few steps a quarter that a model knows."""
+"""Moves a score to another grid: from a file's ticks to the few steps a quarter that a model knows."""
 
 from __future__ import annotations
 

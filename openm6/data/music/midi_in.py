@@ -1,14 +1,16 @@
-"""Reading MIDI files from strangers.
+"""Reads MIDI files from untrusted sources.
 
-The library is mido: every message of a file is seen, in Python, so a damaged file ends in an exception and never in
-a crash or in notes that are missing without a word. What a file means is decided here, as players do:
+The library is mido. It shows every message of a file, in Python. So a damaged file ends in an exception, and never
+in a crash or in notes that are missing without a word. This module decides the meaning of a file like players do:
 
-- A program belongs to a port and channel, not to the track chunk in which it was set.
-- A track of the score is what one chunk plays on one channel with one program, in order of appearance.
+- A note has the program that its own track chunk has set on its channel, or else the program that another chunk has
+  set. In files of more than 15 parts, chunks with different programs often share a channel, and each chunk means
+  its own program.
+- A track of the score holds the notes of one chunk on one channel with one program, in order of appearance.
 - Channel 10 is drums.
 - A note ends at the first note-off of its pitch that no earlier note has taken.
 
-Not read: controllers (the pedal too), pitch bends, pressure, lyrics, key signatures.
+It does not read controllers (the pedal too), pitch bends, pressure, lyrics and key signatures.
 """
 
 # mido declares no types.
@@ -122,7 +124,7 @@ class _Reading:
     def score(self, chunks: list[list[Any]]) -> Score:
         timed, ends = _in_time(chunks, MAX_QUARTERS * self.ticks)
         ports = dict.fromkeys(range(len(chunks)), 0)
-        programs: dict[tuple[int, int], int] = {}
+        programs: dict[tuple[int, ...], int] = {}  # by port and channel, and by chunk, port and channel
         silent: dict[int, set[tuple[int, int]]] = defaultdict(set)
         open_notes: dict[_Place, deque[_Open]] = defaultdict(deque)
         offs: dict[_Place, list[int]] = defaultdict(list)
@@ -133,7 +135,7 @@ class _Reading:
                 if kind == "note_on" and message.velocity:
                     program = DRUMS
                     if message.channel != DRUM_CHANNEL:
-                        program = programs.get(place[1:3], 0)
+                        program = programs.get(place[:3], programs.get(place[1:3], 0))
                     key = (*place[:3], program)
                     self.notes.setdefault(key, [])  # tracks are in order of their first notes' starts
                     open_notes[place].append(_Open(key, tick, message.velocity))
@@ -142,7 +144,8 @@ class _Reading:
                     if waiting := open_notes[place]:
                         self._close(waiting.popleft(), tick, message.note)
             elif kind == "program_change":
-                programs[ports[chunk], message.channel] = message.program
+                place = (chunk, ports[chunk], message.channel)
+                programs[place] = programs[place[1:]] = message.program
                 silent[chunk].add((message.channel, message.program))
             elif kind == "midi_port":
                 ports[chunk] = message.port

@@ -1,12 +1,13 @@
-"""Writing a score as a MIDI file of type 1: a chunk of tempi and time signatures, then a chunk a track.
+"""Writes a score as a MIDI file of type 1: a chunk of tempi and time signatures, then one chunk for each track.
 
-A MIDI cable has 16 channels, of which one is for drums, and a channel has one program at a time. Up to 15 tracks
-have a channel each; up to 15 programs share channels between tracks of one program. Beyond that there are two ways:
+A MIDI cable has 16 channels. One of them is for drums, and a channel has one program at a time. Up to 15 tracks
+have a channel each. Up to 15 programs share channels between tracks of the same program. For more there are two
+ways:
 
     ports   tracks of further programs go to a second cable (a port number in the file) and so on. The file loses
-            nothing, and `read_midi` reads it back; players that do not know ports play wrong instruments.
-    merge   programs that have few notes play on the channel of a kept program, of their family if there is one.
-            Every player plays it; these tracks have changed their instrument.
+            nothing, and `read_midi` reads it back. Players that do not know ports play wrong instruments.
+    merge   programs with few notes play on the channel of a kept program, of their family if there is one. Every
+            player plays the file, but these tracks have changed their instrument.
 """
 
 from __future__ import annotations

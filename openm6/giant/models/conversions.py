@@ -117,7 +117,7 @@ class LoadPlan:
         parts: dict[str, list[tuple[str, str]]] = {}
         for key in sorted(specs, key=dot_natural_key):  # the order in which experts are numbered
             name, pattern = rename_source_key(key, renamings, converters, prefix, state)
-            if name not in state and key in state:  # the model's own name, which a rule took for an old one
+            if name not in state and key in state:  # the model's own name, mistaken for an old one
                 name, pattern = key, None
             if name not in state:
                 self.surplus.append(key)
@@ -128,7 +128,7 @@ class LoadPlan:
         for target, found in parts.items():
             recipe = Recipe(of_pattern[found[0][0]], target, tuple(found))
             self.recipes |= dict.fromkeys(_made_by(recipe, model, specs, state), recipe)
-        # As `from_pretrained` does: what was no use in loading must not be reverted in saving.
+        # Like `from_pretrained`: a rule that loading did not use must not be reverted in saving.
         model._weight_conversions = [rule for rule in rules if rule.was_used()]  # pyright: ignore[reportArgumentType]
 
 

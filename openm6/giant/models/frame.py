@@ -27,7 +27,7 @@ from openm6.giant.models.slots import Slot, slots_of
 from openm6.giant.sharing.stack import SlotStack, TiedStack, assign, find_stack
 from openm6.model.m6 import M6
 
-Loss = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any, Any], Any]  # of a model, whose own class a loss may ask for, and a batch
 
 _LARGE = 1 << 20  # bytes: larger buffers that no checkpoint holds (masks, tables) are computed, never trained
 

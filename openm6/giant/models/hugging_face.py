@@ -28,7 +28,7 @@ from openm6.giant.tiers.parts import TensorSpec
 from openm6.model.hf_folder import CONFIG, Checkpoint, read_config, read_json
 
 GENERATION = "generation_config.json"
-# What makes a folder complete beside weights, config.json and generation_config.json: copied as it is.
+# Other files of a complete folder, beside weights, config.json and generation_config.json. They are copied.
 COMPANIONS = (
     "tokenizer*",
     "*_tokens*.json",

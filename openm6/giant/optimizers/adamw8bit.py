@@ -44,7 +44,7 @@ class AdamW8bit(AdamRule):
 
     def initialise(self, weights: Tensors, state: Tensors) -> None:
         for tensor in state.values():
-            tensor.zero_()  # codes too: whatever they say, blocks whose largest magnitude is 0 are 0
+            tensor.zero_()  # codes too: a block whose largest magnitude is 0 is 0, with any codes
 
     @torch.no_grad()
     def change(

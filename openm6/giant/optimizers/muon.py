@@ -156,7 +156,7 @@ class Muon(PartOptimizer):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     clip: float | None = None
-    tables: frozenset[str] = frozenset()  # names of weights that Adam updates whatever their shape
+    tables: frozenset[str] = frozenset()  # names of weights that Adam updates, with any shape
     experts: frozenset[str] = frozenset()  # names of matrices that are (in, out)
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ class Muon(PartOptimizer):
     def scratch_bytes(self, weights: Sequence[TensorSpec]) -> int:
         most = 0
         for weight in weights:
-            copies, small = 4, 0  # the master, the change, and what it is made of
+            copies, small = 4, 0  # the master, the change, and a copy to compute it
             if self._rules(weight.name, weight.shape):
                 shape = weight.shape[1:] if len(weight.shape) == 3 else weight.shape
                 short = min(shape[0], prod(shape[1:]))

@@ -109,7 +109,7 @@ class Parallel:
         if self.expert_mesh is not None:
             spread_experts(slot, self.expert_mesh)
         aside = set(expert_parameters(slot).values())
-        # A slot is gathered before its forward pass, let go, and gathered again before its backward pass.
+        # A slot is gathered before its forward pass, released, and gathered again before its backward pass.
         fully_shard(slot, mesh=self.mesh, reshard_after_forward=True, ignored_params=aside)
         _sum_only(slot)
 

@@ -203,7 +203,7 @@ class Pulse:
         )
         print(sentence, file=sys.stderr, flush=True)
         if self.rank == 0:
-            time.sleep(3 * self.beat)  # it may be the one that serves the store, in which the others read why
+            time.sleep(3 * self.beat)  # this rank may serve the store, from which the others read the reason
         os._exit(1)
 
 

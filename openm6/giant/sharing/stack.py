@@ -98,7 +98,7 @@ class SlotStack(Stack):
             self._install(slots, sharing)
 
     def _install(self, slots: Sequence[nn.Module], sharing: list[int]) -> None:
-        # The ModuleList object itself stays, for whoever else holds it.
+        # The ModuleList object itself stays, because others may refer to it.
         del self.owner.slots[:]
         self.owner.slots.extend(slots)
         self.owner.sharing = sharing

@@ -19,7 +19,7 @@ from openm6.giant.tiers.parts import raw_bytes
 
 
 class Activations(ABC):
-    """Hidden states, each under the number that `put` gave it."""
+    """Hidden states, each under the number that `put` returned."""
 
     resident: bool  # whether they count towards the process's memory
 
@@ -28,15 +28,15 @@ class Activations(ABC):
 
     @abstractmethod
     def put(self, x: Tensor) -> int:
-        """Keep a hidden state, which nobody changes from now on. Returns its number."""
+        """Keep a hidden state. Nobody may change it from now on. Returns its number."""
 
     @abstractmethod
     def get(self, number: int) -> Tensor:
-        """A hidden state that was put."""
+        """The hidden state of a number."""
 
     @abstractmethod
     def drop(self, number: int) -> None:
-        """It will not be asked for again."""
+        """Drop a hidden state, which nobody will ask for again."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -44,11 +44,13 @@ class Activations(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what they are kept in."""
+        """Release the memory or the file of the hidden states."""
 
 
 class HostActivations(Activations):
-    """In memory, without a copy. `resident`: whether that is the process's own, not a device's."""
+    """Hidden states in memory, without a copy. `resident`: whether that is the process's own memory, not a
+    device's.
+    """
 
     def __init__(self, *, resident: bool = True) -> None:
         super().__init__()
@@ -75,10 +77,10 @@ class HostActivations(Activations):
 
 
 class DiskActivations(Activations):
-    """In a file without a name, which is gone with the process, however that ends. The kernel's cache, which is
-    not the process's memory, writes behind. Places of dropped states are used again.
+    """Hidden states in a file without a name. The file goes when the process ends for any reason.
 
-    Raises ValueError where the folder cannot be written, and when the disk is full.
+    The kernel's cache, which is not the process's memory, writes behind. Places of dropped states are reused.
+    Raises ValueError if the folder cannot be written, or if the disk is full.
     """
 
     resident = False

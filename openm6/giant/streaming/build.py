@@ -9,10 +9,8 @@ parts      are filled one by one, or opened as the last commit left them
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +28,7 @@ from openm6.giant.streaming.device_placement import DevicePlacement, solve_devic
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.buffers import Pins
 from openm6.giant.tiers.commit import CommitRecord, read_record
@@ -38,30 +37,6 @@ from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
 Fill = Callable[[str, Tensor, int | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The choices behind a Giant; `openm6.giant.stream` documents them."""
-
-    budget: int
-    disk: Path | None
-    optimizer: PartOptimizer | None
-    lr: float
-    weights_dtype: torch.dtype
-    compute_dtype: torch.dtype
-    durability: Literal["step", "none"]
-    activations: Literal["device", "host", "disk"] = "host"
-    device: str = "cpu"  # where layers compute
-    device_budget: int | None = None
-    global_clip: float | None = None
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    threads: int = 4  # two keep the disk busy while the others hash
-    placement: Mapping[str, Mapping[Section, Tier]] | None = None
-    buffer_bytes: int | None = None
-    weigh: Literal["tokens", "batches"] = "tokens"
-    group: Group | None = None  # of the ranks that train this model together
 
 
 # -------------------- layouts
@@ -83,7 +58,9 @@ def layouts(slots: Sequence[Slot], settings: Settings) -> dict[str, PartLayout]:
 
 
 def state_blocks(slots: Sequence[Slot], settings: Settings) -> dict[str, tuple[Block, ...]]:
-    """The blocks of every part of the slots whose state comes in blocks. Ranks, who cut parts, have none."""
+    """The blocks of every part of the slots whose state comes in blocks. Ranks have none,
+    because they cut parts.
+    """
     found: dict[str, tuple[Block, ...]] = {}
     for slot in slots if settings.group is None else ():
         of_kind: dict[bool, tuple[Block, ...]] = {}  # experts are alike
@@ -103,7 +80,7 @@ def _slot_layout(slot: Slot, weights: tuple[TensorSpec, ...], settings: Settings
 
 
 def frame_layout(frame: Frame, settings: Settings) -> PartLayout:
-    """The layout of the frame's part: its saved buffers lie behind its weights."""
+    """The layout of the frame's part. Its saved buffers follow its weights."""
     weights = tuple(TensorSpec(name, tuple(p.shape), p.dtype) for name, p in frame.parameters.items())
     buffers = tuple(TensorSpec(name, tuple(b.shape), b.dtype) for name, b in frame.buffers.items())
     return _layout(weights, buffers, settings)
@@ -122,7 +99,7 @@ def _layout(weights: tuple[TensorSpec, ...], fixed: tuple[TensorSpec, ...], sett
 
 
 def fill_from(frame: Frame) -> Fill:
-    """Values from the model itself."""
+    """A function that takes first values from the model itself."""
 
     def fill(name: str, out: Tensor, expert: int | None) -> None:
         value = frame.weights[name] if name in frame.weights else frame.parameters[name]
@@ -138,7 +115,7 @@ def fill_from(frame: Frame) -> Fill:
 
 @torch.no_grad()
 def fill_frame(frame: Frame, fill: Fill) -> list[str]:
-    """Give parameters of the frame that are on meta their memory and values; returns their names."""
+    """Give memory and values to the frame's parameters that are on meta. Returns their names."""
     real: dict[str, Tensor] = {}
     for name, parameter in frame.parameters.items():
         if parameter.is_meta:
@@ -149,7 +126,9 @@ def fill_frame(frame: Frame, fill: Fill) -> list[str]:
 
 
 def empty_frame(frame: Frame, names: Sequence[str]) -> None:
-    """Put parameters back on meta: they get their values once more where they stay, and are never there twice."""
+    """Put parameters back on meta. They get their values again in their final place, so memory never holds them
+    twice.
+    """
     frame.bind({name: torch.empty_like(frame.parameters[name], device="meta") for name in names})
 
 
@@ -173,7 +152,7 @@ def fill_part(
 
 
 def memory_of_frame(frame: Frame, settings: Settings) -> int:
-    """Bytes of the process as it is, less the layers' weights that will be let go, with the frame's state."""
+    """The present bytes of the process, less the layers' weights that will be released, plus the frame's state."""
     leaving = sum(p.nbytes for p in set(frame.weights.values()) if not p.is_meta)
     layout = frame_layout(frame, settings)
     waiting = layout.section_bytes("state") + layout.section_bytes("gradients")
@@ -181,7 +160,7 @@ def memory_of_frame(frame: Frame, settings: Settings) -> int:
 
 
 def memory_beside(frame: Frame, slots: Sequence[Slot], settings: Settings) -> int:
-    """Bytes of what no rehearsal sees: an update's own memory, and parts that ranks gather."""
+    """Bytes that no rehearsal sees: an update's own memory, and parts that ranks gather."""
     scratch = 0
     if settings.optimizer is not None:
         found = [frame_layout(frame, settings), *layouts(slots, settings).values()]
@@ -190,7 +169,7 @@ def memory_beside(frame: Frame, slots: Sequence[Slot], settings: Settings) -> in
 
 
 def fitted(optimizer: PartOptimizer | None, frame: Frame) -> PartOptimizer | None:
-    """The optimizer for this model: Muon must know which of its matrices are tables or experts."""
+    """The optimizer fitted to this model. Muon must know which matrices are tables and which are experts."""
     if not isinstance(optimizer, Muon):
         return optimizer
     experts = {name for slot in frame.slots for name in slot.expert or ()}
@@ -198,7 +177,7 @@ def fitted(optimizer: PartOptimizer | None, frame: Frame) -> PartOptimizer | Non
 
 
 def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
-    """Bytes that the whole weights and gradients of parts that are cut take, in use and on their way."""
+    """Bytes of the whole weights and gradients of cut parts, in use and in transfer."""
     if settings.group is None:
         return 0
     in_use = []
@@ -211,7 +190,7 @@ def memory_of_gathering(slots: Sequence[Slot], settings: Settings) -> int:
 
 
 def first_weights(settings: Settings, fill: Fill) -> Callable[[Slot, str], dict[str, Tensor]]:
-    """A function that gives the first values of a part, in memory of their own."""
+    """A function that returns the first values of a part, in separate memory."""
 
     def weights(slot: Slot, part: str) -> dict[str, Tensor]:
         shapes = next(shapes for name, shapes, _ in slot.parts() if name == part)
@@ -223,7 +202,7 @@ def first_weights(settings: Settings, fill: Fill) -> Callable[[Slot, str], dict[
 
 
 def weights_now(machine: Machine) -> Callable[[Slot, str], dict[str, Tensor]]:
-    """A function that gives the values of a part as they are in the store, in memory of their own."""
+    """A function that returns the present values of a part in the store, in separate memory."""
 
     def weights(slot: Slot, part: str) -> dict[str, Tensor]:
         with machine.store.use(Access(part, ("weights",))) as views:
@@ -240,9 +219,9 @@ def solve_placement(
     staying: Mapping[str, Mapping[Section, Tier]],
     held: Collection[str] = (),
 ) -> Placement:
-    """Where parts live. What the settings say goes before the budget, and `staying` parts stay where they are.
+    """Solve where parts live. The settings come before the budget, and `staying` parts stay where they are.
 
-    A mixture slot that layers share stays in memory: its experts are in use together, for their gradients wait
+    A mixture slot that layers share stays in memory. Its experts are in use together, because their gradients wait
     for the first of those layers.
     """
     parts = layouts(slots, settings)
@@ -250,7 +229,7 @@ def solve_placement(
         parts,
         budget_bytes=settings.budget,
         fixed_bytes=fixed_bytes,
-        buffer_bytes=settings.buffer_bytes,
+        buffer_bytes=settings.tiers.buffer_bytes,
         override={**_together(slots, "host"), **_wanted(settings, parts), **staying},
         held=held,
     )
@@ -259,7 +238,7 @@ def solve_placement(
 def solve_placement_on_device(
     slots: Sequence[Slot], settings: Settings, placement: Placement, *, budget_bytes: int, fixed_bytes: int
 ) -> DevicePlacement:
-    """Whose weights stay on the device, where weights are placed so on the host and the disk."""
+    """Solve which weights stay on the device, given the placement on the host and the disk."""
     override = {**_together(slots, "device"), **_wanted(settings, placement.layouts)}
     return solve_device(placement, budget_bytes=budget_bytes, fixed_bytes=fixed_bytes, override=override)
 
@@ -269,10 +248,10 @@ def _together(slots: Sequence[Slot], tier: Tier) -> dict[str, Mapping[Section, T
 
 
 def _wanted(settings: Settings, parts: Iterable[str]) -> Mapping[str, Mapping[Section, Tier]]:
-    """The placement that was asked for, without slots that a delink makes later, or has made."""
+    """The requested placement, without slots that a delink has made or will make."""
     return {
         pattern: tiers
-        for pattern, tiers in (settings.placement or {}).items()
+        for pattern, tiers in (settings.tiers.placement or {}).items()
         if any(fnmatchcase(part, pattern) for part in parts)
     }
 
@@ -281,12 +260,12 @@ def _wanted(settings: Settings, parts: Iterable[str]) -> Mapping[str, Mapping[Se
 
 
 def ranks(settings: Settings) -> int:
-    """How many processes train the model."""
+    """The number of processes that train the model."""
     return 1 if settings.group is None else settings.group.size
 
 
 def updates(settings: Settings, trace: Trace) -> Updates:
-    """The updates of a run that begins."""
+    """The updates of a new run."""
     optimizer, seed = settings.optimizer, settings.seed
     if settings.group is None or optimizer is None:
         return Updates(optimizer, seed=seed, global_clip=settings.global_clip, trace=trace)
@@ -296,11 +275,11 @@ def updates(settings: Settings, trace: Trace) -> Updates:
 
 
 def last_commit(settings: Settings) -> CommitRecord | None:
-    """The committed step that a run with these settings goes on from, if there is one.
+    """The committed step from which a run with these settings continues, if there is one.
 
-    Raises ValueError if it is one of another number of processes.
+    Raises ValueError if another number of processes committed it.
     """
-    if settings.disk is None or settings.durability == "none":
+    if settings.disk is None or settings.tiers.durability == "none":
         return None
     group = settings.group
     record = read_record(settings.disk) if group is None else agreed_record(settings.disk, group)
@@ -327,7 +306,7 @@ def open_store(
     trace: Trace,
     pins: Pins | None,
 ) -> TieredStore:
-    """The store of the last commit if the run `resumes`, else a new one with first values."""
+    """The store of the last commit if the run `resumes`, else a new store with first values."""
     kind = TieredStore if settings.group is None else RankedStore
     if resumes:
         assert settings.disk is not None
@@ -335,7 +314,7 @@ def open_store(
             settings.disk,
             placement=placement,
             buffer_bytes=buffer_bytes,
-            threads=settings.threads,
+            threads=settings.tiers.threads,
             trace=trace,
             pins=pins,
         )
@@ -344,8 +323,8 @@ def open_store(
             settings.disk,
             placement=placement,
             buffer_bytes=buffer_bytes,
-            durability=settings.durability,
-            threads=settings.threads,
+            durability=settings.tiers.durability,
+            threads=settings.tiers.threads,
             trace=trace,
             pins=pins,
         )
@@ -365,7 +344,7 @@ def open_store(
 def fill_store(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], settings: Settings, fill: Fill
 ) -> None:
-    """Create all parts. The model's own weights are let go as they are stored."""
+    """Create all parts. The model's own weights are released as they are stored."""
     new, in_blocks = layouts(slots, settings), state_blocks(slots, settings)
     store.require_space(new)
     if frame.parameters:
@@ -402,7 +381,7 @@ def _initialise(
     blocks: Sequence[Block],
     optimizer: PartOptimizer,
 ) -> None:
-    """The first state of a part whose weights are there, or of its blocks."""
+    """Fill the first state of a part whose weights are there, or the state of its blocks."""
     weights = views["weights"]
     if not blocks:
         optimizer.initialise(weights, views["state"])

@@ -11,7 +11,7 @@ from openm6.giant.streaming.visits import MicroBatch, Visit
 
 
 class Cast:
-    """Which layers of a rehearsal are run, and what stands in for the outputs of the others."""
+    """The layers that a rehearsal runs. Their outputs stand in for those of the other layers."""
 
     def __init__(self, slots: Sequence[Slot], *, everyone: bool = False) -> None:
         """`everyone`: no layer is stood in for."""
@@ -19,7 +19,7 @@ class Cast:
         self._chosen: dict[Any, int] = {}  # slots by kind
         self._outputs: dict[tuple[Any, int], Any] = {}  # by kind and micro-batch
         self.stood_in = False  # for any layer
-        self.bytes_of_others = 0  # what is kept for the layers that are not run
+        self.bytes_of_others = 0  # bytes kept for the layers that are not run
 
     def plays(self, slot: Slot, layer: int, micro_batch: int) -> bool:
         """Whether a layer is run."""
@@ -42,6 +42,6 @@ class Cast:
 
 
 def kind_of(slot: Slot) -> Any:
-    """Slots of a kind are alike but for their values."""
+    """The kind of a slot. Slots of one kind differ only in their values."""
     expert = tuple(sorted(slot.expert.items())) if slot.expert else None
     return slot.module, tuple(sorted(slot.body.items())), slot.experts, expert

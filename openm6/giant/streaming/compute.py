@@ -24,14 +24,14 @@ ENOUGH_ROWS = 256  # for one product: with more it is hardly faster by the row
 
 
 class Scratch:
-    """Memory for the tensors of one part at a time, on `device`; it grows to the largest and stays."""
+    """Memory for the tensors of one part at a time, on `device`. It grows to the largest part and stays."""
 
     def __init__(self, device: torch.device = HOST) -> None:
         self._device = device
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
 
     def tensors(self, specs: Iterable[TensorSpec]) -> Tensors:
-        """Uninitialised tensors; those of the call before are overwritten."""
+        """Uninitialised tensors. They overwrite those of the last call."""
         specs = tuple(specs)
         needed = packed_bytes(specs)
         if needed > len(self._buffer):
@@ -47,10 +47,11 @@ class Scratch:
 
 
 class Precision:
-    """`dtype` is that of matrix products. Weights of fewer than two axes (norms, biases) are fp32 always.
+    """The precision of products. `dtype` is the type of matrix products; weights with fewer than two axes are
+    always fp32.
 
-    With bf16 the engine computes under autocast, as `train` does in memory, but casts each weight once for all
-    micro-batches.
+    With bf16 the engine computes under autocast, as `train` does in memory. But it casts each weight only once for
+    all micro-batches.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device = HOST) -> None:
@@ -60,14 +61,14 @@ class Precision:
         self._scratch: dict[str, Scratch] = defaultdict(lambda: Scratch(device))
 
     def forget(self) -> None:
-        """Let go of the memory for cast weights."""
+        """Release the memory for cast weights."""
         self._scratch.clear()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def wanted(self, specs: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
-        """The weights that must be cast, in the dtype that they are computed with."""
+        """The weights that must be cast, in the dtype of the computation."""
         computed = {
             spec.name: TensorSpec(spec.name, spec.shape, self.dtype if len(spec.shape) > 1 else torch.float32)
             for spec in specs
@@ -79,8 +80,10 @@ class Precision:
         return all(weight.dtype != self.dtype and weight.dim() > 1 for weight in weights.values())
 
     def leaves(self, weights: Mapping[str, Tensor], room: str = "part") -> Tensors:
-        """The weights as leaves of a graph: without a copy where the dtype is right already. Copies are valid
-        until the next call for the same `room`."""
+        """The weights as leaves of a graph, without a copy if the dtype is right already.
+
+        Copies are valid until the next call for the same `room`.
+        """
         stored = [TensorSpec(name, tuple(weight.shape), weight.dtype) for name, weight in weights.items()]
         cast = self._scratch[room].tensors(self.wanted(stored).values())
         for name, copy in cast.items():
@@ -89,15 +92,16 @@ class Precision:
 
 
 class Gradients:
-    """Sums of the gradients that `leaves` get, in fp32, in `sums`.
+    """Sums of the gradients of `leaves`, in fp32, in `sums`.
 
-    The order is that of a loop in memory that runs backward for each micro-batch: the layers of a shared slot
-    are summed first, then the micro-batches; so in fp32 the bits are the same. An fp32 gradient is taken over
-    from autograd as it is, without a copy, and others are added to it in place. With `once` every leaf gets one
-    gradient, so there is nothing to sum: those in bf16 are taken over as they are, too, and stay bf16.
+    The order is that of a loop in memory that runs backward for each micro-batch: first the layers of a shared slot
+    are summed, then the micro-batches. So in fp32 the bits are the same. The first fp32 gradient is taken over from
+    autograd without a copy, and the others are added to it in place. With `once` every leaf gets one gradient, so
+    there is nothing to sum. Then bf16 gradients are also taken over, and stay bf16.
 
-    An expert gets few rows at a time, and a gradient as large as the expert would be made, rounded to bf16 and
-    added for each time. Where bf16 gradients are summed, `product` keeps the rows until they are `ENOUGH_ROWS`.
+    An expert gets few rows at a time. Each time, a gradient as large as the expert would be made, rounded to bf16
+    and added. To avoid this, where bf16 gradients are summed, `product` keeps the rows until there are
+    `ENOUGH_ROWS`.
     """
 
     def __init__(self, leaves: Tensors, scratch: Scratch, *, shared: bool, once: bool = False) -> None:
@@ -115,14 +119,14 @@ class Gradients:
         ]
 
     def product(self, x_MD: Tensor, leaf_DW: Tensor) -> Tensor:
-        """`x_MD @ leaf_DW`, (M, D) -> (M, W), for one of the leaves. After a backward pass call `gather`."""
+        """`x_MD @ leaf_DW`, (M, D) -> (M, W), for one of the leaves. Call `gather` after a backward pass."""
         name = next(name for name, leaf in self.leaves.items() if leaf is leaf_DW)
         if name not in self._room:
             return x_MD @ leaf_DW
         return _Product.apply(x_MD, leaf_DW.detach(), self._waiting.setdefault(name, []))
 
     def gather(self, *, least: int = ENOUGH_ROWS) -> None:
-        """Find the gradients for which `least` rows wait."""
+        """Compute the gradients for which at least `least` rows wait."""
         for name, calls in self._waiting.items():
             if calls and sum(len(x_MD) for x_MD, _ in calls) >= least:
                 x_MD, d_y_MW = (torch.cat(each) for each in zip(*calls, strict=True))
@@ -155,7 +159,9 @@ class Gradients:
             self._current[name] = gradient
 
     def end_micro_batch(self) -> None:
-        """To be called between two micro-batches: what one layer after the other added becomes one summand."""
+        """Call this between two micro-batches. The gradients that the layers added one after the other become one
+        summand.
+        """
         if self._current is self.sums:
             return
         for name, gradient in self._current.items():
@@ -166,7 +172,7 @@ class Gradients:
         self._current.clear()
 
     def mean(self, layers: int) -> Tensors:
-        """The sums, for a shared slot divided by its number of layers. No more gradients are taken."""
+        """The sums; for a shared slot, divided by its number of layers. No more gradients are taken."""
         self.gather(least=1)
         self.end_micro_batch()
         # A hook refers to this object, which refers to the leaf: gradients would wait for the cycle collector.
@@ -179,7 +185,7 @@ class Gradients:
 
 
 class _Product(torch.autograd.Function):
-    """`x_MD @ weight_DW`; what the weight's gradient is made of goes to `waiting`."""
+    """`x_MD @ weight_DW`. The factors of the weight's gradient go to `waiting`."""
 
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, weight_DW: Tensor, waiting: list[tuple[Tensor, Tensor]]) -> Tensor:

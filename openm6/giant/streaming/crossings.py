@@ -1,9 +1,10 @@
-"""Watches whether what a model computes for one micro-batch is read for another.
+"""Detects a value that a model computes for one micro-batch and reads for another.
 
-In memory one micro-batch goes through the whole model before the next one begins. Here all of them pass a layer
-before any comes to the next layer. So what a module leaves in an attribute (or a hook in a list) is that of another
-micro-batch by the time when the model reads it. `Crossings` notes for which micro-batch each tensor was made, and
-sees such a reading. Numbers leave no trace when they are read: a layer that keeps new ones in itself is refused.
+In memory one micro-batch goes through the whole model before the next one begins. In a streamed step all
+micro-batches pass a layer before any of them comes to the next layer. So if a module leaves a value in an attribute
+(or a hook leaves it in a list), the value may belong to another micro-batch when the model reads it. `Crossings`
+notes for which micro-batch each tensor was made, and detects such a read. It cannot detect reads of plain numbers,
+so a layer that stores new numbers in itself is refused.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from openm6.giant.models.frame_values import tensors_of
 
 
 class Crossed(BaseException):
-    """A tensor of one micro-batch was read for another; not an `Exception`, lest the model's handlers catch it.
+    """A tensor of one micro-batch was read for another. Not an `Exception`, so that the model's handlers do not
+    catch it.
 
-    `layer` is the one that read it; None: code between the layers.
+    `layer` is the layer that read it; None: the code between the layers.
     """
 
     def __init__(self, layer: int | None) -> None:
@@ -31,7 +33,9 @@ class Crossed(BaseException):
 
 
 class Crossings(TorchDispatchMode):
-    """Context in which operations are for the micro-batch, and inside the layer, that `at` named."""
+    """Context for operations. They belong to the micro-batch, and to the layer, that the
+    last call of `at` named.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +44,7 @@ class Crossings(TorchDispatchMode):
         self._found = False
 
     def at(self, micro_batch: int, layer: int | None) -> Crossings:
-        """The operations that come are for this micro-batch, in this layer; None: between layers."""
+        """The next operations are for this micro-batch, in this layer; None: between layers."""
         self._here, self._found = (micro_batch, layer), False
         return self
 

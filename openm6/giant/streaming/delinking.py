@@ -29,7 +29,7 @@ def copy_parts(
     layouts: Mapping[str, PartLayout],
     counts: Counts,
 ) -> None:
-    """Make the parts of the slots `new` out of those of `old`; `counts` (of updates) go with them."""
+    """Copy the parts of the slots `old` to those of `new`, with their `counts` (of updates)."""
     # Ranks share a slot whole and cut each layer's own: then even the first of the new slots is another part.
     # From the last to the first: a name that is overwritten belongs to an old slot that is no longer needed.
     for slot in reversed(new):

@@ -34,7 +34,7 @@ class _Kept:
 
 
 class DeviceActivations(Activations):
-    """Hidden states of `device`, kept in host memory, or on the `disk`. All memory is reused, by size."""
+    """Hidden states of `device`, kept in host memory or on the `disk`. All memory is reused, by size."""
 
     def __init__(self, device: Device, disk: DiskActivations | None = None) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class DeviceActivations(Activations):
             self.disk.close()
 
     def _bring(self, kept: _Kept) -> None:
-        """Start to copy a state back, unless that is done."""
+        """Start to copy a state back, unless that is done already."""
         if kept.brought is not None:
             return
         host, copied = kept.host, kept.copied

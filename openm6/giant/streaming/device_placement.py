@@ -25,13 +25,13 @@ from openm6.giant.tiers.parts import PartLayout, packed_bytes
 class DevicePlacement:
     """The parts whose weights stay on the device, and the size of the buffers for the others.
 
-    Called with a part's name it answers whether its weights stay.
+    Calling it with a part's name returns whether the part's weights stay.
     """
 
     resident: frozenset[str]
     layouts: Mapping[str, PartLayout]
     budget_bytes: int
-    fixed_bytes: int  # what computing takes: the frame, activations, gradients of a part
+    fixed_bytes: int  # needed for computing: the frame, activations, gradients of a part
     buffer_bytes: int  # of each buffer
     buffers: int
 
@@ -47,7 +47,7 @@ class DevicePlacement:
         return self.budget_bytes - self.fixed_bytes - self.resident_bytes - self.buffers * self.buffer_bytes
 
     def traffic_bytes(self, *, trains: bool) -> int:
-        """Weights that a step copies to the device, if every part is used."""
+        """Bytes of weights that a step copies to the device, if it uses every part."""
         times = (1, 2) if trains else (0, 1)
         return sum(
             times[part not in self.resident] * packed_bytes(layout.weights)
@@ -78,16 +78,17 @@ class DevicePlacement:
 def solve_device(
     placement: Placement, *, budget_bytes: int, fixed_bytes: int, override: Override | None = None
 ) -> DevicePlacement:
-    """As many weights on the device as its budget holds beside what is fixed and the buffers for the rest.
+    """Keep as many weights on the device as its budget holds beside fixed memory and the buffers for the rest.
 
     Args:
-        placement: of the host and the disk; its parts have weights that may stay if they are resident there.
-        budget_bytes: what the process may hold on the device.
-        fixed_bytes: what it holds there beside parts and buffers.
+        placement: of the host and the disk. Weights of its parts may stay on the device if they are resident on the
+            host.
+        budget_bytes: the most bytes of the process on the device.
+        fixed_bytes: its bytes there beside parts and buffers.
         override: as for `solve`: "device" keeps a part's weights there, "host" or "disk" keeps them off it.
 
     Raises:
-        ValueError: the budget cannot hold the buffers and what the override puts there.
+        ValueError: the budget cannot hold the buffers and the parts that the override puts there.
     """
     parts = {part: layout for part, layout in placement.layouts.items() if layout.weights}
     sizes = {part: packed_bytes(layout.weights) for part, layout in parts.items()}
@@ -129,7 +130,7 @@ def _prefixes(
 
 
 def _wanted(parts: Mapping[str, PartLayout], override: Override) -> dict[str, bool]:
-    """What the override says of parts' weights: whether they stay on the device."""
+    """What the override decides: {part: whether its weights stay on the device}."""
     found: dict[str, bool] = {}
     for pattern, sections in override.items():
         if "weights" in sections:

@@ -8,7 +8,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def dtype_of(value: torch.dtype | str, setting: str) -> torch.dtype:
-    """The type itself, or the type of that name. Raises ValueError for any other than float32 and bfloat16."""
+    """The type itself, or the type of that name. Raises ValueError for any type other than float32 and bfloat16."""
     dtype = DTYPES.get(value) if isinstance(value, str) else value
     if dtype not in DTYPES.values():
         raise ValueError(

@@ -34,13 +34,14 @@ from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.sharing.pseudo_to_real import split_runs
 from openm6.giant.streaming import build, delinking, export, inference, resuming
 from openm6.giant.streaming import step as streaming
-from openm6.giant.streaming.build import Fill, Settings
+from openm6.giant.streaming.build import Fill
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.machines import new_machine, open_parts
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
@@ -49,7 +50,7 @@ from openm6.giant.tiers.store import Access, Tier, TieredStore
 class Giant:
     """A model whose slots are fetched as they are needed. Made by `stream`.
 
-    `steps` counts steps. After a resume, `extra` is what was given to the last commit, and is empty otherwise.
+    `steps` counts steps. After a resume, `extra` is that of the last commit; otherwise it is empty.
     """
 
     def __init__(
@@ -91,12 +92,12 @@ class Giant:
         """One step over all micro-batches, whose losses count as `weigh` says.
 
         Args:
-            micro_batches: batches as the loss reads them; or one that is a mapping, as it is.
+            micro_batches: batches as the loss reads them; or a single batch that is a mapping.
             lr: learning rate of this step; by default that of `stream`.
-            loss_limit: a loss above it, or one that is not finite, skips the step: nothing changes.
+            loss_limit: a loss that is above it, or not finite, skips the step: nothing changes.
 
         Raises:
-            ValueError: no micro-batches, or whatever the store and the model raise.
+            ValueError: there are no micro-batches, or the store or the model raises it.
         """
         micro_batches = streaming.listed(micro_batches)
         if self.settings.optimizer is None:
@@ -146,13 +147,13 @@ class Giant:
         )
 
     def evaluate(self, micro_batches: Sequence[Any] | Mapping[str, Any]) -> float:
-        """The mean loss, in evaluation mode; forward only, and nothing changes."""
+        """The mean loss in evaluation mode: only forward, and nothing changes."""
         return self.evaluate_losses(micro_batches)[0]
 
     def evaluate_losses(
         self, micro_batches: Sequence[Any] | Mapping[str, Any]
     ) -> tuple[float, dict[str, float]]:
-        """The mean loss, and the means by name."""
+        """The mean loss, and the mean of each loss by name."""
         micro_batches = streaming.listed(micro_batches)
         machine, weights = self.prepare(micro_batches, training=False), self._weights(micro_batches)
         with inference.evaluating(self.frame.model), self._pass(machine), self.frame.still():
@@ -165,7 +166,7 @@ class Giant:
 
     @contextmanager
     def _pass(self, machine: Machine) -> Iterator[None]:
-        """A step seeds what is random in it, and leaves the caller's random state alone."""
+        """A step seeds its own random choices, and leaves the caller's random state unchanged."""
         try:
             with machine.place.fork_rng(), self.frame.without_cache(), machine.place.computing():
                 yield
@@ -224,9 +225,9 @@ class Giant:
     # -------------------- keeping
 
     def commit(self, extra: dict[str, Any] | None = None) -> None:
-        """Make the present state the one that a killed run goes on from: atomic. `extra`: plain JSON.
+        """Make the present state the one from which a killed run continues: atomic. `extra`: plain JSON.
 
-        Raises TierError with durability "none", and if the disk is full (the last commit stands).
+        Raises TierError with durability "none", and if the disk is full (the last commit stays valid).
         """
         self._check_whole("commit")
         own = {
@@ -240,7 +241,7 @@ class Giant:
     def save(self, folder: str | Path) -> None:
         """Write the model, part by part: for `openm6.load` if it is an M6, else for `transformers`.
 
-        Raises ValueError for a giant opened to run only, and if the disk has not the space.
+        Raises ValueError for a giant opened only to run, and if the disk has too little space.
         """
         if self.settings.optimizer is None:
             raise ValueError(
@@ -250,7 +251,7 @@ class Giant:
         export.save(self._ready("save").store, self.frame, self.slots, Path(folder), source=self.source)
 
     def close(self) -> None:
-        """Finish writes; let go of memory, threads and the folder. What was not committed is lost."""
+        """Finish writes, and release memory, threads and the folder. Everything since the last commit is lost."""
         if self._machine is not None:
             self._machine.activations.close()
             self._machine.place.close()
@@ -310,12 +311,12 @@ class Giant:
 
     @property
     def store(self) -> TieredStore:
-        """Where the parts are."""
+        """The store of the parts."""
         return self._ready("store").store
 
     @property
     def updates(self) -> Mapping[str, int]:
-        """How often each part was updated."""
+        """The number of updates of each part."""
         return self._updates.counts.parts
 
     def layouts(self) -> dict[str, PartLayout]:
@@ -323,12 +324,12 @@ class Giant:
         return build.layouts(self.slots, self.settings)
 
     def prepare(self, micro_batches: Sequence[Any] | Mapping[str, Any], *, training: bool = True) -> Machine:
-        """Place and fill the parts, unless that is done; `step` and `evaluate` see to it.
+        """Place and fill the parts, unless that is done. `step` and `evaluate` call this.
 
-        `micro_batches` are those of a step, the largest there will be: what it takes is measured on them, and once
-        more where larger ones come.
+        `micro_batches` are those of a step, the largest there will be. The memory of a step is measured on them,
+        and again when larger ones come.
 
-        Raises ValueError if the budget or the disk cannot hold the model, or not a step over these.
+        Raises ValueError if the budget or the disk cannot hold the model, or a step over these micro-batches.
         """
         batches = streaming.listed(micro_batches)
         training = training and self.settings.optimizer is not None
@@ -346,7 +347,9 @@ class Giant:
         return self._ready("prepare")
 
     def _exceeded(self, machine: Machine, batches: Sequence[Any], *, training: bool) -> bool:
-        """Whether batches are larger than those that memory was laid out for: on any rank, since all measure."""
+        """Whether batches are larger than those that memory was laid out for, on any
+        rank. All ranks ask together.
+        """
         mine = self._measured.exceeded_by(batches, training=training)
         return bool(machine.summed(torch.tensor(float(mine))))
 
@@ -386,7 +389,7 @@ class Giant:
         before = build.memory_of_frame(self.frame, self.settings)
         takes, adds = memory_beside_parts(machine)
         self._takes, self._adds = takes, adds
-        # After it the libraries hold what their first use makes them hold: packing buffers, kernels, code.
+        # After it the libraries hold the memory of their first use: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
         self._fixed_bytes += machine.place.host_bytes
@@ -421,7 +424,7 @@ class Giant:
         return self._machine
 
     def _find_commit(self) -> None:
-        """Take over what the disk's last commit says, if there is one."""
+        """Take over the state of the disk's last commit, if there is one."""
         record = build.last_commit(self.settings)
         if record is None:
             return

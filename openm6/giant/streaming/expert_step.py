@@ -70,7 +70,7 @@ class _Routed:
 
 @torch.no_grad()
 def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[MicroBatch]) -> list[Any]:
-    """A layer of the slot, for all micro-batches that wait for it: what it returns for each."""
+    """Run a layer of the slot for all micro-batches that wait for it. Returns its outputs for each."""
     shared = len(slot.layers) > 1
     if layer == slot.layers[0]:
         machine.cast.clear()
@@ -149,8 +149,10 @@ def backward(
     *,
     deferred: bool,
 ) -> None:
-    """The gradients of all layers of the slot, and the update of all of its parts that got any. `visits`: of its
-    layers, by micro-batch."""
+    """The gradients of all layers of the slot, and the update of all parts with gradients.
+
+    `visits`: those of the slot's layers, by micro-batch.
+    """
     here = [each for each in micro_batches if each.index in visits and _reached(visits[each.index][-1])]
     if not here:
         return
@@ -228,7 +230,9 @@ def _reached(visit: Visit) -> bool:
 
 
 def bytes_of_waiting_rows(slot: Slot, dtype: torch.dtype) -> int:
-    """What rows whose gradients wait (`Gradients.product`) may take of a shared slot, all its experts together."""
+    """The most bytes of rows whose gradients wait (`Gradients.product`), for all experts
+    of a shared slot together.
+    """
     if len(slot.layers) == 1 or slot.expert is None or dtype == torch.float32:
         return 0
     per_row = sum(sum(shape) for shape in slot.expert.values()) * dtype.itemsize
@@ -314,12 +318,12 @@ def _gradients(
 def _prepare(
     machine: Machine, slot: Slot, body: Views, visits: Sequence[tuple[MicroBatch, Visit]]
 ) -> list[_Routed]:
-    """The body once more: what the experts read, how tokens are routed, and room for gradients of both."""
+    """Run the body once more: the experts' inputs, the routing of tokens, and room for the gradients of both."""
     routed = []
     with machine.trace.span("compute", f"{slot.name} body again"):
         leaves = machine.precision.leaves(body["weights"], "body")
         for micro_batch, visit in visits:
-            # With a graph, though nobody wants it: the body must route as it will when its gradients are found,
+            # With a graph, though nobody needs it: the body must route as in the backward pass,
             # and attention in bf16 takes another path without one.
             with torch.enable_grad():
                 each = _route(machine, leaves, micro_batch, visit, gradients=False)

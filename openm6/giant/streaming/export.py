@@ -22,10 +22,10 @@ from openm6.model.m6 import M6
 def save(
     store: TieredStore, frame: Frame, slots: Sequence[Slot], folder: Path, *, source: Path | None
 ) -> None:
-    """Write the model: what `openm6.load` opens for an M6 (bf16), else what `transformers` opens. Of several
-    ranks, which hold a slice of each part, the first writes.
+    """Write the model: for `openm6.load` if it is an M6 (bf16), else for `transformers`.
 
-    Raises ValueError if the disk has not the space, or `folder` is `source`.
+    Several ranks hold a slice of each part each; the first rank writes. Raises ValueError if the disk has too
+    little space, or if `folder` is `source`.
     """
     if isinstance(store, RankedStore) and store.group.rank:
         for part in (part for slot in slots for part, _, _ in slot.parts()):

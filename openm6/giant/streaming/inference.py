@@ -28,7 +28,7 @@ from openm6.giant.tiers.store import Access
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which a model and all that is in it is in evaluation mode."""
+    """Context in which a model and all of its modules are in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -40,7 +40,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def serve(machine: Machine, work: Callable[[], Any]) -> Any:
-    """What `work` returns, which calls the model, as often as it likes; its layers are run as it calls them."""
+    """The result of `work`, which may call the model as often as it likes. The layers run
+    as the model calls them.
+    """
     run = Pass(work)
     try:
         with machine.precision.autocast():
@@ -69,7 +71,7 @@ def serve(machine: Machine, work: Callable[[], Any]) -> Any:
 
 
 def generate(machine: Machine, input_ids: Tensor, **options: Any) -> Any:
-    """What `model.generate(input_ids, **options)` gives: (B, T + new) ids.
+    """The ids of `model.generate(input_ids, **options)`: (B, T + new).
 
     Greedy unless the options, or the model's generation config, say otherwise.
     """
@@ -81,7 +83,7 @@ def generate(machine: Machine, input_ids: Tensor, **options: Any) -> Any:
 
 
 def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int | None) -> None:
-    """Raise ValueError for a model that cannot generate, and for what are not (B, T) token ids."""
+    """Raise ValueError for a model that cannot generate, and for values that are not (B, T) token ids."""
     if not hasattr(model, "generate"):
         raise ValueError(
             f"{type(model).__name__} has no generate of its own: save it and open it with openm6.load(folder)"
@@ -96,7 +98,7 @@ def check_prompt(model: nn.Module, input_ids: Tensor, max_new_tokens: int | None
 
 
 def new_tokens(model: Any, input_ids: Tensor, options: dict[str, Any]) -> int:
-    """How many tokens `generate` may add."""
+    """The most tokens that `generate` may add."""
     config = getattr(model, "generation_config", None)
     for source in (options, vars(config) if config is not None else {}):
         if source.get("max_new_tokens") is not None:
@@ -109,8 +111,10 @@ def new_tokens(model: Any, input_ids: Tensor, options: dict[str, Any]) -> int:
 def memory_of_generating(
     machine: Machine, input_ids: Tensor, new_tokens: int, weights: Callable[[Slot, str], Weights]
 ) -> int:
-    """Bytes that `generate` takes beside the weights: measured on the prompt, with the weights of one slot in the
-    place of all of its kind, and the key-value cache's growth added."""
+    """Bytes that `generate` needs beside the weights, measured on the prompt.
+
+    The weights of one slot stand in for those of all slots of its kind. The growth of the key-value cache is added.
+    """
     store = RehearsedStore(machine.slots, weights)
     place = machine.place
     rehearsing = replace(machine, place=place.rehearsing(store, together(machine.slots)))

@@ -27,7 +27,7 @@ from openm6.giant.tiers.store import Access, TieredStore
 
 @dataclass
 class Machine:
-    """What a pass works with."""
+    """The state and the tools of a pass."""
 
     frame: Frame
     slots: list[Slot]
@@ -65,8 +65,11 @@ class Machine:
     # -------------------- running
 
     def go_on(self, micro_batch: MicroBatch, *answer: Any) -> None:
-        """The model's own code, to the next layer or to the end. What is random in it is a function of step,
-        stretch and micro-batch, so that a replay, or a run resumed, gets the same. Raises ReadBetween."""
+        """Run the model's own code, to the next layer or to the end. Raises ReadBetween.
+
+        Its random choices are a function of step, stretch and micro-batch. So a replay, or a resumed run, makes the
+        same choices.
+        """
         self.reseed(-1 - micro_batch.count, micro_batch.index)
         stretch, before = micro_batch.count, self.frame.outer_versions()
         with (
@@ -98,7 +101,7 @@ class Machine:
         *,
         grad: bool,
     ) -> tuple[Any, Any]:
-        """One layer. What is random in it (dropout) is a function of step, visit and micro-batch."""
+        """Run one layer. Its random choices (dropout) are a function of step, visit and micro-batch."""
         self.before_work("layer")
         self.reseed(visit.number, micro_batch.index)
         layer = self.frame.layers[visit.layer]
@@ -112,8 +115,9 @@ class Machine:
         return _apart(out, weights)
 
     def _moved(self, name: str, place: int, micro_batch: MicroBatch) -> None:
-        """A buffer was changed. In memory one micro-batch after the other does so; here they take turns, and all
-        are at one place of the pass before any comes to the next."""
+        """A buffer was changed. In memory the micro-batches change it one after the other. Here they take turns:
+        all are at one place of the pass before any goes on to the next.
+        """
         places = self.moved.setdefault(name, set())
         places.add(place)
         if len(places) > 1 and micro_batch.training and micro_batch.of > 1:
@@ -127,7 +131,7 @@ class Machine:
         self.place.seed(seeds(self.seed, self.step, place, micro_batch))
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum; a loss without a weight counts once."""
+        """The weighted sum of losses. A loss without a weight counts once."""
         return torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
     def slot_of(self, layer: int) -> Slot:
@@ -140,12 +144,12 @@ class Machine:
     # -------------------- what comes next
 
     def announce(self, *, training: bool) -> None:
-        """Tell the store all that is known of the pass that begins, and how the next one will begin."""
+        """Announce to the store the accesses of this pass, as far as known, and the first ones of the next pass."""
         self._training, self._at = training, 0
         self.place.parts.announce([*self._forward(self._order), *self._afterwards()])
 
     def entered(self, slot: Slot) -> None:
-        """The forward pass is at this slot: where another was expected, the store is told."""
+        """The forward pass is at this slot. If another slot was expected, the store gets a new announcement."""
         order = self._order
         if self._at < len(order) and order[self._at] == slot.index:
             self._at += 1
@@ -166,7 +170,7 @@ class Machine:
         self.last = last
 
     def chose(self, slot: Slot, experts: list[int]) -> None:
-        """The experts of a slot that got tokens are known, where before those of the last step were expected."""
+        """The experts of a slot that got tokens are now known. Until now those of the last step were expected."""
         if self.chosen.get(slot.index) != experts:
             self.chosen[slot.index] = experts
             here = [Access(slot.expert_name(expert), ("weights",)) for expert in experts]
@@ -199,18 +203,20 @@ class Machine:
         yield from self._forward(self._order)
 
     def next_forward(self) -> Iterator[Access]:
-        """How the next step will begin, as far as that is known."""
+        """The first accesses of the next step, as far as they are known."""
         return self._forward(self._order)
 
     @property
     def balance_weight(self) -> float:
-        """Of the mixture layers' load-balance losses."""
+        """The weight of the mixture layers' load-balance losses."""
         experts = getattr(getattr(self.frame.model, "config", None), "experts", None)
         return 0.0 if experts is None else experts.balance_loss
 
 
 def _apart(out: Any, weights: Mapping[str, Tensor]) -> Any:
-    """A layer's outputs, none of them in the memory of its weights, which are others' soon."""
+    """A layer's outputs, none of them in the memory of its weights, because other weights will use that memory
+    soon.
+    """
     shape, tensors = split(out)
     borrowed = {storage_key(weight) for weight in weights.values()}
     if not any(storage_key(tensor) in borrowed for tensor in tensors):

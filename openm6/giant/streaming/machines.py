@@ -9,11 +9,11 @@ from openm6.giant.measure.trace import Trace
 from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import Slot
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
 from openm6.giant.streaming.compute import Precision, Scratch
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.streaming.where import OnADevice, open_place
 from openm6.giant.tiers.parts import PartLayout
@@ -28,13 +28,13 @@ def new_machine(
     *,
     layouts: Mapping[str, PartLayout],
 ) -> Machine:
-    """A machine without a store. Raises ValueError for a device that is not there."""
+    """A machine without a store. Raises ValueError for a device that does not exist."""
     place = open_place(settings.device, settings.device_budget, layouts)
     machine = Machine(
         frame=frame,
         slots=list(slots),
         store=None,  # pyright: ignore[reportArgumentType]
-        activations=place.open_activations(settings.activations, settings.disk),
+        activations=place.open_activations(settings.tiers.activations, settings.disk),
         precision=Precision(settings.compute_dtype, place.torch_device),
         place=place,
         scratch=defaultdict(lambda: Scratch(place.torch_device)),
@@ -49,8 +49,11 @@ def new_machine(
 
 
 def open_parts(machine: Machine, settings: Settings, placement: Placement) -> DevicePlacement | None:
-    """Let layers use the store's parts, also when they were placed anew. On a device, as many of their weights stay
-    as its budget holds. Raises ValueError for a budget that is too small."""
+    """Let layers use the store's parts, also after a new placement.
+
+    On a device, as many of their weights stay as its budget holds. Raises ValueError for a budget that is too
+    small.
+    """
     place = machine.place
     if not isinstance(place, OnADevice):
         place.parts = machine.store

@@ -37,35 +37,35 @@ DEEP_BUFFERS = 512 << 20  # bytes: small parts are read further ahead, for exper
 
 @dataclass(frozen=True)
 class Placement:
-    """A tier for every section of every part, and what is left for buffers.
+    """A tier for every section of every part, and the memory that is left for buffers.
 
-    Called with a part's name it answers as `TieredStore` asks; a part that it does not know (the frame) stays
-    in memory.
+    Calling it with a part's name answers for `TieredStore`. A part that it does not know (the frame) stays in
+    memory.
     """
 
     tiers: Mapping[str, Mapping[Section, Tier]]
     layouts: Mapping[str, PartLayout]
     budget_bytes: int
-    fixed_bytes: int  # what the process holds beside parts and buffers
+    fixed_bytes: int  # held by the process beside parts and buffers
     buffer_bytes: int
-    in_use_bytes: int = 0  # of the buffers, that one part takes at most
+    in_use_bytes: int = 0  # the most bytes of the buffers for one part
 
     def __call__(self, part: str) -> Mapping[Section, Tier]:
         return self.tiers.get(part, dict.fromkeys(SECTIONS, "host"))
 
     @property
     def resident_bytes(self) -> int:
-        """Of parts, in memory."""
+        """Bytes of parts in memory."""
         return sum(bytes for _, _, tier, bytes in self._sections() if tier != "disk")
 
     @property
     def unused_bytes(self) -> int:
-        """Of the budget, beside what the process holds, buffers and resident parts."""
+        """Bytes of the budget beside the process, the buffers and the resident parts."""
         return self.budget_bytes - self.fixed_bytes - self.buffer_bytes - self.resident_bytes
 
     @property
     def traffic_bytes(self) -> int:
-        """Read and written in a step of training, if every part is used."""
+        """Bytes read and written in a training step, if it uses every part."""
         trains = _trains(self.layouts)
         return sum(
             bytes * visits(self.layouts[part], section, trains=trains)
@@ -113,20 +113,19 @@ def solve(
     override: Override | None = None,
     held: Collection[str] = (),
 ) -> Placement:
-    """The placement with the least traffic that keeps to a budget.
+    """The placement with the least traffic that keeps a budget.
 
     Args:
-        parts: layouts by name, in the order of the depth; not the frame's.
-        budget_bytes: what the process may hold resident.
-        fixed_bytes: what it holds beside parts and buffers: interpreter and libraries, frame, activations,
-            gradients of one part, scratch.
+        parts: layouts by name, in the order of the depth; without the frame's.
+        budget_bytes: the most resident bytes of the process.
+        fixed_bytes: its bytes beside parts and buffers: interpreter and libraries, frame, activations, gradients of
+            one part, scratch.
         buffer_bytes: fixes the buffers' size.
-        override: tiers by part name or pattern (`*`, `?`, `[...]`); of several that match the last counts.
-        held: parts whose weights stay in use, all at a time, while others come and go.
+        override: tiers by part name or pattern (`*`, `?`, `[...]`); if several match, the last counts.
 
     Raises:
-        ValueError: the budget cannot hold one part beside what is fixed; the buffers cannot; an override
-            matches no part, or names a section or a tier that there is not.
+        ValueError: the budget cannot hold one part beside the fixed bytes; the buffers cannot; an override matches
+            no part, or names a section or a tier that does not exist.
     """
     fixed_tiers = _overridden(parts, override or {})
     order = [item for item in by_worth(parts) if item not in fixed_tiers]
@@ -134,14 +133,14 @@ def solve(
     prefixes = list(_prefixes(parts, fixed_tiers, order, held))
 
     def needs(prefix: _Prefix, *, ahead: bool) -> int:
-        """Memory with that many items resident; with room to read `ahead`, or for one part at a time."""
+        """The memory with that many items resident: with room to read `ahead`, or for one part at a time."""
         if buffer_bytes is not None:
             return prefix.resident + (buffer_bytes if prefix.on_disk else 0)
         deep = max(PARTS_IN_BUFFERS * prefix.largest, min(DEEP_BUFFERS, available // 4)) if ahead else 0
         return prefix.resident + min(prefix.held + max(prefix.largest, deep), prefix.on_disk)
 
     possible = [p for p in prefixes if buffer_bytes is None or p.in_use <= buffer_bytes]
-    # More budget must not mean more traffic: so what the least budget can keep resident, every budget keeps.
+    # More budget must not mean more traffic. So every budget keeps the sections that the least budget keeps.
     least = min(possible, key=lambda prefix: (needs(prefix, ahead=False), -prefix.count), default=None)
     if least is None or needs(least, ahead=False) > available:
         if buffer_bytes is not None and buffer_bytes < (in_use := prefixes[0].in_use):
@@ -172,9 +171,9 @@ def solve(
 
 
 def visits(layout: PartLayout, section: Section, *, trains: bool) -> int:
-    """How often a step reads or writes a section on the disk; one that does not train reads weights alone.
+    """How often a step reads or writes a section on the disk. A step without training only reads weights.
 
-    Sections of gradients exist for a global clip, whose second pass reads the weights once more.
+    Sections of gradients exist for a global clip. Its second pass reads the weights once more.
     """
     if section == "weights":
         return 4 if layout.gradients else 3 if trains else 1
@@ -208,7 +207,9 @@ class _Prefix:
 
 
 def by_worth(parts: Mapping[str, PartLayout]) -> list[_Item]:
-    """Sections, those first whose bytes save most traffic; bodies before experts, which may not be chosen."""
+    """Sections in the order of the traffic that their bytes save. Bodies come before experts, which no token may
+    choose.
+    """
     seen: Counter[str] = Counter()
     keyed, trains = [], _trains(parts)
     for part, layout in parts.items():
@@ -238,7 +239,7 @@ def _prefixes(
             blocks.setdefault(owner(part), []).append(part)
 
     def in_use(part: str) -> int:
-        """Of a part and, one at a time, the blocks of its state."""
+        """Bytes of a part with the blocks of its state, one block at a time."""
         return on_disk[part] + max((on_disk[block] for block in blocks.get(part, ())), default=0)
 
     used = {part: in_use(part) for part in parts if owner(part) == part}
@@ -267,7 +268,7 @@ def _prefixes(
 
 
 def _radical_inverse(index: int) -> float:
-    """0, 1/2, 1/4, 3/4, 1/8 ...: however many are taken, they lie evenly (van der Corput)."""
+    """0, 1/2, 1/4, 3/4, 1/8 ...: any number of first elements is spread evenly (van der Corput)."""
     inverse, weight = 0.0, 0.5
     while index:
         inverse += weight * (index & 1)
@@ -301,7 +302,7 @@ def kind_of(part: str) -> str:
 
 
 def ranges(names: list[str], everything: Mapping[str, PartLayout]) -> str:
-    """ "slot-0000 to slot-0003, slot-0007": names that follow one another, at most four runs of them."""
+    """Names as runs of consecutive names, at most four runs: "slot-0000 to slot-0003, slot-0007"."""
     place = {
         name: index for index, name in enumerate(n for n in everything if kind_of(n) == kind_of(names[0]))
     }

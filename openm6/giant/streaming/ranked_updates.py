@@ -19,8 +19,9 @@ from openm6.giant.tiers.store import TieredStore, Views
 
 
 class RankedUpdates(Updates):
-    """Updates from gradients that are added up over the ranks, each of this rank's slice; the clip is that of
-    the whole part."""
+    """Updates from gradients that are added up over the ranks, each of this rank's slice. The clip covers the whole
+    part.
+    """
 
     def __init__(
         self, optimizer: PartOptimizer, group: Group, *, seed: int, trace: Trace | None = None

@@ -49,7 +49,7 @@ class PeakMemory(LiveBytes):
     """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
 
     def __init__(self, elsewhere: Callable[[Tensor], bool] = lambda tensor: False) -> None:
-        """`elsewhere`: of which tensors the memory is not the process's."""
+        """`elsewhere`: tells which tensors are not in the process's memory."""
         super().__init__()
         self._elsewhere = elsewhere
         self.work: dict[str, int] = {}  # by kind: the most that a piece of work added
@@ -74,13 +74,13 @@ class PeakMemory(LiveBytes):
         self._since = max(self._since, self.live)
 
     def mark(self, kind: str) -> None:
-        """A piece of work ends, and one of this kind begins."""
+        """One piece of work ends, and one of this kind begins."""
         self.work[self._kind] = max(self.work.get(self._kind, 0), self._since - self._start)
         self._since, self._start, self._kind = self.live, self.live, kind
 
 
 class RehearsedStore:
-    """In the store's place: the same weights for every part of a kind."""
+    """Replaces the store: it gives the same weights for every part of a kind."""
 
     def __init__(self, slots: Sequence[Slot], weights: Callable[[Slot, str], Weights]) -> None:
         self._weights = weights
@@ -106,7 +106,7 @@ class RehearsedStore:
         pass
 
     def layout(self, part: str) -> PartLayout:
-        """Of a part in use."""
+        """The layout of a part in use."""
         if part == FRAME:
             return PartLayout(())
         slot = self._slot_of[part]
@@ -129,18 +129,19 @@ def rehearse(
     training: bool,
     loss_weights: Sequence[float] | None = None,
 ) -> tuple[int, dict[str, int]]:
-    """Bytes that a step over `batches` takes at its peak, without stored parts and the frame; and the most that
-    one piece of it, a "layer" of a micro-batch or a "loss", adds to what is there before.
+    """Measure the peak bytes of a step over `batches`, without stored parts and the frame; and the most that one
+    piece of it adds.
 
-    `machine` needs no store; `weights(slot, part)` gives tensors for a part. Running statistics, gradients and
-    random state are as before; the machine's `way` is that of the model from now on.
+    A piece is a "layer" of a micro-batch or a "loss". `machine` needs no store; `weights(slot, part)` returns
+    tensors for a part. Running statistics, gradients and random state are restored. Afterwards the machine's `way`
+    is that of the model.
     """
     for everyone in (False, True):
         cast = Cast(machine.slots, everyone=everyone)
         try:
             return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
         except Exception:
-            # The model's code may need what a layer that was stood in for leaves in an attribute, or in a list.
+            # The model's code may need a value that a replaced layer would leave in an attribute or a list.
             if not cast.stood_in:
                 raise
     raise AssertionError("no layer is stood in for the second time")
@@ -165,7 +166,7 @@ def _rehearse(
         place=rehearsing_place,
         activations=activations,
         updates=updates,
-        # Of its own, to be gone when memory is looked at afterwards.
+        # A separate function, so that its memory is free when memory is measured afterwards.
         scratch=defaultdict(lambda: Scratch(place.torch_device)),
         chosen={},
         cast={},
@@ -213,7 +214,7 @@ def _rehearse(
         activations.close()
     if training:
         kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
-    holes = max(memory.work.values()) // 4  # that the allocator may keep without being asked for them
+    holes = max(memory.work.values()) // 4  # that the allocator may keep although nobody uses them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work
 
@@ -230,7 +231,7 @@ class Measured:
         self._most[training] = max(largest, before[0]), max(all_, before[1])
 
     def exceeded_by(self, batches: Sequence[Any], *, training: bool) -> bool:
-        """Whether these are larger than any before; a twentieth more is within the margin."""
+        """Whether these are larger than all batches before. A twentieth more is within the margin."""
         known = [most for kind, most in self._most.items() if kind or not training]
         if not known:
             return True
@@ -241,6 +242,6 @@ class Measured:
 
 
 def _sizes(batches: Sequence[Any]) -> tuple[int, int]:
-    """Numbers in the largest micro-batch, and in all."""
+    """Numbers in the largest micro-batch, and in all of them."""
     sizes = [sum(tensor.numel() for tensor in tensors_of(batch)) for batch in batches]
     return max(sizes), sum(sizes)

@@ -26,7 +26,7 @@ from openm6.giant.streaming.visits import MicroBatch, Visit, reached
 
 
 def backward_of_loss(machine: Machine, running: Running, micro_batch: MicroBatch, loss: Tensor) -> None:
-    """From a micro-batch's part of the loss to the layers' outputs that it read, and to the frame's parameters."""
+    """Backward from a micro-batch's loss to the layers' outputs that it read, and to the frame's parameters."""
     if not loss.requires_grad:
         raise ValueError(
             f"{type(machine.frame.model).__name__}'s loss depends on nothing that is trained; return one that is "
@@ -52,7 +52,9 @@ def backward_of_loss(machine: Machine, running: Running, micro_batch: MicroBatch
 
 
 def _defers(running: Running, micro_batch: MicroBatch, loss: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether the loss's gradients of parameters wait for those of the entrance, for a replay of both."""
+    """Whether the loss's gradients of parameters wait for those of the entrance, so that
+    one replay computes both.
+    """
     if len(running.micro_batches) == 1:
         return False
     # A narrow vocabulary adds the gradients of all its uses to one sum: nothing to keep apart.
@@ -61,7 +63,7 @@ def _defers(running: Running, micro_batch: MicroBatch, loss: Tensor, parameters:
 
 
 def backward_of_rest(machine: Machine, running: Running, parameters: Mapping[str, Tensor]) -> None:
-    """The gradients that wait for the end of the step. Running statistics stay as they are."""
+    """Compute the gradients that wait for the end of the step. Running statistics stay as they are."""
     for micro_batch in running.micro_batches:
         if micro_batch.way != "replayed" or micro_batch.weight == 0:
             continue
@@ -114,7 +116,7 @@ def _on(machine: Machine, micro_batch: MicroBatch, run: Any, stretch: int, *answ
 
 
 def _stand_in(visit: Visit, *, real: bool) -> Any:
-    """What a layer returned, as far as the replay needs it: nobody reads more than the last layer's outputs."""
+    """A layer's outputs, as far as the replay needs them: only those of the last layer are read."""
     tensors = []
     for form in visit.forms:
         if not isinstance(form, tuple):

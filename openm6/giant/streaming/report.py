@@ -16,14 +16,14 @@ IGNORED = -100  # a label that is no target: PyTorch's and transformers' convent
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did. Losses are means over its micro-batches, each with its weight."""
+    """The results of a step. Losses are weighted means over its micro-batches."""
 
     loss: float
     losses: dict[str, float]  # by name, unweighted
     step: int  # steps so far, this one included
     tokens: int | None  # None if the batches do not say
     seconds: float
-    wait_seconds: float  # of them, that compute waited for the disk
+    wait_seconds: float  # of these, the time that compute waited for the disk
     bytes_read: int
     bytes_written: int
     skipped: bool = False  # nothing was updated, for the loss was not finite or above the limit
@@ -33,7 +33,7 @@ class StepReport:
 
 
 def mean_losses(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
-    """Mean of each loss over the micro-batches that have it."""
+    """The mean of each loss over the micro-batches that have it."""
     found: dict[str, list[tuple[float, float]]] = {}
     for micro_batch in micro_batches:
         weight = 1.0 if micro_batch.weight is None else micro_batch.weight
@@ -49,9 +49,11 @@ def mean_losses(micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
 def weights_by_targets(
     model: nn.Module, batches: Sequence[Any], weigh: Literal["tokens", "batches"]
 ) -> list[float] | None:
-    """How the losses of micro-batches count: each by its share of the targets, so that a batch that is cut in two
-    gives the loss of the whole. None: all alike, which is so for batches that are no mappings with "labels", and
-    where all have as many targets."""
+    """The weights of the losses of micro-batches: each counts by its share of the targets.
+
+    So a batch that is cut in two gives the loss of the whole batch. None: all count alike. This is so for batches
+    that are not mappings with "labels", and if all have equally many targets.
+    """
     if weigh == "batches":
         return None
     labels = [batch.get("labels") if isinstance(batch, Mapping) else None for batch in batches]
@@ -75,8 +77,11 @@ def _targets(model: nn.Module, labels: Tensor) -> int:
 
 
 def count_tokens(batches: Sequence[Any]) -> int | None:
-    """Tokens of the batches, if they say: by an attribute, or as the positions that their masks let be seen (those
-    of (B, T) masks; other masks say who sees whom)."""
+    """The number of tokens of the batches, if it is known.
+
+    It comes from an attribute, or from the visible positions of (B, T) masks. Other masks say which position sees
+    which.
+    """
     count = 0
     for batch in batches:
         if isinstance(getattr(batch, "tokens", None), int):

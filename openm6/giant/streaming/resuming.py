@@ -13,13 +13,13 @@ from openm6.giant.models.frame import Frame
 from openm6.giant.models.slots import FRAME
 from openm6.giant.optimizers.state_blocks import owner
 from openm6.giant.streaming import build
-from openm6.giant.streaming.build import Settings
+from openm6.giant.streaming.settings import Settings
 from openm6.giant.tiers.commit import CommitRecord
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
 
 
 def settings_record(settings: Settings) -> dict[str, Any]:
-    """The settings that a run cannot change on its way, by the names that `stream` has for them; plain JSON."""
+    """The settings that may not change during a run, by their names in `stream`; plain JSON."""
     optimizer = settings.optimizer
     return {
         "optimizer": None if optimizer is None else type(optimizer).__name__,
@@ -29,7 +29,7 @@ def settings_record(settings: Settings) -> dict[str, Any]:
 
 
 def check(record: CommitRecord, frame: Frame, settings: Settings) -> None:
-    """Compare a committed run with the model and the settings that are to go on with it.
+    """Compare a committed run with the model and the settings that are to continue it.
 
     Raises ValueError that names the first setting, or the first weight, that differs.
     """

@@ -10,7 +10,7 @@ from openm6.giant.streaming.visits import MicroBatch, Visit
 
 @dataclass
 class Group:
-    """Visits of one slot's layers that follow each other, by micro-batch."""
+    """Consecutive visits of one slot's layers, by micro-batch."""
 
     slot: Slot
     visits: dict[int, list[Visit]] = field(default_factory=dict)
@@ -18,7 +18,7 @@ class Group:
 
 @dataclass
 class Running:
-    """A pass under way."""
+    """A pass in progress."""
 
     micro_batches: list[MicroBatch]
     groups: list[Group] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Running:
     deferred: bool | None = None  # see `replay.defers`
 
     def group(self, slot: Slot) -> Group:
-        """The group that a visit of this slot now belongs to."""
+        """The group of the present visit to this slot."""
         if not self.groups or self.groups[-1].slot is not slot:
             self.groups.append(Group(slot))
         return self.groups[-1]

@@ -41,7 +41,9 @@ from openm6.giant.tiers.store import Access, Views
 
 
 def listed(micro_batches: Any) -> Sequence[Any]:
-    """Micro-batches as a sequence: a mapping ("input_ids", "labels") is one by itself. ValueError for none."""
+    """Micro-batches as a sequence. A mapping ("input_ids", "labels") is a single one. Raises ValueError if there
+    are none.
+    """
     listed = [micro_batches] if isinstance(micro_batches, Mapping) else micro_batches
     if not listed:
         raise ValueError("a step needs at least one micro-batch")
@@ -54,7 +56,7 @@ def listed(micro_batches: Any) -> Sequence[Any]:
 def begin(
     machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
 ) -> Running:
-    """Passes that have not begun. `weights`: of the micro-batches' losses; None: all alike."""
+    """Passes that have not started. `weights`: of the micro-batches' losses; None: all alike."""
     return Running(
         [
             MicroBatch(
@@ -74,7 +76,7 @@ def begin(
 def run_forward(
     machine: Machine, batches: Sequence[Any], *, training: bool, weights: Sequence[float] | None = None
 ) -> Running:
-    """All passes to their ends, in the machine's `way`; where that is not the model's, in the next one."""
+    """Run all passes to their ends, in the machine's `way`; if the model needs another way, in the next one."""
     buffers, crossed = Buffers(machine.frame.model), False
     while True:
         running = begin(machine, batches, training=training, weights=weights)
@@ -107,7 +109,7 @@ def run_forward(
 
 @torch.no_grad()
 def run_model(machine: Machine, batch: Any) -> Any:
-    """What the model returns for a batch."""
+    """The model's output for a batch."""
     frame = machine.frame
     passing = Pass(lambda: call_model(frame.model, batch))
     running = Running([MicroBatch(0, batch, passing, machine.way, training=False)], losses=False)
@@ -119,7 +121,7 @@ def run_model(machine: Machine, batch: Any) -> Any:
 
 
 def forward(machine: Machine, running: Running) -> None:
-    """All passes to their ends. Raises ReadBetween if the machine's `way` is not that of the model."""
+    """Run all passes to their ends. Raises ReadBetween if the machine's `way` is not that of the model."""
     for micro_batch in running.micro_batches:
         _go_on(machine, running, micro_batch)
     while waiting := [each for each in running.micro_batches if each.visit is not None]:
@@ -218,7 +220,9 @@ def _note(group: Group, micro_batch: MicroBatch) -> None:
 def _go_on(
     machine: Machine, running: Running, micro_batch: MicroBatch, *answer: Any, take_back: bool = False
 ) -> None:
-    """On to the next layer. At the end: the loss and, in training, its backward pass, after which it is let go."""
+    """Go on to the next layer. At the end, compute the loss and, in training, its backward pass, and release the
+    pass.
+    """
     if take_back:
         assert micro_batch.visit is not None
         machine.before_work("loss")
@@ -245,7 +249,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
     whole, *by_name = machine.summed(torch.stack([loss, *losses.values()]).detach())
     micro_batch.losses = dict(zip(losses, by_name, strict=True))
     weight = micro_batch.weight
-    if weight == 0:  # nothing in it is to be learned, and a mean over nothing is no number
+    if weight == 0:  # it has no targets, and a mean over nothing is not a number
         return
     running.total += whole.item() if weight is None else weight * whole.item()
     if not training or not math.isfinite(running.total):
@@ -256,7 +260,7 @@ def _end(machine: Machine, running: Running, micro_batch: MicroBatch) -> None:
 
 
 def loss_of(running: Running) -> float:
-    """The loss of all micro-batches, when their passes have ended."""
+    """The loss of all micro-batches, after their passes have ended."""
     alike = all(each.weight is None for each in running.micro_batches)
     return running.total / len(running.micro_batches) if alike else running.total
 
@@ -265,7 +269,7 @@ def loss_of(running: Running) -> float:
 
 
 def backward(machine: Machine, running: Running) -> None:
-    """All slots, last to first, each updated as its gradients are complete."""
+    """All slots, last to first. Each is updated when its gradients are complete."""
     left = [group.slot.index for group in running.groups]  # groups that the pass has yet to reach
     with ExitStack() as held:  # of slots that are visited more than once, to the first visit
         open_slots: dict[int, tuple[Views, Gradients]] = {}
@@ -364,7 +368,7 @@ def _visit_backward(machine: Machine, micro_batch: MicroBatch, visit: Visit, gra
 
 
 def backward_frame(machine: Machine, running: Running) -> None:
-    """What is left of the frame's gradients, and their update."""
+    """The remaining gradients of the frame, and its update."""
     parameters = machine.frame.parameters
     if not parameters:
         return
@@ -380,7 +384,7 @@ def backward_frame(machine: Machine, running: Running) -> None:
 
 
 def finish(machine: Machine) -> float | None:
-    """With a global clip: the second pass, which updates. Returns the norm of all gradients."""
+    """The second pass of a global clip, which updates. Returns the norm of all gradients."""
     if waiting := machine.updates.waiting():
         machine.place.parts.announce([*waiting, *machine.next_forward()])
     with machine.place.hosting():

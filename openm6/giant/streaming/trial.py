@@ -24,7 +24,7 @@ from openm6.giant.streaming.visits import MicroBatch, Visit, reached
 
 
 class Runs(Protocol):
-    """Of a `Machine`, what runs a layer."""
+    """The part of `Machine` that runs a layer."""
 
     precision: Precision  # of products
     frame: Frame
@@ -34,7 +34,7 @@ class Runs(Protocol):
 # A layer on arguments, positional and by name, with a graph or without one: what it returns.
 Run = Callable[[tuple[Any, ...], dict[str, Any], bool], Any]
 
-# Of a tensor's norm: what kernels with and without a graph may differ by.
+# Share of a tensor's norm by which kernels with and without a graph may differ.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 _OTHERWISE = 0.05
 
@@ -102,7 +102,7 @@ class Trials:
     # -------------------- between layers
 
     def check(self, machine: Runs, tensor: Tensor) -> None:
-        """Raise ValueError if what the model computes between layers reads results from inside a layer."""
+        """Raise ValueError if the code between layers reads results from inside a layer."""
         if self._inside and tensor.requires_grad:
             for leaf in reached(tensor):
                 if id(leaf) in self._inside:
@@ -171,7 +171,7 @@ class Trials:
         )
 
     def end(self, *, whole: bool) -> None:
-        """A pass is over; `whole`: it came to its end."""
+        """A pass has ended."""
         self._inside.clear()
         if whole and self._crossings is not None:
             self._uncrossed.add(self._training)
@@ -190,7 +190,7 @@ def _refused(machine: Runs, visit: Visit, why: str) -> ValueError:
 
 
 def _same(out: Any, again: Any, products: torch.dtype) -> bool:
-    """Whether both runs computed the same. What is added up in fp32 may come from `products` in bf16."""
+    """Whether both runs computed the same. Values summed in fp32 may come from `products` in bf16."""
     shape, tensors = split(out)
     other, others = split(again)
     if len(tensors) != len(others) or repr(shape) != repr(other):

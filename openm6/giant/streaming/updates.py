@@ -26,7 +26,7 @@ from openm6.giant.tiers.store import Access, TieredStore, Views
 
 
 class Updates:
-    """Updates of a run. `counts` says how often each part, and each of its weights, was updated."""
+    """The updates of a run. `counts` has the number of updates of each part and of each weight."""
 
     def __init__(
         self,
@@ -57,30 +57,34 @@ class Updates:
         return self.global_clip is None and self.optimizer is not None and self.optimizer.reads_bf16
 
     def access(self, part: str) -> Access:
-        """What the backward pass needs of a part, until `apply`."""
+        """The sections of a part that the backward pass needs until `apply`."""
         return Access(part, ("weights",), writes=("weights" if self.global_clip is None else "gradients",))
 
     def state_accesses(self, part: str) -> list[Access]:
-        """What the update of a part needs besides: one after the other, as late and for as short a time as can
-        be, since the state is most of a part."""
+        """The further accesses for the update of a part, one after the other.
+
+        They come as late and as briefly as possible, since the state is most of a part.
+        """
         names = [block_name(part, number) for number in range(len(self.blocks.get(part, ())))] or [part]
         return [Access(name, ("state",), writes=("state",)) for name in names]
 
     def accesses(self, part: str, *between: Access) -> Iterator[Access]:
-        """What the backward pass needs of a part, in order; `between` comes before its update."""
+        """All accesses of a part in the backward pass, in order. `between` comes before its update."""
         yield self.access(part)
         yield from between
         if self.global_clip is None:
             yield from self.state_accesses(part)
 
     def waiting(self) -> list[Access]:
-        """What `finish` will need: the parts whose gradients wait."""
+        """The accesses of `finish`: the parts whose gradients wait."""
         return [access for part in self._norms for access in (_waiting(part), *self.state_accesses(part))]
 
     @torch.no_grad()
     def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
-        """The part's gradients are complete: fp32, or bf16 if it `reads_bf16`. `views` are those of `access`; the
-        gradients may be used up."""
+        """Update a part, whose gradients are complete: fp32, or bf16 if it `reads_bf16`.
+
+        `views` are those of `access`. The gradients may be used up.
+        """
         if self.global_clip is None:
             self._update(store, part, views["weights"], gradients, scale=1.0)
             return

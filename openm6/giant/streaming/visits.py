@@ -39,11 +39,13 @@ Way = Literal["replayed", "kept", "cloned"]
 
 
 class ReadBetween(BaseException):
-    """The model reads a layer's output between layers; not an `Exception`, lest its own handlers catch it."""
+    """The model reads a layer's output between layers. Not an `Exception`, so that the model's own handlers do not
+    catch it.
+    """
 
 
 class Watch(TorchDispatchMode):
-    """Notes which of the known tensors are read. Reading one whose memory was let go raises ReadBetween."""
+    """Notes which of the known tensors are read. Reading one whose memory was released raises ReadBetween."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class Watch(TorchDispatchMode):
         self.read: set[int] = set()  # visits
 
     def know(self, tensor: Tensor, visit: int) -> None:
-        """Watch a tensor for as long as its memory is there."""
+        """Watch a tensor for as long as its memory exists."""
         key = storage_key(tensor)
         if key not in self.known:
             # By a weak reference, lest a storage that lives on keep the watch and its model.
@@ -86,7 +88,7 @@ class FromLayer:
 
 @dataclass(eq=False)
 class FromGraph:
-    """What code between layers computed."""
+    """A value that code between layers computed."""
 
     tensor: Tensor
 
@@ -96,12 +98,12 @@ Origin = FromLayer | FromGraph | None  # None: replayed
 
 @dataclass(eq=False)
 class Visit:
-    """A layer's call by a micro-batch: the `number`-th of its pass."""
+    """A call of a layer by a micro-batch, the `number`-th of its pass."""
 
     call: Call
     number: int
     shape: Any  # of the arguments, with holes for tensors
-    tensors: list[Tensor | None]  # the arguments' tensors; None where they are put by
+    tensors: list[Tensor | None]  # the arguments' tensors; None for those among the activations
     put: dict[int, int] = field(default_factory=dict)  # by place: their numbers among the activations
     put_bytes: list[int] = field(default_factory=list)
     origins: dict[int, Origin] = field(default_factory=dict)  # of those that want a gradient
@@ -120,7 +122,7 @@ class Visit:
     def arguments(
         self, activations: Activations, *, gradients: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Tensor]]:
-        """Positional arguments, arguments by name, and by place those that collect gradients."""
+        """Positional arguments, named arguments, and by place the arguments that collect gradients."""
         tensors = [
             activations.get(self.put[place]) if tensor is None else tensor
             for place, tensor in enumerate(self.tensors)
@@ -138,20 +140,20 @@ class Visit:
         return form[0] if isinstance(form, tuple) else None
 
     def add(self, place: int, gradient: Tensor) -> None:
-        """A gradient of an output."""
+        """Add a gradient of an output."""
         before = self.gradients[place]
         # Not in place: autograd may have given the same tensor to others.
         self.gradients[place] = gradient if before is None else before + gradient
 
     def gather(self) -> None:
-        """Take over what autograd left at the outputs."""
+        """Take over the gradients that autograd left at the outputs."""
         for place, output in enumerate(self.outputs):
             if output.grad is not None:
                 gradient, output.grad = output.grad, None
                 self.add(place, gradient)
 
     def roots(self, out: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """Of outputs computed again, those that have a gradient, and these."""
+        """The recomputed outputs that have a gradient, and these gradients."""
         self.gather()
         pairs = [
             (tensor, gradient)
@@ -161,7 +163,7 @@ class Visit:
         return [tensor for tensor, _ in pairs], [gradient for _, gradient in pairs]
 
     def let_go(self, activations: Activations, *, outputs: bool = True) -> None:
-        """Its backward pass is done. `outputs`: they are not needed any more either."""
+        """The visit's backward pass is done. `outputs`: they are not needed any more either."""
         for number in self.put.values():
             activations.drop(number)
         self.put.clear()
@@ -171,7 +173,7 @@ class Visit:
 
 
 class _Handed(NamedTuple):
-    """An output that the model was handed, as long as the model holds it."""
+    """An output that was handed to the model, for as long as the model holds it."""
 
     tensor: weakref.ref[Tensor]
     version: int  # as long as nobody changes it in place
@@ -189,11 +191,11 @@ class MicroBatch:
     way: Way
     training: bool
     of: int = 1  # how many there are
-    weight: float | None = None  # of its loss in the step's; None: one of as many, all alike
+    weight: float | None = None  # of its loss in the step's loss; None: all micro-batches count alike
     visits: list[Visit] = field(default_factory=list)  # in training all, else the last
     count: int = 0  # of visits
     last: int | None = None  # the layer after which it ended
-    entrance: set[Tensor] = field(default_factory=set)  # parameters that what waits comes from
+    entrance: set[Tensor] = field(default_factory=set)  # parameters from which the waiting gradients come
     losses: dict[str, Tensor] = field(default_factory=dict)
     balance: Tensor | None = None  # load-balance losses of the mixture layers so far
     assigned: int = 0  # tokens that went to experts, over layers ...
@@ -206,7 +208,7 @@ class MicroBatch:
 
     @property
     def visit(self) -> Visit | None:
-        """The layer that it waits for; None at the end."""
+        """The layer that the micro-batch waits for; None at the end."""
         return None if self.run.done else self.visits[-1]
 
     @contextmanager
@@ -215,7 +217,7 @@ class MicroBatch:
         if not self.training or self.way != "replayed":
             yield
         elif not self.count:
-            # Gradients of what comes before the layers are found by a replay: nothing is saved for them here.
+            # A replay computes the gradients of the code before the layers, so nothing is saved for them here.
             with saved_tensors_hooks(lambda tensor: None, _not_saved):
                 yield
         else:
@@ -284,7 +286,7 @@ class MicroBatch:
         return visit.put_bytes
 
     def pass_back(self, visit: Visit) -> None:
-        """In a rehearsal, for a layer that was not run: gradients of its inputs, as if they were its outputs'."""
+        """For a layer that a rehearsal did not run: make gradients of its inputs, as if they were its outputs'."""
         [gradient, *_] = [each for each in visit.gradients if each is not None]
         for place, origin in visit.origins.items():
             if isinstance(origin, FromLayer) and origin.visit.outputs_shape(origin.place) == gradient.shape:
@@ -297,7 +299,7 @@ class MicroBatch:
                 return
 
     def put_by(self, out: Any, activations: Activations) -> None:
-        """What the layer returned is there; it waits among the activations until the pass goes on."""
+        """The layer's outputs are there. They wait among the activations until the pass goes on."""
         shape, tensors = split(out)
         kept = [
             (activations.put(tensor.detach()), None) if differentiable(tensor) else (None, tensor)
@@ -306,7 +308,7 @@ class MicroBatch:
         self._answer = shape, kept
 
     def take_back(self, activations: Activations) -> Any:
-        """What was put by."""
+        """The outputs that `put_by` stored."""
         shape, kept = self._answer
         self._answer = None
         tensors = []
@@ -318,7 +320,7 @@ class MicroBatch:
         return join(shape, tensors)
 
     def hand(self, visit: Visit, out: Any) -> Any:
-        """What the model gets for a layer's outputs: leaves of the graph that it makes from now on."""
+        """Hand a layer's outputs to the model, as leaves of the graph that it makes from now on."""
         if not self.training:
             visit.call.args, visit.call.kwargs = (), {}
             return out
@@ -346,7 +348,7 @@ class MicroBatch:
         return join(visit.answer, handed)
 
     def collect(self, visit: Visit, wanting: Mapping[int, Tensor]) -> None:
-        """The gradients of a layer's inputs are found: send them to where the inputs came from."""
+        """The gradients of a layer's inputs are complete: send them to the sources of the inputs."""
         through: list[tuple[Tensor, Tensor]] = []
         for place, leaf in wanting.items():
             if leaf.grad is None:

@@ -36,18 +36,18 @@ from openm6.giant.tiers.parts import PAGE, PartLayout, TensorSpec, packed_bytes
 from openm6.giant.tiers.store import TierError, Views
 
 Kept = Literal["device", "host", "disk"]
-MARGIN = 0.05  # of what a rehearsal took of the device: for holes between its tensors
+MARGIN = 0.05  # of a rehearsal's device memory: for holes between its tensors
 
 
 class Host:
-    """The processor: nothing has to be moved."""
+    """The processor as the place: nothing has to be moved."""
 
     torch_device = torch.device("cpu")
     device: Device | None = None
-    host_bytes = 0  # of the host's memory, that moving things takes
+    host_bytes = 0  # of the host's memory, for moving values
 
     def __init__(self) -> None:
-        self.parts: Any = None  # a TieredStore, or what stands in for one
+        self.parts: Any = None  # a TieredStore, or a stand-in for one
 
     def computing(self) -> AbstractContextManager[Any]:
         """Context in which layers, and the model's code between them, compute."""
@@ -58,19 +58,19 @@ class Host:
         return nullcontext()
 
     def bring(self, value: Any) -> Any:
-        """Nested values with their tensors where layers compute."""
+        """Nested values with their tensors moved to the place where layers compute."""
         return value
 
     def fetch(self, value: Any) -> Any:
-        """Nested values with their tensors on the host."""
+        """Nested values with their tensors moved to the host."""
         return value
 
     def seed(self, number: int) -> None:
-        """Begin what is random anew."""
+        """Seed the random state anew."""
         torch.default_generator.manual_seed(number)
 
     def open_activations(self, where: Kept, folder: Path | None) -> Activations:
-        """Raises ValueError for the disk without a folder, and for the device."""
+        """The activations. Raises ValueError for the disk without a folder, and for the device."""
         if where == "device":
             raise ValueError("activations='device' needs a device; use host or disk")
         return HostActivations() if where == "host" else _on_disk(folder)
@@ -96,17 +96,19 @@ class Host:
         return False
 
     def measuring(self, rehearsing: Host) -> AbstractContextManager[None]:
-        """Context of a rehearsal in the place `rehearsing`: what it takes of the device is measured."""
+        """Context of a rehearsal in the place `rehearsing`. It measures the device memory of the rehearsal."""
         return nullcontext()
 
     def keep(self, nbytes: int) -> None:
-        """A step keeps so many bytes on the device besides what the last rehearsal took."""
+        """A step keeps this many bytes on the device, beside those of the last rehearsal."""
 
     def move(self, model: nn.Module) -> None:
-        """Bring a model's buffers and its parameters that have values to where layers compute. In place."""
+        """Move a model's buffers, and its parameters that have values, to the place where
+        layers compute. In place.
+        """
 
     def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
-        """Bring the frame's buffers, which the model changes, back to the views of its part."""
+        """Copy the frame's buffers, which the model changes, back to the views of its part."""
 
     def rehearsing(self, store: Any, together: Collection[str]) -> Host:
         """A place like this one, with a stand-in for the store. `together`: parts that are in use at a time."""
@@ -115,13 +117,13 @@ class Host:
         return place
 
     def forget(self) -> None:
-        """Let go of parts' weights on the device, but not of the frame's: parts are about to change."""
+        """Release parts' weights on the device, except the frame's, because parts are about to change."""
 
     def let_go(self) -> None:
         """Let go of the host's memory that copies from the device take."""
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Release the device."""
 
 
 def _on_disk(folder: Path | None) -> DiskActivations:
@@ -144,7 +146,7 @@ class _Late:
 
 
 class OnADevice(Host):
-    """A device. Parts of up to `largest_bytes` of weights pass through its buffers."""
+    """A device as the place. Parts with up to `largest_bytes` of weights pass through its buffers."""
 
     def __init__(self, device: Device, *, largest_bytes: int, buffers: int) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class OnADevice(Host):
         self.torch_device = device.torch_device
         self.largest_bytes, self.buffers = largest_bytes, buffers
         self.late = 0  # how many parts' updates may be put off at a time
-        self.work_bytes = 0  # of the device, that a step takes beside parts: the most that was measured
+        self.work_bytes = 0  # device bytes of a step beside parts: the most that was measured
         self._measured = 0
         self._late: deque[_Late] = deque()
         # Gradients of the part that is updated, and of the one that waits for it; fp32, if weights are bf16.
@@ -163,10 +165,10 @@ class OnADevice(Host):
     def open_parts(
         self, store: Parts, *, resident: Callable[[str], bool], buffer_bytes: int, late: bool
     ) -> None:
-        """Use the weights of a store; or place them anew, when none is in use.
+        """Use the weights of a store, or place them anew when none is in use.
 
         Args:
-            store: where the parts are.
+            store: the store of the parts.
             resident: whether a part's weights stay on the device; the frame's do.
             buffer_bytes: size of each buffer for the others.
             late: whether the host has room for a part whose update is put off.
@@ -189,7 +191,7 @@ class OnADevice(Host):
         return self._landing.limit + (self.device.limit if self.device.in_host_memory else 0)
 
     def bytes_of(self, model: nn.Module) -> int:
-        """What a model's tensors take of the device, in whole pages."""
+        """The bytes of a model's tensors on the device, in whole pages."""
         tensors = {*model.parameters(), *model.buffers()}
         return sum(-(-each.nbytes // PAGE) * PAGE for each in tensors if self.device.owns(each))
 
@@ -226,7 +228,7 @@ class OnADevice(Host):
         return self.device.owns(tensor)
 
     def move(self, model: nn.Module) -> None:
-        brought: dict[Tensor, Tensor] = {}  # what is shared stays shared
+        brought: dict[Tensor, Tensor] = {}  # shared tensors stay shared
         for module in model.modules():
             for registry in (module._parameters, module._buffers):
                 for name, tensor in registry.items():
@@ -318,7 +320,7 @@ class OnADevice(Host):
     def drop(self) -> None:
         while self._late:
             late = self._late.popleft()
-            with suppress(RuntimeError):  # of the device, where that is why the step failed
+            with suppress(RuntimeError):  # of the device, if that made the step fail
                 for event in late.copied:
                     event.synchronize()
             self._landing.give(late.buffer)
@@ -336,7 +338,7 @@ class OnADevice(Host):
 
 
 def open_place(name: str, limit: int | None, layouts: Mapping[str, PartLayout]) -> Host:
-    """Where the parts of these layouts are computed with: `name` and `limit` are those of `open_device`."""
+    """The place where the parts of these layouts are computed. `name` and `limit` are those of `open_device`."""
     device = open_device(name, limit=limit)
     if device is None:
         return Host()

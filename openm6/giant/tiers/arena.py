@@ -39,7 +39,7 @@ class HostTensorError(RuntimeError):
 
 
 class _Done:
-    """The end of a copy, or of what was computed, which in an arena is over when the call returns."""
+    """The end of a copy or of a computation. In an arena it is over when the call returns."""
 
     def __init__(self, future: Future[None] | None = None) -> None:
         self._future = future
@@ -53,7 +53,7 @@ class _Done:
 
 
 class _Guard(LiveBytes):
-    """Knows the arena's tensors: those that it was told of, and what operations inside it make of them."""
+    """Knows the arena's tensors: those that were registered, and the results of operations inside it on them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

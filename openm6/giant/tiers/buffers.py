@@ -23,7 +23,7 @@ class Pins(Protocol):
 
 
 class Buffer:
-    """Page-aligned anonymous memory. `tensor` is all of it as uint8; `owner` is told before it is reused."""
+    """Page-aligned anonymous memory. `tensor` is all of it as uint8. `owner` is called before it is reused."""
 
     __slots__ = ("_pins", "memory", "nbytes", "owner", "tensor")
 
@@ -57,10 +57,7 @@ class Buffer:
 
 
 class BufferPool:
-    """At most `limit` bytes of buffers. Idle ones, oldest first, give way to new ones. Not thread-safe.
-
-    `pins` pins those that are asked for so.
-    """
+    """At most `limit` bytes of buffers. The oldest idle buffers give way to new ones. Not thread-safe."""
 
     def __init__(self, limit: int, pins: Pins | None = None) -> None:
         self.limit, self._pins = limit, pins
@@ -74,7 +71,7 @@ class BufferPool:
         return self.busy + self._idle_bytes
 
     def resize(self, limit: int) -> None:
-        """Another limit. Idle buffers above it go now, busy ones when they rest."""
+        """Set another limit. Idle buffers above it go now, busy buffers when they become idle."""
         self.limit = limit
         self._trim()
 
@@ -82,7 +79,7 @@ class BufferPool:
         return buffer in self._idle
 
     def fits(self, nbytes: int) -> bool:
-        """Whether buffers of `nbytes` together can be had now."""
+        """Whether buffers of `nbytes` in all are available now."""
         return self.busy + nbytes <= self.limit
 
     def take(self, nbytes: int, owner: Callable[[], None], *, pinned: bool = False) -> Buffer:
@@ -108,13 +105,13 @@ class BufferPool:
         self._trim()
 
     def wake(self, buffer: Buffer) -> None:
-        """An idle buffer becomes busy again, content and all."""
+        """An idle buffer becomes busy again, with its content."""
         del self._idle[buffer]
         self._idle_bytes -= buffer.nbytes
         self.busy += buffer.nbytes
 
     def discard(self, buffer: Buffer) -> None:
-        """Let go of an idle buffer's memory."""
+        """Release an idle buffer's memory."""
         self._drop(buffer)
         buffer.unpin()
 

@@ -40,7 +40,7 @@ _SEAL = '{"xxh3_64": "%s", "content": '
 
 @dataclass(frozen=True)
 class SectionRecord:
-    """Where a section's committed bytes lie, and their checksum."""
+    """The place of a section's committed bytes, and their checksum."""
 
     side: Side
     checksum: str
@@ -71,13 +71,13 @@ def part_file(folder: Path, stem: str, side: Side) -> Path:
 
 
 def write_record(folder: Path, record: CommitRecord, ready: Callable[[], None] | None = None) -> None:
-    """Replace the folder's record, atomically; every byte that it names must be safe on the disk already.
+    """Replace the folder's record atomically. All bytes that it names must be safe on the disk already.
 
-    `ready` is called when the new record is safe, under its temporary name, and before it takes effect.
+    `ready` is called when the new record is safe under its temporary name, before it takes effect.
 
     Raises:
-        TierError: `extra` is not plain JSON, or the disk is full or failing. Unless it was the very last sync
-            that failed, the old record stands.
+        TierError: `extra` is not plain JSON, or the disk is full or failing. Then the old record stays valid,
+            unless only the very last sync failed.
     """
     check_json(record.extra, "extra")
     text = json.dumps(_content(record))
@@ -100,7 +100,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def read_record(folder: Path) -> CommitRecord | None:
-    """The folder's record; None if nothing was committed there yet.
+    """The folder's record; None if nothing has been committed there.
 
     Raises:
         TierError: the record is damaged, or of another version.
@@ -130,9 +130,9 @@ def read_record(folder: Path) -> CommitRecord | None:
 
 
 def check_json(value: Any, where: str, *, holder: str = "a commit") -> None:
-    """Refuse what JSON cannot hold or would change in silence; tuples come back as lists.
+    """Refuse values that JSON cannot hold or would change silently. Tuples come back as lists.
 
-    `where` names the value in errors, `holder` what it is to be written to.
+    `where` names the value in errors, `holder` names the file or state that will hold it.
 
     Raises:
         TierError: `value` holds something else than dicts with string keys, lists, tuples, strings, numbers,

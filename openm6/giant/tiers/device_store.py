@@ -30,7 +30,7 @@ EXPERT_BUFFERS = 3  # of a mixture: the body of its slot stays in use beside the
 
 
 class Parts(Protocol):
-    """A store, or what stands in for one, as far as computing with parts needs it."""
+    """The part of a store's interface that computing needs. Stand-ins for a store implement it too."""
 
     def announce(self, accesses: Iterable[Access]) -> None: ...
 
@@ -42,8 +42,8 @@ class Parts(Protocol):
 class OnDevice(dict[Any, Any]):
     """Views of a part whose weights are on the device. `host` are the store's own views.
 
-    `release` says that all work that reads the device's weights is queued: their memory is used again behind it.
-    Leaving the use says the same.
+    Call `release` when all work that reads the device's weights is queued. Later work may reuse their memory.
+    Leaving the use does the same.
     """
 
     def __init__(self, own: Views, weights: dict[str, Tensor], release: Callable[[], None]) -> None:
@@ -53,14 +53,14 @@ class OnDevice(dict[Any, Any]):
 
 
 class DeviceStore:
-    """`store`, whose parts' weights are computed with on `device`.
+    """A `store` whose parts' weights compute on `device`.
 
     Args:
-        store: where parts live on the host and on the disk; whoever made it closes it.
-        device: where weights are wanted.
+        store: the store of the parts on the host and on the disk; its maker closes it.
+        device: the device that gets the weights.
         resident: whether a part's weights stay on the device.
-        buffer_bytes: size of each buffer: the largest of the other parts' weights.
-        buffers: how many there are: `BUFFERS`, or `EXPERT_BUFFERS`.
+        buffer_bytes: size of each buffer: the largest weights of the other parts.
+        buffers: the number of buffers: `BUFFERS`, or `EXPERT_BUFFERS`.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class DeviceStore:
 
     @contextmanager
     def use(self, access: Access) -> Iterator[Views]:
-        """See `TieredStore.use`. Where weights alone are read, the views are `OnDevice`.
+        """See `TieredStore.use`. If only weights are read, the views are `OnDevice`.
 
-        No more parts that are not resident may be in use (and not released) at a time than there are buffers.
+        At most as many parts that are not resident may be in use (and not released) at a time as there are buffers.
         Raises TierError for one more.
         """
         self.settle()
@@ -131,18 +131,20 @@ class DeviceStore:
 
     @property
     def resident_bytes(self) -> int:
-        """Of weights that stay on the device, as far as they have been there."""
+        """Bytes of the weights that stay on the device and have been there."""
         return sum(memory.nbytes for memory in self._resident.values())
 
     def settle(self) -> None:
-        """Wait until no copy reads the host's memory, and give that back."""
+        """Wait until no copy reads the host's memory, and give that memory back."""
         if self._copying is not None:
             (copied, source), self._copying = self._copying, None
             copied.synchronize()
             source.close()
 
     def forget(self, *, keep: Collection[str] = ()) -> None:
-        """Let go of the device's memory, but for resident parts to `keep`: parts change names, sizes, or places."""
+        """Release the device's memory, except for resident parts in `keep`, before parts change names, sizes or
+        places.
+        """
         self.settle()
         assert len(self._idle) == self._made, "a part is in use"
         self.device.synchronize()
@@ -159,7 +161,9 @@ class DeviceStore:
         self._stays, self._buffer_bytes = resident, buffer_bytes
 
     def _bring(self, part: str, own: Views) -> tuple[Tensor, Event, Callable[[], None]]:
-        """The part's weights on the device: their memory, the end of the copy, and how to release them."""
+        """Bring the part's weights to the device. Returns their memory, the end of the copy, and a function that
+        releases them.
+        """
         if self._stays(part):
             memory, free, release = self.device.empty(self._nbytes(part)), [self.device.mark()], _nothing
             self._resident[part] = memory
@@ -194,7 +198,7 @@ class DeviceStore:
         return release
 
     def _renew(self, part: str, weights: dict[str, Tensor]) -> None:
-        """The host's weights have changed: so do those that stay on the device."""
+        """The host's weights have changed: renew the copies that stay on the device."""
         memory = self._resident.get(part)
         if memory is not None:
             copied = self._upload(part, weights, memory, after=[self.device.mark()])
@@ -223,7 +227,7 @@ def _nothing() -> None:
 
 
 def _packed(tensors: dict[str, Tensor], nbytes: int) -> Tensor | None:
-    """The memory of tensors that a store laid out in one piece, as bytes; None if others made them."""
+    """The memory of tensors that a store laid out in one piece, as bytes; None for other tensors."""
     storages = {storage_key(each): each.untyped_storage() for each in tensors.values()}
     if len(storages) != 1:
         return None

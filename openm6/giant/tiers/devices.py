@@ -29,18 +29,18 @@ class Event(Protocol):
     """A point in the device's work."""
 
     def wait(self) -> None:
-        """Let what is computed from now on begin after it."""
+        """Let all later computations on the device wait for the event."""
         ...
 
     def synchronize(self) -> None:
-        """Block the host until it is over."""
+        """Block the host until the event has happened."""
         ...
 
 
 class Device(ABC):
-    """A device with `limit` bytes for this process, which compute and copies keep to.
+    """A device with `limit` bytes for this process. Computation and copies keep this limit.
 
-    `torch_device` is where its tensors are, as PyTorch names it.
+    `torch_device` is the device of its tensors, in PyTorch's notation.
     """
 
     torch_device: torch.device
@@ -52,24 +52,26 @@ class Device(ABC):
 
     @abstractmethod
     def empty(self, nbytes: int) -> Tensor:
-        """New memory as uint8, with any content. Raises torch.OutOfMemoryError beyond the limit."""
+        """New memory as uint8, with undefined content. Raises torch.OutOfMemoryError beyond the limit."""
 
     @abstractmethod
     def free(self, memory: Tensor) -> None:
-        """Memory from `empty` that nobody will read again."""
+        """Free memory from `empty`, which nobody will read again."""
 
     @abstractmethod
     def mark(self) -> Event:
-        """The end of what was computed so far."""
+        """The end of all computations so far, as an event."""
 
     @abstractmethod
     def upload(self, source: Tensor, target: Tensor, *, after: Sequence[Event] | None = None) -> Event:
-        """Copy a host tensor to a device tensor of equal shape and dtype, behind all of `after`; by default behind
-        what was computed so far."""
+        """Copy a host tensor to a device tensor of equal shape and dtype.
+
+        The copy starts after all events in `after`, by default after all computations so far.
+        """
 
     @abstractmethod
     def download(self, source: Tensor, target: Tensor) -> Event:
-        """Copy a device tensor to a host tensor of equal shape and dtype, behind what was computed so far."""
+        """Copy a device tensor to a host tensor of equal shape and dtype, after all computations so far."""
 
     @abstractmethod
     def computing(self) -> AbstractContextManager[Any]:
@@ -77,23 +79,23 @@ class Device(ABC):
 
     @abstractmethod
     def hosting(self) -> AbstractContextManager[Any]:
-        """Context inside `computing` in which the host computes for itself (an optimizer's update)."""
+        """Context inside `computing` for computations of the host itself (an optimizer's update)."""
 
     @abstractmethod
     def owns(self, tensor: Tensor) -> bool:
-        """Whether a tensor is the device's."""
+        """Whether a tensor is on the device."""
 
     @abstractmethod
     def seed(self, number: int) -> None:
-        """Begin what is random on the device anew."""
+        """Seed the device's random generator."""
 
     @abstractmethod
     def unlimited(self) -> AbstractContextManager[None]:
-        """Context in which the limit does not hold: for a measurement that says how high it must be."""
+        """Context without the limit, for a measurement that finds the limit that is needed."""
 
     @abstractmethod
     def reset_peak(self) -> None:
-        """Forget the peak: it is what is held now."""
+        """Set the peak to the present use."""
 
     @property
     @abstractmethod
@@ -103,28 +105,30 @@ class Device(ABC):
     @property
     @abstractmethod
     def peak_used_bytes(self) -> int:
-        """The most that they took since `reset_peak`."""
+        """The most bytes of this process's tensors since `reset_peak`."""
 
     @property
     @abstractmethod
     def peak_bytes(self) -> int:
-        """The most that the process held there since `reset_peak`, reserves included, by the device's count."""
+        """The most bytes that the process held on the device since `reset_peak`, with reserves, as the device
+        counts them.
+        """
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy of a host tensor, ready to be computed with."""
+        """A copy of a host tensor, ready for computing."""
         target = self.new(tensor.shape, tensor.dtype)
         self.upload(tensor, target).wait()
         return target
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A copy of a device tensor, when what is computed so far is done."""
+        """A copy of a device tensor, after all computations so far."""
         with self.hosting():
             target = torch.empty(tensor.shape, dtype=tensor.dtype)
         self.download(tensor, target).synchronize()
         return target
 
     def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor with any content."""
+        """A tensor with undefined content."""
         return self.empty(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
     def pin(self, memory: Tensor) -> None:
@@ -160,7 +164,7 @@ class Device(ABC):
         """Undo `_register`."""
 
     def synchronize(self) -> None:
-        """Block the host until everything computed so far is done."""
+        """Block the host until all computations so far are done."""
         self.mark().synchronize()
 
     @abstractmethod
@@ -169,7 +173,7 @@ class Device(ABC):
 
 
 class _StreamEvent:
-    """An event of PyTorch; `wait` acts on the stream on which the caller computes."""
+    """An event of PyTorch. `wait` acts on the stream on which the caller computes."""
 
     def __init__(self, event: torch.Event, device: torch.device) -> None:
         self.event, self._device = event, device

@@ -37,7 +37,7 @@ _NO_REFLINK = (errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV, errno.ENOTTY, errno.
 
 
 class TierError(ValueError):
-    """Something between memory and disk went wrong; the message says what, where and how to mend it."""
+    """A fault between memory and disk. The message says what happened, where, and how to mend it."""
 
 
 # -------------------- disk
@@ -45,7 +45,7 @@ class TierError(ValueError):
 
 @dataclass
 class Traffic:
-    """What went to and from the disk. Seconds are wall-clock time in which at least one thread was at it."""
+    """The traffic to and from the disk. Seconds are wall-clock time in which at least one thread was busy."""
 
     bytes_read: int = 0
     bytes_written: int = 0
@@ -55,7 +55,7 @@ class Traffic:
 
 
 class Disk:
-    """I/O threads. `read` and `write` return at once, with a future of the range's checksum."""
+    """I/O threads. `read` and `write` return at once, with a future for the range's checksum."""
 
     def __init__(self, threads: int, trace: Trace) -> None:
         if threads < 1:
@@ -81,7 +81,7 @@ class Disk:
         list(self._threads.map(_sync_data, files))
 
     def close(self) -> None:
-        """Wait for what was started and end the threads."""
+        """Wait for all requests and end the threads."""
         self._threads.shutdown(wait=True)
 
     def _start(
@@ -122,7 +122,7 @@ class Disk:
         return future
 
     def _move(self, verb: str, file: Path, offset: int, block: memoryview, what: str) -> bytes:
-        """One block, whole; returns its digest."""
+        """Move one whole block. Returns its digest."""
         lane = threading.current_thread().name
         with self._trace.span(lane, f"{verb} {what}", bytes=len(block)):
             digest = xxhash.xxh3_64_digest(block) if verb == "write" else b""
@@ -196,7 +196,7 @@ class Disk:
 
 @contextmanager
 def reported(verb: str, file: Path, what: str) -> Iterator[None]:
-    """Turn an operating system's error inside into a `TierError` of one sentence."""
+    """Context that turns an operating system's error into a `TierError` of one sentence."""
     try:
         yield
     except OSError as error:
@@ -225,7 +225,7 @@ def _free(file: Path) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written in the folder's file system."""
+    """The free bytes of the folder's file system."""
     return shutil.disk_usage(folder).free
 
 
@@ -233,7 +233,7 @@ def allocate(file: Path, ranges: Iterable[tuple[int, int]]) -> None:
     """Create the file if needed and claim the disk's space for its (offset, bytes) ranges.
 
     Raises:
-        TierError: the disk has not got the space.
+        TierError: the disk has too little space.
     """
     with reported("make room for", file, "its bytes"):
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -248,9 +248,10 @@ def allocate(file: Path, ranges: Iterable[tuple[int, int]]) -> None:
 
 
 def copy_range(source: Path, source_offset: int, target: Path, target_offset: int, nbytes: int) -> int:
-    """Copy bytes between files: shared blocks where the file system can, else inside the kernel, else here.
+    """Copy bytes between files: by shared blocks if the file system can, else inside the kernel, else in this
+    process.
 
-    Returns the bytes that were written: 0 if blocks are shared.
+    Returns the number of written bytes: 0 if blocks are shared.
 
     Raises:
         TierError: a file is missing or too short, or the disk is full.

@@ -59,11 +59,11 @@ class Folder:
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the folder for others."""
         self._closing()
 
     def begin(self) -> None:
-        """Clear what is left of a run that never committed.
+        """Remove the files of a run that never committed.
 
         Raises:
             TierError: there is a committed run.
@@ -71,7 +71,7 @@ class Folder:
         record = read_record(self.path)
         if record is not None and record.durability == "step":
             raise TierError(
-                f"{self.path} holds a run, committed at step {record.step}; go on with it, or delete the "
+                f"{self.path} holds a run, committed at step {record.step}; continue it, or delete the "
                 "folder to start anew."
             )
         lost = self.sweep(set())
@@ -87,7 +87,7 @@ class Folder:
             write_record(self.path, CommitRecord(0, {}, {}, "none"))
 
     def last_commit(self) -> CommitRecord:
-        """The record to go on from; `TierError` if there is none."""
+        """The record from which to continue. Raises `TierError` if there is none."""
         record = read_record(self.path)
         if record is None:
             raise TierError(
@@ -101,12 +101,12 @@ class Folder:
         return record
 
     def file(self, stored: StoredSection) -> Path:
-        """Where the newest bytes of a section are, once they are on the disk."""
+        """The file with the newest bytes of a section, once they are on the disk."""
         assert stored.side is not None
         return part_file(self.path, stored.stem, stored.side)
 
     def require_space(self, parts: Sequence[StoredPart]) -> None:
-        """Raise `TierError` unless the disk can take the files of these parts."""
+        """Raise `TierError` if the disk has too little space for the files of these parts."""
         ranges = [each for part in parts for side in part.ranges(self.two_sided).values() for each in side]
         needed = sum(nbytes for _, nbytes in ranges)
         free = free_bytes(self.path)
@@ -118,7 +118,7 @@ class Folder:
             )
 
     def create(self, part: StoredPart) -> None:
-        """The files of a new part, with their space claimed; nothing is left of them if the disk is full."""
+        """Make the files of a new part and claim their space. If the disk is full, no file is left."""
         made: list[Path] = []
         try:
             for side, ranges in part.ranges(self.two_sided).items():
@@ -134,10 +134,10 @@ class Folder:
         self._new_names |= bool(made)
 
     def adopt(self, part: StoredPart) -> None:
-        """Check the sizes of a committed part's files, and claim the space of the sides that it will write.
+        """Check the sizes of a committed part's files, and claim the space of the sides to be written.
 
         Raises:
-            TierError: a file that the commit needs is missing or too short, or the disk is full.
+            TierError: a file of the commit is missing or too short, or the disk is full.
         """
         for stored in part.sections.values():
             if stored.committed is None:
@@ -157,14 +157,14 @@ class Folder:
             allocate(file, ranges)
 
     def delete(self, part: StoredPart) -> None:
-        """The files of a part that no commit needs."""
+        """Delete the files of a part that no commit needs."""
         for side in part.ranges(self.two_sided):
             file = part_file(self.path, part.stem, side)
             with reported("delete", file, part.name):
                 file.unlink(missing_ok=True)
 
     def sweep(self, stems: set[str]) -> int:
-        """Delete what a killed run left, files that no commit names; returns how many."""
+        """Delete the files of a killed run that no commit names. Returns their number."""
         count = 0
         for path in self.path.iterdir() if self._known else ():
             stem, _, side = path.name.rpartition(".")
@@ -183,7 +183,7 @@ class Folder:
 
 
 def _lock(handle: int, path: Path) -> None:
-    """Take the lock, or raise `TierError` that says who has it."""
+    """Take the lock, or raise a `TierError` that names its holder."""
     give_up = time.monotonic() + PATIENCE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Pinned host memory for tensors that come from a device: taken, given back, used again."""
+"""Pinned host memory for tensors that come from a device. Its buffers are reused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from openm6.giant.tiers.parts import PAGE, TensorSpec, packed_bytes, views
 
 
 class Landing:
-    """Buffers pinned by `pins`. If they take more than `limit` bytes, resting ones give way, the smallest first."""
+    """Buffers pinned by `pins`. If they would take more than `limit` bytes, idle ones are freed, the smallest
+    first.
+    """
 
     def __init__(self, pins: Pins, limit: int) -> None:
         self.limit = limit
@@ -25,7 +27,7 @@ class Landing:
         return self._busy + sum(buffer.nbytes for buffer in self._idle)
 
     def take(self, specs: Sequence[TensorSpec]) -> tuple[Buffer, dict[str, Tensor]]:
-        """Uninitialised tensors, and the buffer that they are in, which is to be given back."""
+        """Uninitialised tensors, and their buffer, which the caller must give back."""
         nbytes = max(PAGE, -(-packed_bytes(specs) // PAGE) * PAGE)
         fitting = [buffer for buffer in self._idle if buffer.nbytes >= nbytes]
         if fitting:
@@ -41,12 +43,12 @@ class Landing:
         return buffer, views(specs, buffer.tensor)
 
     def give(self, buffer: Buffer) -> None:
-        """Nobody reads the buffer any more."""
+        """Take a buffer back, which nobody reads any more."""
         self._busy -= buffer.nbytes
         self._idle.append(buffer)
 
     def close(self) -> None:
-        """Let go of the buffers that rest."""
+        """Free the idle buffers."""
         for buffer in self._idle:
             buffer.unpin()
         self._idle.clear()

@@ -18,11 +18,11 @@ def open_device(name: str, *, limit: int | None = None) -> Device | None:
     """The device of that name; None for the processor itself.
 
     Args:
-        name: "cpu"; "auto": the accelerator, where there is one; "cuda", "cuda:1", "mps", "xpu" ...;
-            "arena:64MiB": a stand-in of that size in host memory, to try placements.
-        limit: bytes that this process may hold there; by default what is free, less `MARGIN`.
+        name: "cpu"; "auto": the accelerator, if there is one; "cuda", "cuda:1", "mps", "xpu" ...; "arena:64MiB": a
+            stand-in of that size in host memory, to try placements.
+        limit: the most bytes of this process there; by default the free bytes, less `MARGIN`.
 
-    Raises ValueError for a device that is not there, and for a limit above its memory.
+    Raises ValueError for a device that does not exist, and for a limit above its memory.
     """
     if name.startswith("arena"):
         _, _, size = name.partition(":")

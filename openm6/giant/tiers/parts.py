@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PAGE = 4096  # bytes: what direct I/O asks of addresses, offsets and lengths
+PAGE = 4096  # bytes: direct I/O needs multiples of it as addresses, offsets and lengths
 LINE = 64  # bytes: tensors begin at cache lines, which is also more than any kernel's alignment
 
 Section = Literal["weights", "state", "gradients"]
@@ -45,7 +45,9 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class PartLayout:
-    """Where every tensor of a part lies: the same for every part of equal tensors, now and on the disk."""
+    """The place of every tensor in a part. Parts with equal tensors always have equal
+    layouts, now and on the disk.
+    """
 
     weights: tuple[TensorSpec, ...]
     state: tuple[TensorSpec, ...] = ()
@@ -60,7 +62,7 @@ class PartLayout:
         return _round_up(packed_bytes(self.specs(section)), PAGE)
 
     def section_offset(self, section: Section) -> int:
-        """Where a section begins in the part's bytes."""
+        """The offset of a section in the part's bytes."""
         return sum(self.section_bytes(each) for each in SECTIONS[: SECTIONS.index(section)])
 
     @property
@@ -70,7 +72,7 @@ class PartLayout:
 
     @property
     def numel(self) -> int:
-        """Weights of the part."""
+        """The number of weights of the part."""
         return sum(spec.numel for spec in self.weights)
 
     def views(self, section: Section, buffer: Tensor) -> dict[str, Tensor]:
@@ -79,12 +81,12 @@ class PartLayout:
 
 
 def packed_bytes(specs: Iterable[TensorSpec]) -> int:
-    """Bytes that tensors take one behind the other, as `views` lays them out."""
+    """Bytes of tensors that lie one after the other, as `views` lays them out."""
     return sum(_round_up(spec.nbytes, LINE) for spec in specs)
 
 
 def views(specs: Sequence[TensorSpec], buffer: Tensor) -> dict[str, Tensor]:
-    """Tensors laid out one behind the other in a uint8 buffer, by name."""
+    """Tensors one after the other in a uint8 buffer, by name."""
     assert buffer.dtype == torch.uint8 and buffer.dim() == 1
     named, start = {}, 0
     for spec in specs:
@@ -95,7 +97,7 @@ def views(specs: Sequence[TensorSpec], buffer: Tensor) -> dict[str, Tensor]:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's memory, to read into or write from."""
+    """A contiguous tensor's memory, for reading or writing."""
     assert tensor.is_contiguous()
     flat = tensor.detach().view(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]

@@ -36,12 +36,12 @@ class _Announced:
     pinned: bool = False
 
 
-# Room that reads ahead leave, in buffers of what a use writes unread: one to fill, one on its way out.
+# Room that reads ahead leave, in buffers of the sections that a use writes unread: one to fill, one to store.
 _SPARE = 2
 
 
 class ReadAhead:
-    """Brings sections into memory and back. `check` raises what went wrong in the background."""
+    """Moves sections into memory and back. `check` raises errors from the background."""
 
     def __init__(
         self, disk: Disk, buffer_bytes: int, trace: Trace, folder: Folder | None, pins: Pins | None = None
@@ -69,7 +69,7 @@ class ReadAhead:
         return self._pool.nbytes
 
     def resize(self, buffer_bytes: int) -> None:
-        """Another limit; a smaller one takes hold as busy buffers become idle."""
+        """Set another limit. A smaller limit takes effect as busy buffers become idle."""
         with self._lock:
             self._pool.resize(buffer_bytes)
             self._pump()
@@ -77,18 +77,18 @@ class ReadAhead:
     # -------------------- failure
 
     def fail(self, error: BaseException) -> None:
-        """Take no more uses and no commit: what is in memory or on the working side is not a step's state."""
+        """Refuse all further uses and commits: memory and the working side no longer hold the state of a step."""
         with self._lock:
             self._failure = self._failure or error
 
     def check(self) -> None:
-        """Raise what failed since the last commit."""
+        """Raise the first error since the last commit."""
         if self._failure is not None:
             raise self._failure
 
     @contextmanager
     def critical(self) -> Iterator[None]:
-        """A failure inside is one of the whole store."""
+        """Context in which a failure is a failure of the whole store."""
         self.check()
         try:
             yield
@@ -99,7 +99,7 @@ class ReadAhead:
     # -------------------- what comes next
 
     def announce(self, accesses: Iterable[tuple[Access, list[StoredSection], list[StoredSection]]]) -> None:
-        """Replace what was announced: (access, sections to read, sections to write)."""
+        """Replace the announcements: (access, sections to read, sections to write)."""
         coming, unread = deque[_Announced](), 0
         for access, reads, writes in accesses:
             coming.append(_Announced(access, reads))
@@ -116,7 +116,7 @@ class ReadAhead:
             self._pump()
 
     def _next(self, access: Access | None) -> _Announced | None:
-        """Take an announced access and what it passes over off the list."""
+        """Remove an announced access from the list, and those before it that were passed over."""
         if access is None or not self._announced[access]:
             return None
         while True:
@@ -153,7 +153,8 @@ class ReadAhead:
     def _bring(
         self, sections: Sequence[StoredSection], reads: Collection[StoredSection], *, spare: int = 0
     ) -> bool:
-        """Give every section memory, and start reads into what is new; False, and nothing, if there is no room.
+        """Give every section memory, and start reads into new memory. If there is no room, do nothing and return
+        False.
 
         The caller has pinned the sections.
         """
@@ -177,7 +178,7 @@ class ReadAhead:
             self._pool.rest(stored.memory)
 
     def start(self, verb: Literal["read", "write"], stored: StoredSection) -> None:
-        """Let the I/O threads read the newest bytes, or write what is in memory to the working side."""
+        """Let the I/O threads read the newest bytes, or write the bytes in memory to the working side."""
         with self._lock:
             assert self._folder is not None and stored.memory is not None and stored.busy is None
             stored.busy = verb
@@ -219,10 +220,10 @@ class ReadAhead:
         access: Access | None = None,
         precious: bool = True,
     ) -> Iterator[None]:
-        """Inside, `sections` are in memory, and no I/O thread changes them or reads what may change.
+        """Context in which `sections` are in memory. No I/O thread changes them, or reads sections that may change.
 
-        On leaving without an exception, `writes` are the newest bytes and are written behind. With one, they
-        are neither the old nor the new bytes: a failure of the store if they are `precious`.
+        On leaving without an exception, `writes` hold the newest bytes and are written behind. After an exception
+        they hold neither the old nor the new bytes: a failure of the store if they are `precious`.
         """
         with self._lock:
             self.check()
@@ -280,7 +281,7 @@ class ReadAhead:
             try:
                 waited |= self._wait_until_ready(sections, writes)
             except BaseException as error:
-                # What was to be written without being read has lost its bytes.
+                # A section that was to be written without being read has lost its bytes.
                 if not set(writes) <= set(reads):
                     self.fail(error)
                 raise
@@ -303,7 +304,7 @@ class ReadAhead:
         return waited
 
     def _find_room(self, sections: Sequence[StoredSection], reads: Collection[StoredSection]) -> bool:
-        """Bring the sections into memory; whether that took waiting."""
+        """Bring the sections into memory. Returns whether this had to wait."""
         waited = False
         self._hungry += 1
         try:
@@ -334,7 +335,7 @@ class ReadAhead:
     # -------------------- rest
 
     def copy(self, old: StoredSection, new: StoredSection) -> None:
-        """Fill a new section, which nothing else knows yet, with the newest bytes of another."""
+        """Fill a new section, which nothing else knows yet, with the newest bytes of another section."""
         new.side = None if new.resident else new.working_side
         with self._lock:
             self.check()
@@ -369,7 +370,7 @@ class ReadAhead:
             self._lock.wait_for(lambda: all(stored.busy is None for stored in sections))
 
     def forget(self, sections: Collection[StoredSection]) -> None:
-        """Let go of the memory of sections that no use is open on, and of what was announced of them."""
+        """Release the memory of sections without an open use, and drop their announcements."""
         with self._lock:
             assert not any(stored.users for stored in sections)
             for entry in self._near:
@@ -388,7 +389,7 @@ class ReadAhead:
             self._pump()
 
     def close(self) -> None:
-        """Wait for the I/O threads to be idle; further uses are refused."""
+        """Wait for the I/O threads to finish. Further uses are refused."""
         self.announce([])
         self.fail(TierError("the store is closed; open it again."))
         with self._lock:

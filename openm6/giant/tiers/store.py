@@ -48,20 +48,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class TieredStore:
-    """Parts by name, each section in the tier that `placement` says.
+    """Parts by name, each section in the tier that `placement` gives it.
 
     Args:
-        folder: where files go; None if nothing lives on the disk. One process at a time may have it.
-        placement: {part: {section: tier}}, or a function from a part's name to {section: tier}. A section it
-            does not mention is on the disk. "device" is kept in host memory here: devices are the caller's.
-        buffer_bytes: memory for sections on the disk; at least what is in use at a time.
+        folder: the folder of the files; None if nothing lives on the disk. Only one process at a time may hold it.
+        placement: {part: {section: tier}}, or a function from a part's name to {section: tier}. A section that is
+            not listed is on the disk. Here "device" means host memory, because devices belong to the caller.
+        buffer_bytes: memory for sections on the disk; at least enough for all sections in use at one time.
         durability: "step" keeps two sides of every part and can commit; "none" keeps one and cannot.
         threads: I/O threads.
         trace: gets the lanes "disk_0", "disk_1", ... and, in the lane "compute", the waits for them.
-        pins: the device to which weights are copied: their memory is pinned.
 
     Raises:
-        TierError: the folder is in use, or holds a committed run (which `TieredStore.open` goes on with).
+        TierError: the folder is in use, or holds a committed run (which `TieredStore.open` continues).
     """
 
     def __init__(
@@ -96,8 +95,7 @@ class TieredStore:
     ) -> tuple[TieredStore, dict[str, Any]]:
         """The store of `folder` as of its last commit, and that commit's `extra`.
 
-        What was written after it is dropped. The placement may be another one. Sizes are checked now; every
-        read checks its bytes.
+        Later writes are dropped. The placement may change. Sizes are checked now; every read checks its bytes.
 
         Raises:
             TierError: nothing was committed, a file is missing or damaged, or the folder is in use.
@@ -166,7 +164,7 @@ class TieredStore:
 
     @property
     def parts(self) -> list[str]:
-        """Names, in order of creation."""
+        """Names of the parts, in order of creation."""
         return list(self._parts)
 
     @property
@@ -181,7 +179,7 @@ class TieredStore:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of resident sections; buffers come on top."""
+        """Bytes of resident sections, without buffers."""
         return sum(
             stored.nbytes
             for part in self._parts.values()
@@ -191,12 +189,12 @@ class TieredStore:
 
     @property
     def buffer_bytes(self) -> int:
-        """Memory that buffers may take."""
+        """The most bytes that buffers may take."""
         return self._ahead.buffer_bytes
 
     @property
     def buffered_bytes(self) -> int:
-        """Memory that buffers take now."""
+        """The bytes that buffers take now."""
         return self._ahead.buffered_bytes
 
     def layout(self, part: str) -> PartLayout:
@@ -205,10 +203,10 @@ class TieredStore:
     # -------------------- making and removing parts
 
     def require_space(self, layouts: Mapping[str, PartLayout]) -> None:
-        """Check that the disk can take these new parts, on as many sides as they need.
+        """Check that the disk has space for these new parts, on as many sides as they need.
 
         Raises:
-            TierError: it cannot; the message tells both figures.
+            TierError: it has not; the message gives both figures.
         """
         self._require_space(
             [StoredPart.of(name, each, name, self._tiers(name)) for name, each in layouts.items()]
@@ -216,7 +214,7 @@ class TieredStore:
 
     @contextmanager
     def create(self, part: str, layout: PartLayout) -> Iterator[Views]:
-        """Zeroed tensors of a new part to fill, without its gradients; they are stored at exit.
+        """Context with zeroed tensors of a new part to fill, without its gradients. They are stored at exit.
 
         Raises:
             TierError: the part exists, the disk is full, or `buffer_bytes` cannot hold the part.
@@ -230,7 +228,7 @@ class TieredStore:
                 yield {"weights": new.views("weights"), "state": new.views("state")}
 
     def copy(self, source: str, part: str) -> None:
-        """A new part with the bytes of another: what delinking does. Gradients are not copied.
+        """Make a new part with the bytes of another one, for delinking. Gradients are not copied.
 
         Raises:
             TierError: `source` does not exist or `part` does, or the disk is full.
@@ -242,7 +240,7 @@ class TieredStore:
                     self._ahead.copy(old.sections[section], stored)
 
     def remove(self, part: str) -> None:
-        """Forget a part. Its files go at once, or with the next commit if the last one needs them."""
+        """Forget a part. Its files go at once, or with the next commit if the last commit needs them."""
         gone = self._part(part)
         self._drop(gone)
         if any(stored.committed for stored in gone.sections.values()):
@@ -253,11 +251,10 @@ class TieredStore:
     # -------------------- using parts
 
     def announce(self, accesses: Iterable[Access]) -> None:
-        """What will be used next, in this order, in place of what was announced before.
+        """Announce the next uses, in this order. They replace the earlier announcements.
 
-        Reads run ahead as far as buffers allow; those under way that are still wanted are kept. A use that
-        passes over announced ones drops them from the list; one that was not announced is served all the
-        same.
+        Reads run ahead as far as buffers allow. Reads in progress that are still wanted are kept. A use that passes
+        over announced ones drops them from the list. A use that was not announced is also served.
         """
         self._ahead.announce(
             [
@@ -268,15 +265,15 @@ class TieredStore:
 
     @contextmanager
     def use(self, access: Access) -> Iterator[Views]:
-        """The tensors of the access's sections, valid inside; `writes` may be changed and are stored behind.
+        """Context with the tensors of the access's sections. `writes` may be changed and are stored behind.
 
-        A section in `writes` that is not in `sections` is not read: it holds anything, and all of it is to
-        be written. If the body raises while it writes, the store takes no more uses and no commit: a
-        half-changed part is not a step's state.
+        A section in `writes` that is not in `sections` is not read: its content is undefined, and all of it must be
+        written. If the body raises while it writes, the store refuses further uses and commits, because a
+        half-changed part is not the state of a step.
 
         Raises:
-            TierError: an unknown part, bytes that are damaged or missing, no room in `buffer_bytes`, or
-                a write that failed since the last call.
+            TierError: an unknown part, bytes that are damaged or missing, no room in `buffer_bytes`, or a write
+                that failed since the last call.
         """
         part = self._part(access.part)
         sections: list[Section] = list(dict.fromkeys([*access.sections, *access.writes]))
@@ -294,8 +291,8 @@ class TieredStore:
         """Make everything written so far, and `extra` (plain JSON), the state that `open` finds. Atomic.
 
         Raises:
-            TierError: durability is "none", a part is in use for writing, or the disk is full or failing: the
-                store then takes no more uses, and the last commit stands.
+            TierError: durability is "none", a part is in use for writing, or the disk is full or failing. Then the
+                store refuses further uses, and the last commit stays valid.
         """
         self._commit(step, extra)
 
@@ -332,11 +329,11 @@ class TieredStore:
         self._removed.clear()
 
     def resize(self, buffer_bytes: int) -> None:
-        """Another size for the buffers, when a new placement comes with new parts."""
+        """Change the size of the buffers, for a new placement with new parts."""
         self._ahead.resize(buffer_bytes)
 
     def close(self) -> None:
-        """Finish writes and let go of memory, threads and the folder. Does not commit."""
+        """Finish writes and release memory, threads and the folder. Does not commit."""
         self._closing.close()
         for stored in (each for part in self._parts.values() for each in part.sections.values()):
             stored.let_go()
@@ -371,7 +368,7 @@ class TieredStore:
 
     @contextmanager
     def _new(self, name: str, layout: PartLayout) -> Iterator[StoredPart]:
-        """A part that is one of the store's if nothing inside raises."""
+        """Context for a new part. It joins the store if the body does not raise."""
         if not _NAME.fullmatch(name):
             raise TierError(
                 f"{name!r} cannot name a part, as it names files; use letters, digits, '.', '-', '_'."

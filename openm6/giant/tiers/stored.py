@@ -21,9 +21,9 @@ SCRATCH: frozenset[Section] = frozenset({"gradients"})
 
 @dataclass(frozen=True)
 class Access:
-    """What a use of a part reads (`sections`) and stores (`writes`).
+    """The sections that a use of a part reads (`sections`) and stores (`writes`).
 
-    A section in both is read and stored; one in `writes` alone is not read.
+    A section in both is read and stored. A section only in `writes` is not read.
     """
 
     part: str
@@ -33,7 +33,7 @@ class Access:
 
 @dataclass(eq=False)
 class StoredSection:
-    """A section of a part. A resident one has `memory` for good, another one while it is in a buffer."""
+    """A section of a part. A resident section always has `memory`; another one only while it is in a buffer."""
 
     part: str
     section: Section
@@ -50,7 +50,7 @@ class StoredSection:
     users: int = 0  # uses that are open
     writer: bool = False  # one of them may change it
     pins: int = 0  # announced accesses that hold it in memory
-    busy: Literal["read", "write"] | None = None  # what an I/O thread does with `memory`
+    busy: Literal["read", "write"] | None = None  # the work of an I/O thread on `memory`
     error: BaseException | None = None  # of the read that filled `memory`
 
     def __str__(self) -> str:
@@ -77,14 +77,14 @@ class StoredSection:
         self.memory = None
 
     def lose(self) -> None:
-        """The pool took the buffer back."""
+        """The pool has taken the buffer back."""
         assert not self.users and not self.pins and self.busy is None and not self.resident
         self.memory = None
 
 
 @dataclass(eq=False)
 class StoredPart:
-    """A part in a store: its layout, the stem of its files, and every section of it that has bytes."""
+    """A part in a store: its layout, the stem of its files, and all of its sections that have bytes."""
 
     name: str
     layout: PartLayout
@@ -93,7 +93,7 @@ class StoredPart:
 
     @classmethod
     def of(cls, name: str, layout: PartLayout, stem: str, tiers: Mapping[Section, Tier]) -> StoredPart:
-        """A part whose sections are where `tiers` says: on the disk where it says nothing."""
+        """A part whose sections are in their `tiers`, and by default on the disk."""
         part = cls(name, layout, stem)
         for section in SECTIONS:
             nbytes = layout.section_bytes(section)
@@ -112,7 +112,7 @@ class StoredPart:
         return self.layout.views(section, stored.memory.tensor)
 
     def record(self) -> PartRecord:
-        """What the next commit says of this part, whose bytes are all on the disk."""
+        """The entry of this part in the next commit. All bytes of the part are on the disk."""
         kept: dict[Section, SectionRecord] = {
             section: SectionRecord(stored.side, stored.checksum)
             for section, stored in self.sections.items()
@@ -121,7 +121,7 @@ class StoredPart:
         return PartRecord(self.layout, self.stem, kept)
 
     def ranges(self, two_sided: bool) -> dict[Side, list[tuple[int, int]]]:
-        """(offset, bytes) of what the part keeps on each side's file."""
+        """(offset, bytes) of the part's sections in the file of each side."""
         sections = self.sections.values()
         first = [each for each in sections if not each.resident or (two_sided and not each.scratch)]
         second = [each for each in sections if two_sided and not each.scratch]
@@ -129,7 +129,7 @@ class StoredPart:
         return {side: [(each.offset, each.nbytes) for each in some] for side, some in found.items() if some}
 
     def restore(self, record: PartRecord) -> None:
-        """Take over where a commit's bytes lie.
+        """Take over the places of a commit's bytes.
 
         Raises:
             TierError: the commit lacks a section.

@@ -23,8 +23,8 @@ def neighbour_vote(
 ) -> np.ndarray:
     """Probabilities (N, C): the `k` most similar items vote, each with exp(SHARPNESS x its similarity).
 
-    `categories_G` are numbers from 0; an item with a negative one has no category and no vote. Of equally similar
-    items the first ones count. If nobody votes, all categories are equally probable.
+    `categories_G` are numbers from 0. An item with a negative number has no category and no vote. Of equally
+    similar items the first ones count. If no item votes, all categories are equally probable.
     """
     similarities_NG = np.where(np.asarray(categories_G) < 0, -np.inf, similarities_NG)
     nearest_NK = np.argsort(-similarities_NG, axis=1, kind="stable")[:, :k]
@@ -50,12 +50,12 @@ def fuse(model_NC: np.ndarray, vote_NC: np.ndarray, weight: float) -> np.ndarray
 
 
 def fit_weight(model_NC: np.ndarray, vote_NC: np.ndarray, truth_N: Sequence[int] | np.ndarray) -> float:
-    """The model's weight: the middle of the good weights, on held-out items.
+    """The weight of the model: the middle of the good weights, on held-out items.
 
-    A weight is good if it does not err clearly more often than the best one: by two standard errors of the
-    difference. As in McNemar's test, a standard error is the root of the number of items that one weight mistakes
-    and the other does not. On a few hundred items, the very best weight is chance. A weight in the middle of the
-    good ones is good on other items too.
+    A weight is good if it does not make clearly more mistakes than the best one. Clearly means two standard errors
+    of the difference. As in McNemar's test, a standard error is the root of the number of items that only one of
+    the two weights gets wrong. On a few hundred items, the very best weight is chance. A weight in the middle of
+    the good ones is good on other items too.
     """
     wrong_WN = np.stack([fuse(model_NC, vote_NC, w).argmax(1) for w in WEIGHTS]) != np.asarray(truth_N)
     mistakes_W = wrong_WN.sum(axis=1)

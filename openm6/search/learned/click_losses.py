@@ -20,8 +20,9 @@ def triplet_loss(
 ) -> Tensor:
     """Mean of max(0, margin + d(q, p) - d(q, n)) over the triplets where it is above 0; d = squared distance.
 
-    `positive_NM` and `negative_NM` (bool) say which items are which to each query. A mean over violated triplets
-    alone ("batch all", 1703.07737) does not fade when most are learned. It is 0 if none is violated.
+    `positive_NM` and `negative_NM` (bool) mark the positive and negative items of each query. A mean over violated
+    triplets alone ("batch all", 1703.07737) does not fade when most triplets are learned. The loss is 0 if none is
+    violated.
     """
     distance_NM = 2 - 2 * similarity_NM
     excess_NPM = margin + distance_NM[:, :, None] - distance_NM[:, None, :]
@@ -34,8 +35,8 @@ def list_loss(
 ) -> Tensor:
     """Mean of -log(share of the clicked items in the sum over all of exp(similarity / temperature)).
 
-    The list constraint of 2102.04667: a whole page counts at once, not one pair of it at a time. Queries without a
-    positive are left out; the loss is 0 if none has one.
+    This is the list constraint of 2102.04667: it uses a whole page at once, instead of one pair at a time. Queries
+    without a positive item are left out. The loss is 0 if no query has one.
     """
     logits_NM = similarity_NM / temperature
     lowest = torch.finfo(logits_NM.dtype).min

@@ -26,7 +26,7 @@ MAX_BAD_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class PageView:
-    """One line of the log; `query` is a path that can be opened."""
+    """One line of the log. `query` is a path that can be opened."""
 
     query: Path
     shown: tuple[str, ...]

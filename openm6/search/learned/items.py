@@ -23,7 +23,7 @@ LOT = 128  # pictures encoded at a time
 
 
 class Items:
-    """Items of a catalogue. `categories` are the names, `category_G` their numbers, -1 where an item has none."""
+    """Items of a catalogue. `categories` are the names, `category_G` their numbers, -1 for an item without one."""
 
     def __init__(
         self, ids: Sequence[str], pictures: Sequence[bytes], categories: Sequence[str | None]
@@ -44,7 +44,9 @@ class Items:
         workers: int = DECODERS,
         size: int = 64,
     ) -> Items:
-        """Every item whose picture can be read. Raises ValueError as `Catalogue`, and if too many are bad."""
+        """Every item whose picture can be read. Raises ValueError like `Catalogue`, and
+        if too many items are bad.
+        """
         catalogue = Catalogue(path, columns=columns, encoding=encoding)
         scan = catalogue.scan(workers=workers)
         column = scan.category

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openm6.data.images import read_image
+from openm6.model.device import AUTO, resolve_device
 from openm6.search.learned.category import fit_weight
 from openm6.search.learned.click_losses import list_loss, triplet_loss
 from openm6.search.learned.clicks import PageView
@@ -63,17 +64,21 @@ def train_search(
     folder: Path,
     *,
     views: Sequence[PageView] = (),
+    device: str = AUTO,
     on_progress: Progress | None = None,
 ) -> LearnedEncoder:
-    """Trains to the end, saves `search.json`, `search.safetensors` and (if there are categories)
-    `voters.safetensors` in `folder`, and returns the encoder.
+    """Train to the end, save the result in `folder`, and return the encoder.
 
-    The same call on the same folder goes on from the last checkpoint. `on_progress` gets every metrics line.
+    The result is `search.json`, `search.safetensors` and (if there are categories) `voters.safetensors`. `device`:
+    where the network is trained and then opened, as for `openm6.load`. The same call on the same folder continues
+    from the last checkpoint, on any device. `on_progress` gets every metrics line.
 
     Raises:
-        ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries
-            cannot be read, the log joins no items, or a checkpoint is damaged or of another run.
+        ValueError: there is nothing to learn from (fewer than two categories, and no log), too many queries cannot
+            be read, the log joins no items, a checkpoint is damaged or belongs to another run, or this machine does
+            not have the device.
     """
+    where = resolve_device(device)
     keep_large_blocks()
     if len(items.categories) < 2 and not views:
         raise ValueError(
@@ -91,7 +96,7 @@ def train_search(
         mask=bool(data.lists),
     )
     torch.manual_seed(config.seed)
-    net = PhotoNet(net_config)
+    net = PhotoNet(net_config).to(where)
     run, done = _Run(net, config, data), 0
     made_of = {"config": config.model_dump(), "data": data.fingerprint}
     checkpoint = latest_checkpoint(folder)
@@ -113,16 +118,16 @@ def train_search(
             state = {**made_of, "round": number}
             save_checkpoint(folder, run.step, model=net, optimizer=run.optimizer, state=state)
     if len(items.categories) > 1:
-        voters = Voters.of(items, data.trained, config.image_size, seed=config.seed)
+        voters = Voters.of(items, data.trained, config.image_size, seed=config.seed, device=str(where))
         net.config = net.config.model_copy(update={"model_weight": run.fit_fusion(voters)})
         voters.save(folder)
     net.save(folder)
-    return LearnedEncoder(folder)
+    return LearnedEncoder(folder, device=str(where))
 
 
 @dataclass(frozen=True)
 class _Round:
-    """Some items (rows), or some page views (numbers of lists), whose pictures are mapped at once."""
+    """Some items (rows), or some page views (numbers of lists), whose pictures are mapped together."""
 
     what: str  # "catalogue" or "page views"
     members: np.ndarray
@@ -172,7 +177,7 @@ class _Run:
         return found
 
     def round(self, each: _Round, number: int) -> dict[str, float]:
-        """Maps the round's pictures, passes over them, and returns the mean of every loss."""
+        """Map the round's pictures, pass over them, and return the mean of every loss."""
         rng = np.random.default_rng((self.config.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
@@ -195,7 +200,7 @@ class _Run:
         maps_NCHW, lines = self._maps(rows, generator), []
         for _ in range(each.passes):
             for batch in batches(len(rows), self.config.batch, rng):
-                x_NCHW = maps_NCHW[torch.from_numpy(batch)].float()
+                x_NCHW = maps_NCHW[self._there(torch.from_numpy(batch))].float()
                 pooled_ND = self.net.late(x_NCHW)
                 vectors_ND = self.net.embed(pooled_ND)
                 category_N, virtual_N = self._labels(rows[batch])
@@ -205,7 +210,8 @@ class _Run:
                     (category_N[:, None] != category_N) & (category_N[:, None] >= 0) & (category_N >= 0)
                 )
                 itself = torch.eye(len(batch), dtype=torch.bool)
-                losses["triplet"] = triplet_loss(vectors_ND @ vectors_ND.T, same_NN & ~itself, other_NN)
+                which = self._there(same_NN & ~itself), self._there(other_NN)
+                losses["triplet"] = triplet_loss(vectors_ND @ vectors_ND.T, *which)
                 lines.append(self._update(losses))
         return lines
 
@@ -221,7 +227,7 @@ class _Run:
         return lines
 
     def _sampled(self, each: ClickList, rng: np.random.Generator) -> ClickList:
-        """One clicked item and a few unclicked ones, chosen anew every round."""
+        """One clicked item and a few unclicked ones, chosen anew in every round."""
         some = rng.permutation(len(each.unclicked))[:UNCLICKED]
         clicked = each.clicked[int(rng.integers(len(each.clicked)))]
         return ClickList(each.view, (clicked,), tuple(each.unclicked[i] for i in some))
@@ -233,18 +239,19 @@ class _Run:
         pictures = [
             read_image(self.data.views[each.view].query, size=self.config.image_size) for each in lists
         ]
-        x_NCHW = changed(pictures, self.config.image_size, QUERY_CHANGES, generator)
+        x_NCHW = self._there(changed(pictures, self.config.image_size, QUERY_CHANGES, generator))
         trunk_NCHW = self.net.trunk(x_NCHW)
         scores_NHW = self.net.box.scores(trunk_NCHW)
         pooled_ND = self.net.late(self.net.early(self.net.masked(x_NCHW, scores_to_box(scores_NHW))))
-        item_pooled_MD = self.net.late(maps_NCHW[torch.from_numpy(np.searchsorted(rows, used))].float())
+        at_M = self._there(torch.from_numpy(np.searchsorted(rows, used)))
+        item_pooled_MD = self.net.late(maps_NCHW[at_M].float())
         query_ND, item_MD = self.net.embed(pooled_ND), self.net.embed(item_pooled_MD)
         place = {int(item): i for i, item in enumerate(used)}
         clicked = np.array([each.clicked[0] for each in lists])
         category_N, virtual_N = self._labels(clicked)
         category_M, virtual_M = self._labels(used)
         positive_NM = torch.zeros(len(lists), len(used), dtype=torch.bool)
-        # Items of the other page views are not what was clicked either, unless they are of one kind with it.
+        # Items of the other page views are negatives too, unless they are of the clicked item's kind.
         alike_NM = (category_N[:, None] == category_M) & (category_M >= 0)
         alike_NM |= (virtual_N[:, None] == virtual_M) & (virtual_M >= 0)
         negative_NM = ~alike_NM
@@ -252,6 +259,7 @@ class _Run:
             negative_NM[i, [place[item] for item in each.unclicked]] = True
             positive_NM[i, [place[item] for item in each.clicked]] = True
         negative_NM &= ~positive_NM
+        which = self._there(positive_NM), self._there(negative_NM)
         losses = self._classify(
             torch.cat((pooled_ND, item_pooled_MD)),
             torch.cat((query_ND, item_MD)),
@@ -259,13 +267,18 @@ class _Run:
             torch.cat((virtual_N, virtual_M)),
         )
         similarity_NM = query_ND @ item_MD.T
-        losses["triplet"] = triplet_loss(similarity_NM, positive_NM, negative_NM)
-        losses["list"] = list_loss(similarity_NM, positive_NM, negative_NM)
-        likeness_NHW = self.net.likeness(trunk_NCHW, item_MD[[place[int(item)] for item in clicked]])
+        losses["triplet"] = triplet_loss(similarity_NM, *which)
+        losses["list"] = list_loss(similarity_NM, *which)
+        clicked_N = self._there(torch.tensor([place[int(item)] for item in clicked]))
+        likeness_NHW = self.net.likeness(trunk_NCHW, item_MD[clicked_N])
         losses["focus"] = focus_loss(scores_NHW, likeness_NHW)
         return self._update(losses)
 
     # -------------------- losses
+
+    def _there(self, made: Tensor) -> Tensor:
+        """What was made on the host (pictures, labels, which items are which) where the network is."""
+        return made.to(self.net.device)
 
     def _labels(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.data.items.category_G[rows]), torch.from_numpy(self.data.virtual_G[rows])
@@ -273,6 +286,7 @@ class _Run:
     def _classify(
         self, pooled_ND: Tensor, vectors_ND: Tensor, category_N: Tensor, virtual_N: Tensor
     ) -> dict[str, Tensor]:
+        category_N, virtual_N = self._there(category_N), self._there(virtual_N)
         category_NL, virtual_NK = self.net.proxy_logits(vectors_ND)
         head_NL = self.net.category(F.dropout(pooled_ND, DROPOUT))
         losses = {"category": _entropy(head_NL, category_N), "proxy": _entropy(category_NL, category_N)}
@@ -297,7 +311,7 @@ class _Run:
     # -------------------- held-out items
 
     def _look(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (N, D) and category probabilities (N, L) of items, as the encoder sees them."""
+        """Embeddings (N, D) and category probabilities (N, L) of items, computed as the encoder does."""
         looks = [self.net.look(self.data.items.decode(lot, self.config.image_size)) for lot in _lots(rows)]
         return np.concatenate([vectors for vectors, _ in looks]), np.concatenate([each for _, each in looks])
 
@@ -310,7 +324,7 @@ class _Run:
         return {"held_out": float((probabilities_NL.argmax(1) == self.data.items.category_G[rows]).mean())}
 
     def fit_fusion(self, voters: Voters) -> float:
-        """The softmax's weight beside the vote, fitted on the items held out."""
+        """The weight of the softmax against the vote, fitted on the held-out items."""
         rows = self._labelled()
         if not len(rows):
             return self.net.config.model_weight

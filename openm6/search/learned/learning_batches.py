@@ -20,7 +20,7 @@ from torch import Tensor
 from openm6.data.augment import AugmentConfig, augment, stack_rgba
 from openm6.modalities.efficientnet import photo_values
 from openm6.search.learned.photo_net import PhotoNet
-from openm6.train.memory import native_bf16
+from openm6.train.memory import device_has_bf16
 
 ROUND = 4096  # pictures
 REUSE = 2
@@ -44,18 +44,18 @@ QUERY_CHANGES = ITEM_CHANGES.model_copy(update={"shift": 0.05, "scale": 0.1, "ro
 def changed(
     pictures: Sequence[np.ndarray], size: int, changes: AugmentConfig, generator: torch.Generator
 ) -> Tensor:
-    """Augmented pictures as the network reads them, (N, 3, S, S)."""
+    """Augmented pictures as the network reads them, (N, 3, S, S), on the host, whose generator changes them."""
     names, fixed = [""] * len(pictures), torch.zeros(len(pictures), dtype=torch.bool)
     return photo_values(augment(stack_rgba(pictures, size), names, changes, generator, keep_colour=fixed))
 
 
 @torch.no_grad()
 def early_maps(net: PhotoNet, lots: Iterator[list[np.ndarray]], generator: torch.Generator) -> Tensor:
-    """Maps (N, C, H, W) of augmented pictures, bf16, channels last."""
-    size, maps = net.config.image_size, []
+    """Maps (N, C, H, W) of augmented pictures, bf16, channels last, where the network is."""
+    size, device, maps = net.config.image_size, net.device, []
     for lot in lots:
-        x_NCHW = changed(lot, size, ITEM_CHANGES, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
+        x_NCHW = changed(lot, size, ITEM_CHANGES, generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device_has_bf16(device)):
             maps.append(net.early(x_NCHW).bfloat16().contiguous(memory_format=torch.channels_last))
     return torch.cat(maps)
 
@@ -70,5 +70,5 @@ def batches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]
 
 
 def n_batches(n: int, size: int) -> int:
-    """How many `batches` there are."""
+    """The number of `batches`."""
     return n // size + (2 * (n % size) >= size or n < size)

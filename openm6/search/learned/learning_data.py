@@ -27,7 +27,7 @@ from openm6.train.memory import native_bf16
 
 
 class LearningConfig(BaseModel):
-    """How to train. `benchmarks/clothing.py` measures the defaults."""
+    """The settings of training. `benchmarks/clothing.py` measures the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class LearningConfig(BaseModel):
 
 @dataclass(frozen=True)
 class LearningData:
-    """`trained` are the rows of items that are not held out; without a log, `virtual_G` is -1 everywhere."""
+    """`trained` are the rows of the items that are not held out. Without a log, `virtual_G` is -1 everywhere."""
 
     items: Items
     trained: np.ndarray
@@ -58,7 +58,7 @@ class LearningData:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data: a run goes on only with the same data."""
+        """A hash of the data. A run continues only with the same data."""
         digest, items = hashlib.blake2s(digest_size=8), self.items
         for part in (
             items.ids,
@@ -74,10 +74,10 @@ class LearningData:
 
 
 def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> LearningData:
-    """Holds items out, and makes lists and Virtual IDs from the log, if there is one.
+    """Hold items out, and make lists and Virtual IDs from the log, if there is one.
 
-    The log is filtered by features of the pretrained network. Raises ValueError if too many queries
-    cannot be read, or the log joins no items.
+    The log is filtered by features of the pretrained network. Raises ValueError if too many queries cannot be read,
+    or if the log joins no items.
     """
     rng = np.random.default_rng(config.seed)
     trained = np.sort(rng.permutation(len(items))[round(config.held_out * len(items)) :])
@@ -99,7 +99,7 @@ def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> 
             kept.append(ClickList(each.view, clicked, unclicked))
     if not kept:
         raise ValueError(
-            f"none of the {len(views)} page views of the log has both a click and an item passed over."
+            f"none of the {len(views)} page views of the log has both a clicked and an unclicked item."
         )
     return LearningData(items, trained, virtual_ids(views, items.numbers, seed=config.seed), views, kept)
 
@@ -107,7 +107,7 @@ def prepare(items: Items, config: LearningConfig, views: Sequence[PageView]) -> 
 def _readable_views(
     net: EfficientNetLite0, views: Sequence[PageView], size: int
 ) -> tuple[list[PageView], np.ndarray]:
-    """The page views whose query can be read, and the features of those (N, D)."""
+    """The page views whose query can be read, and the features of their queries (N, D)."""
     bad, good, features = BadCount(), list[PageView](), []
     for start in range(0, len(views), LOT):
         pictures = []

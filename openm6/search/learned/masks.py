@@ -33,7 +33,7 @@ FOCUS = 2.5
 
 
 class BoxHead(nn.Module):
-    """A feature map (N, channels, H, W) to boxes (N, 4); the whole picture before training."""
+    """A feature map (N, channels, H, W) to boxes (N, 4). Before training, a box is the whole picture."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class BoxHead(nn.Module):
         return scores_to_box(self.scores(map_NCHW))
 
     def scores(self, map_NCHW: Tensor) -> Tensor:
-        """Of every cell of the map, (N, H, W)."""
+        """The scores of all cells of the map, (N, H, W)."""
         x_NCHW = F.relu(self.reduce(map_NCHW))
         return self.score(F.relu(self.look(x_NCHW)))[:, 0]
 
@@ -72,8 +72,8 @@ def scores_to_box(scores_NHW: Tensor) -> Tensor:
 def focus_loss(scores_NHW: Tensor, likeness_NHW: Tensor) -> Tensor:
     """Divergence, in nats, of softmax(scores) from the softmax of the cells' likeness.
 
-    `likeness` (N, h, w) has coarser cells, and is spread over those of the scores. Its mean and its scale do not
-    count.
+    `likeness` (N, h, w) has coarser cells and is spread over those of the scores. Its mean and its scale have no
+    effect.
     """
     likeness_NHW = F.interpolate(
         likeness_NHW[:, None], size=scores_NHW.shape[1:], mode="bilinear", align_corners=False

@@ -52,7 +52,7 @@ class PhotoNetConfig(BaseModel):
 
 
 class PhotoNet(nn.Module):
-    """Raises ValueError if the extra `[photo]` is not installed."""
+    """The network. Raises ValueError if the extra `[photo]` is not installed."""
 
     def __init__(self, config: PhotoNetConfig, *, pretrained: bool = True) -> None:
         super().__init__()
@@ -70,23 +70,27 @@ class PhotoNet(nn.Module):
         )
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        return self.proxies.device
+
     def early(self, x_NCHW: Tensor) -> Tensor:
         """The map (N, 40, H/8, W/8) of the frozen layers."""
         return run_folded(list(self.backbone.trunk)[:EARLY], x_NCHW)
 
     def late(self, early_NCHW: Tensor) -> Tensor:
-        """From that map to pooled features (N, 1280)."""
+        """The pooled features (N, 1280) from the map of `early`."""
         return run_folded([*list(self.backbone.trunk)[EARLY:], *self.backbone.tail], early_NCHW).mean(
             dim=(2, 3)
         )
 
     @torch.no_grad()
     def trunk(self, x_NCHW: Tensor) -> Tensor:
-        """The map that the detection branch reads; its gradient stays in that branch."""
+        """The map that the detection branch reads. Its gradient stays in that branch."""
         return run_folded(self.backbone.trunk, x_NCHW)
 
     def last(self, trunk_NCHW: Tensor) -> Tensor:
-        """The map (N, 1280, H/32, W/32) after it."""
+        """The map (N, 1280, H/32, W/32) from that of the trunk."""
         return run_folded(self.backbone.tail, trunk_NCHW)
 
     def found(self, trunk_NCHW: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ class PhotoNet(nn.Module):
 
     @torch.no_grad()
     def likeness(self, trunk_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
-        """How much each cell of the last map (N, H/32, W/32) is like the picture itself and like `wanted`."""
+        """The likeness of each cell of the last map (N, H/32, W/32) to the picture itself and to `wanted`."""
         map_NCHW = self.last(trunk_NCHW)
         cells_NHWD = F.normalize(self.project(map_NCHW.permute(0, 2, 3, 1)), dim=-1)
         both_ND = self.embed(map_NCHW.mean(dim=(2, 3))) + wanted_ND
@@ -137,15 +141,16 @@ class PhotoNet(nn.Module):
         vectors = [np.empty((0, self.config.dim), np.float32)]
         probabilities = [np.empty((0, max(1, len(self.config.categories))), np.float32)]
         for start in range(0, len(pictures), BATCH):
-            x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size)
+            x_NCHW = photo_pixels(pictures[start : start + BATCH], self.config.image_size).to(self.device)
             trunk_NCHW = self.trunk(x_NCHW)
             pooled = [self.last(trunk_NCHW).mean(dim=(2, 3))]
             if mask and self.config.mask:
                 zoomed_NCHW = self.zoomed(x_NCHW, self.found(trunk_NCHW))
                 pooled.append(self.late(self.early(zoomed_NCHW)))
             pooled_VND = torch.stack(pooled)
-            vectors.append(F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1).numpy())
-            probabilities.append(self.category(pooled_VND).softmax(2).mean(0).numpy())
+            vectors_ND = F.normalize(torch.stack([*map(self.embed, pooled_VND)]).sum(0), dim=1)
+            vectors.append(vectors_ND.cpu().numpy())
+            probabilities.append(self.category(pooled_VND).softmax(2).mean(0).cpu().numpy())
         return np.concatenate(vectors), np.concatenate(probabilities)
 
     @torch.inference_mode()
@@ -154,14 +159,14 @@ class PhotoNet(nn.Module):
         if not self.config.mask:
             return np.tile(np.array([0, 0, 1, 1], np.float32), (len(pictures), 1))
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        pixels = (photo_pixels(part, self.config.image_size) for part in parts)
-        found = [self.found(self.trunk(x_NCHW)).numpy() for x_NCHW in pixels]
+        pixels = (photo_pixels(part, self.config.image_size).to(self.device) for part in parts)
+        found = [self.found(self.trunk(x_NCHW)).cpu().numpy() for x_NCHW in pixels]
         return np.concatenate([np.empty((0, 4), np.float32), *found])
 
     def save(self, folder: Path) -> None:
         """Writes `search.json` and `search.safetensors` (fp32) into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

@@ -24,7 +24,7 @@ from openm6.search.learned.clicks import PageView
 
 @dataclass(frozen=True)
 class Features:
-    """Unit vectors of one kind: of the query of every page view (N, D), and of every item (G, D)."""
+    """Unit vectors of one kind: one for the query of every page view (N, D), and one for every item (G, D)."""
 
     queries_ND: np.ndarray
     items_GD: np.ndarray
@@ -52,7 +52,7 @@ def click_lists(
 ) -> list[ClickList]:
     """The page views that keep at least one clicked and one unclicked item after the filters.
 
-    `numbers` has the row of an item by its id. Items that are no longer in the catalogue are ignored.
+    `numbers` gives the row of an item by its id. Items that are no longer in the catalogue are ignored.
     """
     found = []
     for view, page in enumerate(views):
@@ -80,8 +80,8 @@ def fit_bounds(
 ) -> Bounds:
     """Bounds that keep this share of the clicks, and drop about this share of the unclicked items.
 
-    The scale of distances differs from encoder to encoder, shares do not. Raises ValueError if no page view
-    has a click on an item of the catalogue.
+    The scale of distances differs from encoder to encoder, but shares do not. Raises ValueError if no page view has
+    a click on an item of the catalogue.
     """
     clicked, others = [], []
     for view, page in enumerate(views):

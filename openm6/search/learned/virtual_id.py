@@ -74,8 +74,8 @@ def embed_graph(edges: Mapping[tuple[int, int], int], n_items: int, *, dim: int,
     values = (values * degree_G.sum() / WALK).clamp_min(1).log()
     matrix = torch.sparse_coo_tensor(at, values, size, check_invariants=False).coalesce()
     rank = min(dim, n_items)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # this is computed on the host, and touches no device's generator
+        torch.default_generator.manual_seed(seed)
         left_GD, size_D, _ = torch.svd_lowrank(matrix, q=rank, niter=4)
     vectors_GD = torch.zeros(n_items, dim)
     vectors_GD[:, :rank] = left_GD * size_D.clamp_min(0).sqrt()
@@ -93,7 +93,7 @@ def virtual_ids(
 ) -> np.ndarray:
     """The Virtual ID of every item, int (G,), from 0; -1 for an item that was never clicked with another.
 
-    By default there is a cluster for every 20 items that have one. Raises ValueError if no two items were ever
+    By default there is one cluster for every 20 items with an ID. Raises ValueError if no two items were ever
     clicked together.
     """
     vectors_GD = embed_graph(co_click_graph(views, numbers), len(numbers), dim=dim, seed=seed)

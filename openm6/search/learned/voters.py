@@ -25,7 +25,7 @@ MOST = 20_000  # so many of a large catalogue's items vote: 50 MB
 
 
 class Voters:
-    """`features_GD` are the encoder's, of photos; `category_G` are numbers below `categories`."""
+    """`features_GD` are the encoder's features of photos. `category_G` are numbers below `categories`."""
 
     def __init__(
         self, features_GD: np.ndarray, category_G: np.ndarray, *, categories: int, encoder: PhotoEncoder
@@ -37,11 +37,16 @@ class Voters:
         self.units_GD = self._units(self.features_GD)
 
     @classmethod
-    def of(cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int) -> Voters:
-        """The items in `rows` that have a category; a random `MOST` of them if they are more."""
+    def of(
+        cls, items: Items, rows: np.ndarray, image_size: int, *, seed: int, device: str = "auto"
+    ) -> Voters:
+        """The items in `rows` that have a category; a random `MOST` of them if there are more.
+
+        Their features are computed on `device`.
+        """
         rows = rows[items.category_G[rows] >= 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
-        encoder, categories = PhotoEncoder(image_size), len(items.categories)
+        encoder, categories = PhotoEncoder(image_size, device=device), len(items.categories)
         return cls(items.look(rows, encoder), items.category_G[rows], categories=categories, encoder=encoder)
 
     def vote(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -58,7 +63,7 @@ class Voters:
         save_file({"features": self.features_GD, "category": self.category_G}, folder / VOTERS_FILE)
 
     @classmethod
-    def load(cls, folder: Path, *, categories: int, image_size: int) -> Voters | None:
+    def load(cls, folder: Path, *, categories: int, image_size: int, device: str = "auto") -> Voters | None:
         """Reads what `save` wrote; None if there is no such file. Raises ValueError for a file that is damaged."""
         path = folder / VOTERS_FILE
         if not path.is_file():
@@ -71,4 +76,5 @@ class Voters:
         fits = features_GD.shape == (len(category_G), PhotoEncoder.dim) and len(category_G) > 0
         if not fits or not ((category_G >= 0) & (category_G < categories)).all():
             raise ValueError(f"{path} is not of the search model beside it: train again, or delete the file.")
-        return cls(features_GD, category_G, categories=categories, encoder=PhotoEncoder(image_size))
+        encoder = PhotoEncoder(image_size, device=device)
+        return cls(features_GD, category_G, categories=categories, encoder=encoder)

@@ -38,7 +38,9 @@ SIDE = 224  # pixels of a query
 
 @dataclass(frozen=True)
 class Page:
-    """How many items of a page look like the query, look like the seen item, or are random."""
+    """The numbers of items on a page that look like the query, that look like the seen
+    item, and that are random.
+    """
 
     like_query: int = 4
     like_item: int = 6

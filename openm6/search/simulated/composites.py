@@ -19,7 +19,9 @@ SHAPES = (3, 8)
 
 
 class Clutter:
-    """Backgrounds from the emoji of a `split` of the corpus, so that measuring and training use different ones."""
+    """Backgrounds from the emoji of a `split` of the corpus, so that measurement and training can use different
+    ones.
+    """
 
     def __init__(self, split: str = "train", *, limit: int = 500) -> None:
         things = load_emoji(split)["image"].to_pylist()

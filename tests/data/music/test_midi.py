@@ -105,6 +105,12 @@ def test_a_program_belongs_to_its_channel_wherever_it_was_set() -> None:
     assert [each.program for each in score.tracks] == [9, 5]
 
 
+def test_chunks_that_share_a_channel_keep_their_own_programs() -> None:
+    first = chunk(b"\0\xc0\x05", on(0, 60), off(9, 60))
+    second = chunk(b"\0\xc0\x07", on(0, 60), off(9, 60))
+    assert [each.program for each in read_midi(midi(first, second)).tracks] == [5, 7]
+
+
 def test_ports_keep_equal_channels_apart() -> None:
     first = chunk(b"\0\xff\x21\x01\0", b"\0\xc0\x05", on(0, 60), off(9, 60))
     second = chunk(b"\0\xff\x21\x01\x01", b"\0\xc0\x07", on(0, 60), off(9, 60))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from openm6.giant import stream
+from openm6.giant import Tiers, stream
 from openm6.giant.models.hugging_face import (
     Source,
     plain_model,
@@ -95,7 +95,7 @@ def test_what_was_trained_and_saved_opens_with_equal_weights(
         optimizer="adafactor",
         lr=1e-2,
         weights_dtype=dtype,
-        placement={"slot-*": {"weights": "disk", "state": "disk"}},
+        tiers=Tiers(placement={"slot-*": {"weights": "disk", "state": "disk"}}),
     )
     ids_BT = torch.randint(3, 32, (2, 6))
     batches = [{"input_ids": row[None], "labels": row[None]} for row in ids_BT]

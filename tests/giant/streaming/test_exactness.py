@@ -20,7 +20,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from openm6.giant import AdamW, Giant, stream
+from openm6.giant import AdamW, Giant, Tiers, stream
 from openm6.giant.models.vocabulary import NarrowEmbedding, store_frame_as, take_gradients
 from openm6.model import M6, ModelConfig
 from openm6.model.stream import causal_stream
@@ -45,7 +45,7 @@ def llama() -> Any:
 def opened(model: Any, folder: Path, **settings: Any) -> Giant:
     given = {
         "budget": "64GiB",
-        "durability": "none",
+        "tiers": Tiers(durability="none"),
         "lr": 1e-2,
         "optimizer": AdamW(clip=None, weight_decay=0.0),
     }
@@ -160,7 +160,7 @@ def test_a_micro_batch_without_targets_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_step_is_not_committed(tmp_path: Path) -> None:
-    giant = opened(llama(), tmp_path, durability="step")
+    giant = opened(llama(), tmp_path, tiers=Tiers(durability="step"))
     first = giant.step(BATCH).loss
     giant.commit()
     machine = giant.prepare(BATCH)
@@ -180,7 +180,7 @@ def test_an_interrupted_step_is_not_committed(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="a step was interrupted"):
             call()
     giant.close()
-    with opened(llama(), tmp_path, durability="step") as resumed:
+    with opened(llama(), tmp_path, tiers=Tiers(durability="step")) as resumed:
         assert resumed.steps == 1 and resumed.step(BATCH).loss < first
 
 

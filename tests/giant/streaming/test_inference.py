@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openm6.giant import stream
+from openm6.giant import Tiers, stream
 from openm6.giant.models.disk_embedding import DiskEmbedding
 from openm6.giant.streaming.engine import Giant
 from tests.giant.folders import FAMILIES, VOCAB, write_folder
@@ -25,8 +25,8 @@ def family(request: pytest.FixtureRequest) -> str:
 def opened(tmp_path: Path, family: str, **options: Any) -> tuple[Any, Giant]:
     """A model in memory, and its folder, streamed from the disk for inference."""
     model = write_folder(tmp_path / "model", family, layers=LAYERS)
-    everything_on_disk = {f"slot-{i:04d}": {"weights": "disk"} for i in range(LAYERS)}
-    settings = {"budget": "8GiB", "optimizer": None, "placement": everything_on_disk, **options}
+    everything_on_disk: Any = {f"slot-{i:04d}": {"weights": "disk"} for i in range(LAYERS)}
+    settings = {"budget": "8GiB", "optimizer": None, "tiers": Tiers(placement=everything_on_disk), **options}
     return model, stream(tmp_path / "model", disk=tmp_path / "tiers", **settings)
 
 
@@ -70,10 +70,9 @@ def test_beams_and_padded_prompts_work_too(tmp_path: Path) -> None:
 def test_every_pass_reads_the_slots_on_disk_and_no_resident_one(tmp_path: Path) -> None:
     one_pass = []
     for number, tiers in enumerate([{"weights": "disk"}, {"weights": "host"}]):
-        placement = {f"slot-{i:04d}": tiers if i == 1 else {"weights": "disk"} for i in range(LAYERS)}
-        _, giant = opened(
-            tmp_path / str(number), "qwen3", placement=placement, buffer_bytes=2 * slot_bytes(tmp_path)
-        )
+        placement: Any = {f"slot-{i:04d}": tiers if i == 1 else {"weights": "disk"} for i in range(LAYERS)}
+        small = Tiers(placement=placement, buffer_bytes=2 * slot_bytes(tmp_path))
+        _, giant = opened(tmp_path / str(number), "qwen3", tiers=small)
         giant.generate(prompt(), max_new_tokens=3, do_sample=False)
         before = giant.store.stats.bytes_read
         giant.generate(prompt(), max_new_tokens=8, min_new_tokens=8, do_sample=False)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openm6.giant import Adafactor, AdamW, AdamW8bit, Giant, PartOptimizer, share, stream
+from openm6.giant import Adafactor, AdamW, AdamW8bit, Giant, PartOptimizer, Tiers, share, stream
 from openm6.giant.models.frame import open_frame
 from tests.giant.naive import Naive, differences
 from tests.giant.subjects import MODELS, Subject, toy
@@ -36,15 +36,26 @@ def part_names(subject: Subject) -> list[str]:
     return [name for slot in frame.slots for name, _, _ in slot.parts()]
 
 
-def open_giant(subject: Subject, optimizer: PartOptimizer, folder: Path, **settings: Any) -> Giant:
+def open_giant(
+    subject: Subject,
+    optimizer: PartOptimizer,
+    folder: Path,
+    *,
+    placement: Any = None,
+    activations: Any = "host",
+    durability: Any = "step",
+    **options: Any,
+) -> Giant:
     return stream(
         subject.copy().model,
         budget="64GiB",
         disk=folder,
+        tiers=Tiers(
+            placement=placement, activations=activations, durability=durability, buffer_bytes=1 << 22
+        ),
         optimizer=optimizer,
         loss=subject.loss,
-        buffer_bytes=1 << 22,
-        **settings,
+        **options,
     )
 
 

@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.toy_wirings import D, Layer, Net, plain
 from benchmarks.wirings import compare
-from openm6.giant import Giant, stream
+from openm6.giant import Giant, Tiers, stream
 from openm6.model.experts import Experts
 from tests.giant.subjects import Subject, experts
 
 
 def opened(net: Net, folder: Path) -> Giant:
-    return stream(net, budget="64GiB", disk=folder, loss=net.loss, durability="none")
+    return stream(net, budget="64GiB", disk=folder, loss=net.loss, tiers=Tiers(durability="none"))
 
 
 def means(net: Net, batches: list[Any]) -> float:
@@ -251,14 +251,18 @@ def _subclass(subject: Subject) -> None:
 def test_a_mixture_is_tried_like_any_layer(change: Any, sentence: str, tmp_path: Path) -> None:
     subject = experts()
     change(subject)
-    giant = stream(subject.model, budget="64GiB", disk=tmp_path, loss=subject.loss, durability="none")
+    giant = stream(
+        subject.model, budget="64GiB", disk=tmp_path, loss=subject.loss, tiers=Tiers(durability="none")
+    )
     with giant, pytest.raises(ValueError, match=sentence):
         giant.step([subject.batch()])
 
 
 def test_a_mixture_that_passes_is_tried_once(tmp_path: Path) -> None:
     subject = experts()
-    giant = stream(subject.model, budget="64GiB", disk=tmp_path, loss=subject.loss, durability="none")
+    giant = stream(
+        subject.model, budget="64GiB", disk=tmp_path, loss=subject.loss, tiers=Tiers(durability="none")
+    )
     with giant:
         giant.step([subject.batch(), subject.batch()])
         trials = giant.prepare([subject.batch()]).trials

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openm6.giant import AdamW, Giant, share, stream
+from openm6.giant import AdamW, Giant, Tiers, share, stream
 from openm6.giant.measure.budget import parse_bytes
 
 WIDTH, LAYERS = 256, 8
@@ -45,9 +45,9 @@ class Loop(nn.Module):
         return h.pow(2).mean()
 
 
-def opened(loops: int, folder: Path, **settings: Any) -> Giant:
-    settings = {"budget": "64GiB", "placement": DISK, **settings}
-    return stream(Loop(loops), disk=folder, optimizer=AdamW(), durability="none", **settings)
+def opened(loops: int, folder: Path, *, buffer_bytes: int | None = None) -> Giant:
+    tiers = Tiers(durability="none", placement=DISK, buffer_bytes=buffer_bytes)
+    return stream(Loop(loops), budget="64GiB", disk=folder, tiers=tiers, optimizer=AdamW())
 
 
 def batches() -> list[Any]:
@@ -81,7 +81,7 @@ def test_buffers_that_cannot_hold_what_waits_are_refused_before_the_first_step(t
 def test_a_delink_lays_out_memory_anew(tmp_path: Path) -> None:
     model = Loop(2)
     share(model, unit=4)
-    giant = stream(model, disk=tmp_path, budget="64GiB", optimizer=AdamW(), durability="none")
+    giant = stream(model, disk=tmp_path, budget="64GiB", optimizer=AdamW(), tiers=Tiers(durability="none"))
     with giant:
         giant.step(batches())
         machine, before = giant.prepare(batches()), giant._takes
@@ -100,7 +100,7 @@ def test_activations_on_the_disk_are_said_to_save_nothing_where_a_graph_holds_th
                 h = layer(h) * 0.5
             return h.pow(2).mean()
 
-    given: dict[str, Any] = {"budget": "64GiB", "durability": "none", "activations": "disk"}
+    given: dict[str, Any] = {"budget": "64GiB", "tiers": Tiers(durability="none", activations="disk")}
     with (
         stream(Between(1), disk=tmp_path / "kept", **given) as giant,
         pytest.warns(UserWarning, match="Between reads layers' outputs between its layers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.toy_wirings import WIRINGS, Net
-from benchmarks.wirings import compare
+from benchmarks.wirings import TIERS, compare
 
 REFUSED = {
     "batch_norm_between": "several places of a forward pass",
@@ -36,9 +37,10 @@ def test_a_wiring_is_equal_to_memory_or_refused(name: str) -> None:
     "name", ["plain", "tied", "side_of_hidden", "deep_supervision", "twice", "pair_to_the_end"]
 )
 @pytest.mark.parametrize("activations", ["disk", "host"])
-def test_activations_and_weights_on_the_disk_change_nothing(name: str, activations: str) -> None:
-    on_disk = {"slot-*": {"weights": "disk", "state": "disk"}}
-    assert compare(WIRINGS[name], activations=activations, placement=on_disk)[0] == "equal"
+def test_activations_and_weights_on_the_disk_change_nothing(name: str, activations: Any) -> None:
+    on_disk: Any = {"slot-*": {"weights": "disk", "state": "disk"}}
+    tiers = replace(TIERS, activations=activations, placement=on_disk)
+    assert compare(WIRINGS[name], tiers)[0] == "equal"
 
 
 Step = tuple[int, int, float, int]
