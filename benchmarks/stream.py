@@ -17,6 +17,8 @@ on the disk, and only buffers are in memory. In every round each side has its tu
 
 `small_step_cpu_ns_per_byte` is the processor time of all threads for each moved byte. Its product with the disk's
 rate is the number of cores that it keeps busy. A step can reach the disk's rate only if there are that many cores.
+`small_step_core_seconds` says who spends them in a step (on Linux): `compute`, the threads that compute and update;
+`checksums`, the I/O threads in their own code; `kernel`, the same in system calls.
 
 A step must read weights twice and state once, and write both once. If buffers spare some of it, only the moved
 bytes count. With durability "step" (the default) each step is committed, and the commit counts in its time.
@@ -27,6 +29,7 @@ import copy
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,19 +198,42 @@ def compute_bound(streamed: Streamed, memory: InMemory, batches: Sequence[Sequen
     }
 
 
+def core_seconds() -> dict[str, float] | None:
+    """Processor time of this process's threads so far, by what they do; None where there is no /proc."""
+    tasks, tick = Path("/proc/self/task"), os.sysconf("SC_CLK_TCK")
+    if not tasks.is_dir():
+        return None
+    disk = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("disk_")}
+    spent = {"compute": 0.0, "checksums": 0.0, "kernel": 0.0}
+    for task in tasks.iterdir():
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        user, system = (int(field) / tick for field in fields[11:13])
+        if int(task.name) in disk:
+            spent["checksums"] += user
+            spent["kernel"] += system
+        else:
+            spent["compute"] += user + system
+    return spent
+
+
 def io_bound(streamed: Streamed, batches: Sequence[Sequence[Texts]], disk: RawDisk, seconds: float) -> Any:
     """Small steps, the raw disk measured before each and after the last."""
     share = streamed.must_read / (streamed.must_read + streamed.must_write)
-    raw, rates, took, reports, work = [], [], [], [], []
+    raw, rates, took, reports, work, cores = [], [], [], [], [], []
     for micro_batches in batches:
         raw.append(disk.rate(read_share=share, seconds=seconds))
-        before = time.process_time()
+        before, spent = time.process_time(), core_seconds()
         elapsed, report = timed(lambda batch=micro_batches: streamed.step(batch))
         if not report.bytes_read:
             raise ValueError(
                 "the buffers hold every part, so that no step reads: take more layers, or wider ones"
             )
         work.append((time.process_time() - before) / streamed.moved(report))
+        if (now := core_seconds()) and spent:
+            cores.append({kind: now[kind] - spent[kind] for kind in now})
         rates.append(streamed.moved(report) / elapsed)
         took.append(elapsed)
         reports.append(report)
@@ -218,6 +244,9 @@ def io_bound(streamed: Streamed, batches: Sequence[Sequence[Texts]], disk: RawDi
         "small_step_seconds": took,
         "small_step_gb_s": [rate / 1e9 for rate in rates],
         "small_step_cpu_ns_per_byte": median(work) * 1e9,
+        "small_step_core_seconds": {
+            kind: median(each[kind] for each in cores) for kind in (cores[0] if cores else ())
+        },
         "must_read_bytes": streamed.must_read,
         "must_write_bytes": streamed.must_write,
         "read_bytes": [report.bytes_read for report in reports],

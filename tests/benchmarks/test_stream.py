@@ -25,6 +25,7 @@ def test_both_figures_and_equal_losses(capsys: pytest.CaptureFixture[str], tmp_p
     assert figures["losses_equal_bit_for_bit"] is True
     assert figures["compute_bound_ratio"] > 0 and figures["ratio_to_no_recompute"] > 0
     assert figures["disk_share"] > 0 and figures["tokens_a_step"] == 64
+    assert set(figures["small_step_core_seconds"]) == {"compute", "checksums", "kernel"}
     assert figures["must_read_bytes"] > figures["must_write_bytes"] > 0
     assert str(tmp_path) not in figures["command"] and "--durability none" in figures["command"]
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,13 @@ from benchmarks import versus_deepspeed as versus
 from benchmarks.residual_mlp import ResidualMLP, initialise
 
 SIZES = {"layers": [2, 4], "width": 16, "budgets": ["1GiB", "2GiB"], "steps": 3, "rounds": 2}
-OPTIONS: dict[str, Any] = {"optimizer": "adamw", "deepspeed_python": "python", "timeout": 60.0, "one": False}
+OPTIONS: dict[str, Any] = {
+    "optimizers": ["adamw", "adamw8bit"],
+    "budgets_8bit": ["500MiB", "1GiB"],
+    "deepspeed_python": "python",
+    "timeout": 60.0,
+    "one": False,
+}
 
 
 def side(seconds: float, peak: int, losses: list[float]) -> dict[str, Any]:
@@ -32,6 +38,9 @@ def side(seconds: float, peak: int, losses: list[float]) -> dict[str, Any]:
 def fake(script: str, job: dict[str, Any], losses: list[float]) -> dict[str, Any]:
     """DeepSpeed fails with its default settings, and is fastest with the pinned ones."""
     if script == "openm6_side.py":
+        if job["optimizer"] == "adamw8bit":
+            assert job["compute"] == "float32" and job["budget"] in OPTIONS["budgets_8bit"]
+            return side(1.0, 200 * job["layers"], losses)
         return side(2.0 if job["compute"] == "float32" else 4.0, 250 * job["layers"], losses)
     if job["settings"]["prefetch"] == 1e7:
         return {"steps": [], "failed": "AssertionError: Not enough buffers"}
@@ -50,6 +59,8 @@ def test_deepspeed_runs_with_its_best_setting(monkeypatch: pytest.MonkeyPatch) -
     assert figures["products"] == "float32"
     assert figures["speedup"] == 4.0 and figures["memory_ratio"] == 0.25
     assert figures["other_products"]["speedup"] == 2.0
+    assert figures["eight_bits"] == {"speedup": 8.0, "memory_ratio": 0.2, "memory_ratio_to_least": 0.2}
+    assert figures["sizes"][0]["openm6_float32_8bit"]["budget"] == "500MiB"
     assert figures["loss_ours"] == [[2.001, 1.001, 0.5]] * 2
     assert "failed" in figures["deepspeed_settings"]["prefetch"]
     assert [size["deepspeed"]["written_bytes_a_step"] for size in figures["sizes"]] == [2, 2]

@@ -202,7 +202,7 @@ def test_refusals_are_one_sentence(options: dict, message: str) -> None:
 def test_buffers_have_room_for_parts_that_stay_in_use() -> None:
     parts, held = dense(6), [f"slot-{slot:04d}" for slot in range(4)]
     weights, whole = 256 * PAGE, 768 * PAGE
-    disk = {"*": {"weights": "disk", "state": "disk"}}
+    disk: Override = {"*": {"weights": "disk", "state": "disk"}}
     plain = solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk)
     wide = solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk, held=held)
     assert (plain.in_use_bytes, wide.in_use_bytes) == (whole, whole + 4 * weights)
@@ -210,7 +210,7 @@ def test_buffers_have_room_for_parts_that_stay_in_use() -> None:
         solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=disk, held=held, buffer_bytes=whole)
     assert parse_bytes(str(refused.value).split()[-1]) == whole + 4 * weights
     # Those that are resident need no room; and the least budget has room for the others.
-    mixed = {**disk, "slot-0000": {"weights": "host"}, "slot-0001": {"weights": "host"}}
+    mixed: Override = {**disk, "slot-0000": {"weights": "host"}, "slot-0001": {"weights": "host"}}
     assert solve(parts, budget_bytes=1 << 40, fixed_bytes=0, override=mixed, held=held).in_use_bytes == (
         whole + 2 * weights
     )
