@@ -19,7 +19,7 @@ class Size:
     layers: int
 
     def total(self, *, slots: int | None = None) -> int:
-        """Parameters with this number of slots: 1 = the Pseudo Giant; None = the Real Giant, a slot for each layer."""
+        """Parameters with this number of slots: 1 = the Pseudo Giant; None = the Real Giant (a slot a layer)."""
         return self.frame + self.slot * (self.layers if slots is None else slots)
 
 
