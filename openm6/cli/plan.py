@@ -93,7 +93,7 @@ def _plan(
     from openm6.plan.advice import advise, propose_micro_batches
     from openm6.plan.page import page
     from openm6.plan.plan import make_plan
-    from openm6.plan.recipes import draw, job_of, open_hardware, resized, work_of
+    from openm6.plan.recipes import draw, job_of, on_hardware, open_hardware, resized, work_of
     from openm6.plan.rehearsal import rehearsed
     from openm6.plan.simulate import scale as at_sizes
     from openm6.plan.text import as_dict, text
@@ -114,8 +114,7 @@ def _plan(
     with Console(stderr=True).status("drawing batches of the recipe's data"):
         work = [work_of(batch) for batch in draw(config)]
     job = job_of(config, work, bf16=rates.matrix_bf16 > rates.matrix_fp32)
-    if hardware.host_link is not None:  # the budget of a recipe is for host memory: a device has its own
-        job = job.on_devices()
+    job = on_hardware(job, config, hardware)
     if micro_tokens is not None:
         job = job.with_work(resized(job.work, micro_tokens))
     pieces = Pieces(job.model, bf16=job.bf16)

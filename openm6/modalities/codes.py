@@ -25,9 +25,10 @@ from pydantic import (
     model_validator,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from openm6.data.tensor_files import load_tensors, save_tensors
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
@@ -178,7 +179,7 @@ def resize(x_NCHW: Tensor, size: int) -> Tensor:
 
 
 class ImageTokenizer(nn.Module):
-    """RGB pictures to codes and back. Whoever has transparent pictures lays them over white first."""
+    """RGB pictures to codes and back. Put transparent pictures on a white background first."""
 
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()
@@ -231,7 +232,9 @@ class ImageTokenizer(nn.Module):
                 f"{int(codes_NT.min())}..{int(codes_NT.max())}; subtract the text vocabulary's size first."
             )
         q_NTK = self.quantiser.codes_to_quantised(codes_NT)
-        return self._paint(q_NTK.unflatten(1, (config.grid, config.grid))).clamp(0, 1)
+        return self._paint(q_NTK.reshape(len(q_NTK), config.grid, config.grid, len(config.levels))).clamp(
+            0, 1
+        )
 
     def save(self, folder: Path) -> None:
         """Write `image_tokenizer.json` and `image_tokenizer.safetensors` (bf16) into `folder`."""
@@ -240,7 +243,7 @@ class ImageTokenizer(nn.Module):
         text = json.dumps(self.config.model_dump(), indent=2) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         weights = {name: value.bfloat16().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> "ImageTokenizer":
@@ -255,7 +258,7 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"{config_path} is not an image tokenizer's config: {error}") from error
         try:
             tokenizer.load_state_dict(
-                {name: value.float() for name, value in load_file(weights_path).items()}
+                {name: value.float() for name, value in load_tensors(weights_path).items()}
             )
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{weights_path} is damaged or does not fit {CONFIG_FILE}: {error}") from error

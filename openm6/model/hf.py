@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: Qwen3, Qwen2 and Llama into `M6`'s stack, and the stack out.
 
-The block is theirs, so this is renaming: q, k and v lie in one matrix here, gate and up in another.
+The blocks are the same, so only names change: here q, k and v are one matrix, and gate and up another.
 Neither direction needs `transformers`.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from openm6.data.tensor_files import save_tensors
 from openm6.model.config import ModelConfig
 from openm6.model.hf_folder import CONFIG, WEIGHTS, Checkpoint, read_config
 from openm6.model.layers import Block
@@ -40,7 +40,8 @@ def load_hf(source: str | Path | nn.Module, *, dtype: torch.dtype = torch.float3
     """
     readers: Readers
     if isinstance(source, nn.Module):
-        hf_config: dict[str, Any] = source.config.to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        model_of_transformers: Any = source
+        hf_config: dict[str, Any] = model_of_transformers.config.to_dict()
         where = type(source).__name__
         readers = {name: tensor.detach for name, tensor in source.state_dict().items()}
     else:
@@ -68,7 +69,7 @@ def config_from_hf(
     family = hf_config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{where}: model_type is {family!r}; the stack loads {', '.join(FAMILIES)}")
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    rope: dict[str, Any] = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     refused = {
         "hidden_act": hf_config.get("hidden_act", "silu") != "silu",
         "use_sliding_window": bool(hf_config.get("use_sliding_window")),
@@ -156,7 +157,7 @@ def export_hf(model: M6, folder: str | Path) -> None:
         block = model.slots[slot]
         assert isinstance(block, Block)
         for ours, theirs in _layer_names(config).items():
-            pieces = block.get_parameter(ours).split(list(theirs.values()))
+            pieces = torch.split(block.get_parameter(ours), list(theirs.values()))
             for name, piece in zip(theirs, pieces, strict=True):
                 weights[f"model.layers.{layer}.{name}"] = piece
         if family == "qwen3" and config.qkv_bias:  # their output projection has a bias too
@@ -164,7 +165,7 @@ def export_hf(model: M6, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
-    save_file(copies, str(folder / WEIGHTS), metadata={"format": "pt"})
+    save_tensors(copies, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _layer_names(config: ModelConfig) -> dict[str, dict[str, int]]:

@@ -2,13 +2,13 @@
 
     config = read_config(folder)
     checkpoint = Checkpoint(folder)                     # headers alone are read
-    checkpoint.read("model.norm.weight", out)           # a tensor's bytes, straight to where they shall lie
+    checkpoint.read("model.norm.weight", out)           # copies a tensor into `out`
     checkpoint.rows("model.embed_tokens.weight", ids)   # some rows of a matrix
 
 The format is a header in JSON, then the tensors' bytes, so plain reads do. A memory map, which
 `safetensors.safe_open` gives, would count towards the resident memory of the process as it is read; `safe_open`
 checks each header here.
-Nothing in this file knows what the tensors are for.
+This file does not interpret the tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from openm6.model.typed import unique, whole_numbers
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 CHUNK_BYTES = 16 << 20  # scratch memory of a read that changes the dtype
@@ -73,8 +75,8 @@ class Checkpoint:
         single, index = self.folder / WEIGHTS, self.folder / INDEX
         self.listing = index if index.is_file() and not single.is_file() else single
         if self.listing == index:
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            weight_map = object_of(read_json(index).get("weight_map"))
+            if weight_map is None or not all(isinstance(v, str) for v in weight_map.values()):
                 raise ValueError(f"{index} has no weight_map of tensors to files")
             for file in sorted({self.folder / Path(name).name for name in weight_map.values()}):
                 self._open(file)
@@ -125,10 +127,10 @@ class Checkpoint:
         """Rows of a matrix: (V, D) and N indices give (N, D), in the tensor's dtype. Each is read once."""
         spec = self.specs[name]
         assert len(spec.shape) == 2
-        unique, inverse_N = rows_N.unique(return_inverse=True)
-        rows = torch.empty(len(unique), spec.shape[1], dtype=spec.dtype)
+        found, inverse_N = unique(rows_N)
+        rows = torch.empty(len(found), spec.shape[1], dtype=spec.dtype)
         with spec.file.open("rb") as opened:
-            for row, index in zip(rows, unique.tolist(), strict=True):
+            for row, index in zip(rows, whole_numbers(found), strict=True):
                 if not 0 <= index < spec.shape[0]:
                     raise ValueError(
                         f"{name} in {spec.file} has {spec.shape[0]} rows: there is no row {index}"
@@ -202,12 +204,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     config = read_json(path)
-    nested = [value for value in config.values() if isinstance(value, dict)]
+    nested = [found for value in config.values() if (found := object_of(value)) is not None]
     for each in (config, *nested):
         for key in ("quantization_config", "compression_config"):
             if not (found := each.get(key)):
                 continue
-            method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
+            described = object_of(found)
+            method = found if described is None else described.get("quant_method", "unnamed")
             raise ValueError(
                 f"{key} in {path} says that the weights are quantized ({method}), which are not opened: load them "
                 "with transformers, dequantize them (model.dequantize()), and save them in bfloat16"
@@ -218,11 +221,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a Hugging Face folder; ValueError if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent} is not a Hugging Face folder: it has no {path.name}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
+    if (found := object_of(content)) is None:
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
+    return found
+
+
+def object_of(value: Any) -> dict[str, Any] | None:
+    """`value` if it is a JSON object, else None."""
+    return value if isinstance(value, dict) else None  # pyright: ignore[reportUnknownVariableType]

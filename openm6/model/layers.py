@@ -6,7 +6,7 @@ R = G x T, C head size, F FFN size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from openm6.model.config import ModelConfig
 from openm6.model.experts import Experts
+from openm6.model.typed import row_norms
 
 
 class KeyValueCache(Protocol):
-    """What attention asks of a cache (see `openm6.decode.cache`)."""
+    """The interface of a cache that attention uses (see `openm6.decode.cache`)."""
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new keys and values of one layer; return all that are stored so far."""
@@ -38,8 +39,7 @@ class _RMSNormCPU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
-        inverse_rms = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse_rms = row_norms(x, precise).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
         return torch.mul(x, inverse_rms).mul_(weight).to(x.dtype)
 
@@ -69,8 +69,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
-            y: Tensor = _RMSNormCPU.apply(x, self.weight, self.eps)  # pyright: ignore[reportAssignmentType]
-            return y
+            return cast(Any, _RMSNormCPU).apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -187,5 +186,5 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """The first half: x + attention(norm(x)), what the experts of a mixture layer then read."""
+        """The first half: x + attention(norm(x)). In a mixture layer the experts read its result."""
         return x_BTD + self.attention(self.attention_norm(x_BTD), rope, bias_B1TS, cache, layer)

@@ -1,4 +1,4 @@
-"""A trained model with wider FFNs that computes what it computed before (Net2Net's idea, 1511.05641).
+"""Widens the FFNs of a trained model without changing its outputs (the idea of Net2Net, 1511.05641).
 
 The new hidden units read the stream through fresh random weights and write nothing until training makes them:
 their columns of `down` are zero.
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openm6.model.layers import FeedForward
 from openm6.model.m6 import M6
+from openm6.model.typed import named_modules
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def widen_ffn(model: M6, ffn: int) -> M6:
     wide = M6(model.config.model_copy(update={"ffn": ffn}))
     assert len(wide.slots) == len(model.slots), "layers share slots: delink first"
     weights = model.state_dict()
-    for name, module in wide.named_modules():
+    for name, module in named_modules(wide):
         if isinstance(module, FeedForward):
             weights[f"{name}.up.weight"] = _more_rows(module.up.weight, weights[f"{name}.up.weight"], before)
             new_DF = torch.zeros_like(module.down.weight)

@@ -55,6 +55,9 @@ def _changes(job: Job, hardware: Hardware) -> Iterator[tuple[str, Job, Hardware]
             most = round(0.9 * hardware.device.memory)
             if most > 1.1 * job.budget:
                 yield f"raise the budget to {format_bytes(most)}", replace(job, budget=most), hardware
+    elif hardware.has_three_tiers:
+        if hardware.host is not None:
+            yield "stream it (memory.host)", replace(job, streamed=True), hardware
     elif hardware.disk is not None or hardware.host_link is not None:
         yield "stream it (memory.host)", replace(job, streamed=True), hardware
     if hardware.devices > 1:

@@ -64,6 +64,13 @@ class Device(_Strict):
     watts: PositiveFloat  # while it computes
 
 
+class Host(_Strict):
+    """The processor beside a device. In a streamed run it updates weights while the device computes."""
+
+    bytes_per_s: PositiveFloat  # of updates that were not measured: bytes read and written, on all cores
+    updates: dict[str, UpdateRate] = {}  # as those of a device
+
+
 class Link(_Strict):
     """A link from one device to its host, or from one device to another."""
 
@@ -91,6 +98,7 @@ class Hardware(_Strict):
     device: Device
     host_memory: Size | None = None  # of a node; None = that of the device
     host_link: Link | None = None  # None = the device computes in host memory
+    host: Host | None = None  # beside a device; a plan of a streamed run on one device needs it
     disk: Disk | None = None
     inner: Link | None = None  # from device to device, inside a node
     outer: Link | None = None  # from device to device of another node, all of a node's devices at work
@@ -113,6 +121,12 @@ class Hardware(_Strict):
         if self.host_link is None or self.host_memory is None:
             return 0
         return self.host_memory // self.devices_per_node
+
+    @property
+    def has_three_tiers(self) -> bool:
+        """Whether this is one device beside its host, which is what the engine streams to. It knows no clusters of
+        devices."""
+        return self.host_link is not None and self.devices == 1
 
     @property
     def network(self) -> Link | None:
@@ -149,11 +163,24 @@ class Hardware(_Strict):
             "dispatch": cost.operations * rates.operation_seconds,
         }
 
-    def update_seconds(self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float) -> float:
-        """Time of an optimizer's update. `bytes_per_weight` is the number of bytes that it reads and writes."""
-        measured = self.device.updates.get(kind)
+    def update_seconds(
+        self, kind: str, weights: float, *, tensors: int, bytes_per_weight: float, on_host: bool = False
+    ) -> float:
+        """Time of an optimizer's update, on the device or `on_host`, beside it. `bytes_per_weight` is the number of
+        bytes that it reads and writes.
+
+        Raises ValueError if the profile does not describe the host.
+        """
+        if on_host and self.host is None:
+            raise ValueError(
+                f"the profile {self.name} does not say how fast its host updates weights, which a streamed run on "
+                "a device needs: add `host: {bytes_per_s: ...}`, or measure the machine with --probe"
+            )
+        host = self.host if on_host else None
+        measured = (host or self.device).updates.get(kind)
         if measured is None:
-            return weights * bytes_per_weight / self.device.rates.elementwise_bytes
+            rate = host.bytes_per_s if host else self.device.rates.elementwise_bytes
+            return weights * bytes_per_weight / rate
         return weights / measured.rate + tensors * measured.tensor_seconds
 
 

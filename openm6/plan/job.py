@@ -45,17 +45,18 @@ class Job:
     unit: int | None = None  # layers on one slot of the Pseudo Giant; None = all
     delink_at: float = 0.1  # share of the steps
     streamed: bool = True  # False = in memory, as PyTorch does it
-    budget: int | None = None  # bytes that the process may hold; None = what the device has
+    budget: int | None = None  # bytes of host memory that the process may hold; None = what there is
+    device_budget: int | None = None  # and bytes of a device beside it; None = what it has
     durability: Literal["step", "none"] = "step"
-    activations: Literal["host", "disk"] = "host"
+    activations: Literal["device", "host", "disk"] = "host"
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model
     device_share: int = 1  # devices that share the model
     # By a rehearsal: how many times as long as the rates say computing takes.
     slower: Mapping[Stage, float] = field(default_factory=dict[Stage, float])
 
     def on_devices(self) -> Job:
-        """The same job on devices with their own memory. All of that memory counts, and the engine's placement
-        decides.
+        """The same job on many devices, each with its own memory and a share of its host's. No budget of host
+        memory counts, and whatever does not fit a device is streamed.
         """
         return replace(self, streamed=True, budget=None, process_bytes=0)
 

@@ -2,8 +2,8 @@
 
 The rules are those of the engine (`readahead`). Reads start in the order of use, as far as buffers have room.
 Writes follow behind. A buffer keeps its bytes until the room is needed, so a section that comes back soon is not
-read again. An I/O lane serves its requests in order. The simulation runs two steps in a row and reports the second.
-That step begins with the buffers and the unfinished writes that the first step left.
+read again. An I/O lane serves its requests in order. The simulation reports the second of three steps in a row.
+That step begins with the buffers and the unfinished writes that the first step left, and reads ahead for the third.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Section:
     key: str
     channel: str
     nbytes: float
+    kept: bool = True  # in its buffer until the room is needed; else it is moved again for its next use
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Stretch:
     frees: tuple[Section, ...] = ()
     exchange_seconds: float = 0.0  # with other devices, before it can compute
     reduce_seconds: float = 0.0  # with other devices, while others compute
+    host_seconds: float = 0.0  # of the host after it, while the device computes on
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class _Job:
 
 def run(works: Sequence[Stretch], channels: Mapping[str, Channel], buffer_bytes: float) -> Timeline:
     """Simulate a step whose works follow one another, in its steady state."""
-    return _Simulation([*works, *works], channels, buffer_bytes, len(works)).run()
+    return _Simulation([*works, *works, *works], channels, buffer_bytes, len(works)).run()
 
 
 class _Simulation:
@@ -119,7 +121,7 @@ class _Simulation:
         self.bars: list[Bar] = []
         self.moved: dict[Verb, dict[str, float]] = {"read": {}, "write": {}}
         self.begun = 0.0
-        self.network_free = 0.0
+        self.network_free = self.host_free = 0.0
         self.count = 0
 
     def run(self) -> Timeline:
@@ -133,20 +135,20 @@ class _Simulation:
             self.now, _, lane = heapq.heappop(self.events)
             if lane == "compute":
                 self._computed()
-                if self.at == len(self.works):
-                    end = max(self.now, self.network_free)
+                if self.at == 2 * self.second:
+                    end = max(self.now, self.network_free, self.host_free)
                     break
             elif lane != "network":
                 self._moved(lane)
-        assert self.at == len(self.works), "every work found its reads"
+        assert self.at == 2 * self.second, "every work found its reads"
         bars = [
             Bar(bar.lane, bar.name, max(bar.start, self.begun) - self.begun, bar.stop - self.begun)
             for bar in self.bars
             if bar.stop > self.begun
         ]
         bars = [Bar(b.lane, b.name, b.start, min(b.stop, end - self.begun)) for b in bars]
-        order = {"compute": 0, "network": 1}
-        bars.sort(key=lambda bar: (order.get(bar.lane, 2), bar.lane, bar.start))
+        order = {"compute": 0, "host": 1, "network": 2}
+        bars.sort(key=lambda bar: (order.get(bar.lane, 3), bar.lane, bar.start))
         return Timeline(tuple(bars), end - self.begun, self.moved["read"], self.moved["write"])
 
     # -------------------- buffers
@@ -160,7 +162,9 @@ class _Simulation:
         self.users[section.key] -= 1
         if not self.users[section.key]:
             del self.users[section.key]
-            self.idle[section.key] = self.sizes.pop(section.key)
+            size = self.sizes.pop(section.key)
+            if section.kept:
+                self.idle[section.key] = size
 
     def _pump(self) -> None:
         """Begin the reads of later stretches, as long as there is room."""
@@ -245,6 +249,10 @@ class _Simulation:
             start = max(self.now, self.network_free)
             self.network_free = start + work.reduce_seconds
             self.bars.append(Bar("network", f"reduce {work.name}", start, self.network_free))
+        if work.host_seconds:
+            start = max(self.now, self.host_free)
+            self.host_free = start + work.host_seconds
+            self.bars.append(Bar("host", work.name, start, self.host_free))
         writes = {section.key for section in work.writes}
         kept = {section.key for section in work.keeps}
         for section in {s.key: s for s in (*work.reads, *work.writes)}.values():
@@ -257,8 +265,10 @@ class _Simulation:
         del self.missing[self.at]
         self.at += 1
         self.computing = False
-        if self.at == self.second:  # the next step begins when this one's reductions are there, too
-            self.begun = max(self.now, self.network_free)
+        if (
+            self.at == self.second
+        ):  # the next step begins when this one's reductions and updates are done, too
+            self.begun = max(self.now, self.network_free, self.host_free)
             self.count += 1
             heapq.heappush(self.events, (self.begun, self.count, "network"))
 

@@ -6,6 +6,7 @@ terms are those of the streamed step, one by one, plus the engine's own margins.
 
 from __future__ import annotations
 
+from openm6.giant.streaming.build import memory_beside
 from openm6.giant.streaming.expert_step import bytes_of_waiting_rows
 from openm6.giant.streaming.rehearse import MARGIN, SLACK
 from openm6.plan.job import Job, Parts
@@ -22,10 +23,45 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
 
     The frame is included, because it is always in memory.
     """
-    job = job.with_work(job.largest_work)
+    step = _Step(job, parts, pieces)
+    peak = step.kept + step.states + step.computing
+    return round((1 + MARGIN) * peak + 0.25 * step.computing) + SLACK + parts.frame_layout.nbytes
+
+
+def device_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
+    """Bytes of a device that a streamed step takes beside the weights of parts: the frame's weights, the hidden
+    states of all micro-batches and their gradients, and whatever computes."""
+    step = _Step(job, parts, pieces)
+    peak = 2 * step.states + step.computing + (step.kept if job.activations == "device" else 0)
+    return round((1 + MARGIN) * peak) + parts.frame_layout.section_bytes("weights")
+
+
+def host_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
+    """Bytes of host memory that a streamed step on a device takes beside stored parts, buffers and the process:
+    the frame, the layers' inputs, and gradients of two parts (one is updated, one waits) with their update."""
+    step = _Step(job, parts, pieces)
+    largest = max(layout.section_bytes("weights") for layout in parts.layouts.values())
+    kept = step.kept if job.activations == "host" else step.states
+    beside = memory_beside(parts.frame, parts.slots, parts.settings)
+    return round((1 + MARGIN) * kept) + 4 * largest + beside + SLACK + parts.frame_layout.nbytes
+
+
+class _Step:
+    """Terms of a streamed step, in bytes: the layers' inputs that are `kept`, the hidden `states` that a pass has
+    reached, and what is `computing`."""
+
+    def __init__(self, job: Job, parts: Parts, pieces: Pieces) -> None:
+        job = job.with_work(job.largest_work)
+        count = job.micro_batches_in(parts.stage)
+        inputs = 4.0 * job.work.positions * job.model.width  # a layer's, of one micro-batch
+        self.kept = (2 if job.activations == "disk" else job.model.layers + 1) * inputs * count
+        self.states = inputs * count
+        self.computing = _computing(job, parts, pieces, inputs)
+
+
+def _computing(job: Job, parts: Parts, pieces: Pieces, inputs: float) -> float:
+    """Bytes of a layer with its gradients, or of what comes behind the layers, whichever is more."""
     work, count = job.work, job.micro_batches_in(parts.stage)
-    inputs = 4.0 * work.positions * job.model.width  # a layer's, of one micro-batch
-    kept = (job.model.layers + 1 if job.activations == "host" else 2) * inputs * count
     layer = pieces.layer(work.rows, work.row)
     biggest = max(parts.body_weights, parts.expert_weights)
     within = _alone(layer) + _gradients(job, biggest, shared=parts.shared)
@@ -39,9 +75,7 @@ def streamed_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:
         within += bytes_of_waiting_rows(parts.slots[0], parts.settings.compute_dtype)
     frame = 4.0 * parts.frame_weights * (1 + (count > 1))  # gradients, and those that come on top
     outside = max(_alone(pieces.head(work)), _alone(pieces.entrance(work))) + frame
-    gradients = inputs * count  # of the hidden state that the backward pass has reached
-    peak = kept + gradients + max(within, outside)
-    return round((1 + MARGIN) * peak + 0.25 * max(within, outside)) + SLACK + parts.frame_layout.nbytes
+    return max(within, outside)
 
 
 def in_memory_bytes(job: Job, parts: Parts, pieces: Pieces) -> int:

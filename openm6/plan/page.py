@@ -11,7 +11,7 @@ from typing import Any
 from openm6.plan.lanes import Timeline
 from openm6.plan.plan import Plan, StagePlan
 from openm6.plan.simulate import Point
-from openm6.plan.text import STAGE_NAMES, count, duration, energy, mass, rows
+from openm6.plan.text import STAGE_NAMES, count, duration, energy, mass, placement_lines, rows
 from openm6.train.report_page import THEMES
 
 LANE, GAP = 30, 8  # of the picture, in its units
@@ -134,7 +134,6 @@ def page(plan: Plan, advice: str, *, title: str, points: Sequence[Point] = ()) -
     from markupsafe import Markup
 
     hardware = plan.hardware
-    placed = [stage.placement for stage in plan.stages if stage.placement is not None]
     values: dict[str, Any] = {
         "title": title,
         "style": Markup(STYLE),
@@ -154,7 +153,7 @@ def page(plan: Plan, advice: str, *, title: str, points: Sequence[Point] = ()) -
             for stage in plan.stages
         ],
         "rows": rows(plan),
-        "placement": placed[-1].table() if placed and hardware.host_link is None else None,
+        "placement": "\n".join(placement_lines(plan)[1:]) or None,
         "points": [_point(each) for each in points],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -195,6 +194,8 @@ def _used_colours(plan: Plan) -> list[tuple[str, str]]:
 def _colour(lane: str, name: str) -> str:
     if lane == "network":
         return COLOURS["network"]
+    if lane == "host":
+        return COLOURS["update"]
     if lane == "compute":
         return COLOURS["update" if name.endswith("update") or name == "frame" else "compute"]
     return COLOURS["write" if name.startswith("write") else "read"]

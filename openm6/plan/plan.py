@@ -11,23 +11,18 @@ the data takes to prepare.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from openm6.giant.measure.budget import format_bytes
-from openm6.giant.streaming.build import solve_placement
-from openm6.giant.streaming.placement import Placement, solve
-from openm6.giant.tiers.parts import SECTIONS
+from openm6.giant.streaming.device_placement import DevicePlacement
+from openm6.giant.streaming.placement import Placement
 from openm6.plan.hardware import Hardware
 from openm6.plan.job import Job, Parts, Stage
 from openm6.plan.lanes import Channel, Timeline, run
-from openm6.plan.memory import HOLES, in_memory_bytes, streamed_bytes
+from openm6.plan.placing import place_job
 from openm6.plan.step import StepModel
 from openm6.plan.workload import Pieces
-
-DEVICE_SHARE = 0.94  # of a device's memory that a plan uses: the allocator needs the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +48,9 @@ class StagePlan:
     bound: str  # the kind of computing, or the link, that limits the step's time
     timeline: Timeline
     placement: Placement | None
+    device_placement: DevicePlacement | None = None  # of weights, where a device computes beside its host
+    host_bytes: int | None = None  # the most that the process holds of host memory beside a device's
+    host_limit_bytes: int | None = None
     problem: str | None = None  # why it cannot run
 
     @property
@@ -127,37 +125,10 @@ def make_plan(job: Job, hardware: Hardware, *, tokens: float, pieces: Pieces | N
 def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> StagePlan:
     """Plan one stage: place its parts, then lay out its step."""
     parts = Parts(job, stage)
-    own = job.process_bytes if hardware.host_link is None else 0
-    process = own + hardware.device.library_bytes
-    limit = job.budget or round(DEVICE_SHARE * hardware.device.memory)
-    problem: str | None = None
-    placement: Placement | None = None
-    where: dict[str, dict[str, str]] = {}
-    tiers: Counter[str] = Counter()
-    if job.streamed:
-        step = streamed_bytes(job, parts, pieces)
-        fixed = process + step
-        try:
-            placement, where, tiers = _place(job, hardware, parts, fixed, limit)
-            memory = limit - placement.unused_bytes
-            memory = max(memory, min(limit, memory + round(HOLES["streamed"] * step)))
-        except ValueError as error:
-            problem, memory = str(error), fixed
-    else:
-        memory = process + in_memory_bytes(job, parts, pieces)
-        tiers["device"] = sum(layout.nbytes for layout in parts.layouts.values())
-        if memory > limit:
-            problem = (
-                f"the {stage} stage needs {format_bytes(memory)} in memory and has {format_bytes(limit)}; "
-                "stream it (memory.host), or share the model among more devices"
-            )
-    tiers["device"] += parts.frame_layout.nbytes
-    if problem := problem or _too_much(tiers, hardware, job):
-        where = {}  # what cannot be has no traffic to lay out
-    steps = StepModel(job, parts, pieces, hardware, where)
-    buffers = placement.buffer_bytes if placement else 0
+    placed = place_job(job, hardware, parts, pieces)
+    steps = StepModel(job, parts, pieces, hardware, placed.where, placed.on_device)
     works = steps.stretches()
-    timeline = run(works, channels(hardware), buffers)
+    timeline = run(works, channels(hardware), placed.buffer_bytes)
     compute = sum(work.seconds for work in works)
     links = {lane: timeline.busy(lane) for lane in timeline.lanes if lane != "compute"}
     return StagePlan(
@@ -168,9 +139,11 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
         here=sum(layout.numel for layout in parts.layouts.values()) + parts.frame_weights,
         micro_batches=job.micro_batches_in(stage) if job.streamed else 1,
         tokens=hardware.devices * job.work.tokens * (job.micro_batches_in(stage) if job.streamed else 1),
-        tiers=dict(tiers),
-        memory_bytes=memory,
-        limit_bytes=limit,
+        tiers=placed.tiers,
+        memory_bytes=placed.memory_bytes,
+        limit_bytes=placed.limit_bytes,
+        host_bytes=placed.host_bytes,
+        host_limit_bytes=placed.host_limit_bytes,
         read_bytes=timeline.read_bytes,
         written_bytes=timeline.written_bytes,
         compute_seconds=compute,
@@ -179,8 +152,9 @@ def plan_stage(job: Job, hardware: Hardware, stage: Stage, pieces: Pieces) -> St
         step_seconds=timeline.seconds,
         bound=_bound(compute, links, steps.by_kind, timeline.seconds),
         timeline=timeline,
-        placement=placement,
-        problem=problem,
+        placement=placed.placement,
+        device_placement=placed.on_device,
+        problem=placed.problem,
     )
 
 
@@ -193,63 +167,14 @@ def channels(hardware: Hardware) -> dict[str, Channel]:
         in_turn = 2 / (1 / disk.read + 1 / disk.write)
         gain = disk.mixed / in_turn
         read, write = disk.read / share, disk.write / share
-        if link is not None:  # what comes from the disk goes over the link, too
+        if (
+            link is not None and not hardware.has_three_tiers
+        ):  # what comes from the disk goes over the link, too
             read, write = min(read, link.bytes_per_s), min(write, link.bytes_per_s)
         found["disk"] = Channel("disk", read, write, shared=True, gain=gain)
     if link is not None:
         found["host"] = Channel("host link", link.bytes_per_s, link.bytes_per_s, shared=False)
     return found
-
-
-def _place(
-    job: Job, hardware: Hardware, parts: Parts, fixed: int, limit: int
-) -> tuple[Placement, dict[str, dict[str, str]], Counter[str]]:
-    """The engine's placement for the device's memory. Everything else is on the host, and then on the disk.
-
-    The order in which sections become resident does not depend on the budget. So a section is on the disk exactly
-    if it does not fit into the memory of a device and its host together. Raises ValueError if even the smallest
-    placement does not fit.
-    """
-    settings = replace(parts.settings, budget=limit)
-    if _whole(parts):
-        near = solve_placement(parts.slots, settings, fixed_bytes=fixed, staying={})
-    else:
-        near = solve(parts.layouts, budget_bytes=limit, fixed_bytes=fixed)
-    beside = hardware.host_bytes_per_device
-    both = limit + round(DEVICE_SHARE * beside)
-    far = solve(parts.layouts, budget_bytes=both, fixed_bytes=fixed) if beside else near
-    where: dict[str, dict[str, str]] = {}
-    tiers: Counter[str] = Counter()
-    for part, layout in parts.layouts.items():
-        for section in SECTIONS:
-            if not (size := layout.section_bytes(section)):
-                continue
-            if near.tiers[part][section] != "disk":
-                tiers["device"] += size
-                continue
-            tier = "host" if beside and far.tiers[part][section] != "disk" else "disk"
-            tiers[tier] += size
-            where.setdefault(part, {})[section] = tier
-    return near, where, tiers
-
-
-def _whole(parts: Parts) -> bool:
-    """Whether the device's layouts are those of whole tensors."""
-    return parts.job.device_share == 1 or parts.experts_here > 0
-
-
-def _too_much(tiers: Mapping[str, int], hardware: Hardware, job: Job) -> str | None:
-    """Whether something fits into no tier."""
-    needed = tiers.get("disk", 0)
-    if not needed:
-        return None
-    sides = 2 if job.durability == "step" else 1
-    if hardware.disk is None:
-        return f"{format_bytes(needed)} a device fit neither its memory nor its host's, and there is no disk"
-    has = hardware.disk.size // hardware.devices_per_node
-    if sides * needed > has:
-        return f"{format_bytes(sides * needed)} a device must go to the disk, which has {format_bytes(has)} for it"
-    return None
 
 
 def _bound(compute: float, links: Mapping[str, float], by_kind: Mapping[str, float], seconds: float) -> str:

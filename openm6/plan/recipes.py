@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from openm6.giant.measure.budget import parse_bytes, release_memory
+from openm6.giant.measure.budget import format_bytes, parse_bytes, release_memory
 from openm6.modalities.text import TextTokenizer
 from openm6.plan.hardware import PROFILES, Hardware, profile_names
 from openm6.plan.job import Job
@@ -107,10 +107,52 @@ def job_of(config: RunConfig, works: Iterable[Work], *, bf16: bool | None = None
         delink_at=config.sharing.delink_at,
         streamed=memory is not None,
         budget=parse_bytes(memory.host) if memory else None,
+        device_budget=_device_budget(config),
         durability=memory.durability if memory else "none",
         activations=memory.activations if memory else "host",
         process_bytes=release_memory(),
     )
+
+
+def _device_budget(config: RunConfig) -> int | None:
+    size = config.memory.device if config.memory else None
+    return None if size is None or size.startswith("arena:") else parse_bytes(size)
+
+
+def on_hardware(job: Job, config: RunConfig, hardware: Hardware) -> Job:
+    """The job as it would run on this machine. Raises ValueError if the recipe asks for a device that the machine
+    has not, for more of its memory than it has, or for the processor beside it.
+    """
+    asked = config.memory.device if config.memory else None
+    if asked is not None and asked.startswith("arena:"):
+        raise ValueError(
+            f"memory.device={asked} is a stand-in on the processor, slower than the processor itself, so its time "
+            "is not planned: give a size of a device's memory (8GiB), or leave memory.device out"
+        )
+    if hardware.host_link is None:
+        what = f"memory.device: {asked}" if asked is not None else f"device: {config.device}"
+        if asked is not None or config.device not in ("auto", "cpu"):
+            raise ValueError(
+                f"the recipe computes on a device ({what}), and the profile {hardware.name} has a processor alone: "
+                f"name a profile with a device (--on), or leave out {what.partition(':')[0]}"
+            )
+        if job.streamed and job.activations == "device":
+            raise ValueError(
+                f"memory.activations is device, and the profile {hardware.name} has a processor alone: use host or "
+                "disk, or name a profile with a device (--on)"
+            )
+        return job
+    if config.device == "cpu":
+        raise ValueError(
+            f"the recipe computes on the processor (device: cpu), and the profile {hardware.name} has rates of a "
+            "device: leave out device, or name a profile of a processor (--on)"
+        )
+    if job.device_budget is not None and job.device_budget > hardware.device.memory:
+        raise ValueError(
+            f"memory.device is {asked}, above the {format_bytes(hardware.device.memory)} that a device of "
+            f"{hardware.name} has"
+        )
+    return job if hardware.has_three_tiers else job.on_devices()
 
 
 def resized(work: Work, tokens: float) -> Work:

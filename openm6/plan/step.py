@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from openm6.giant.models.slots import Slot
 from openm6.giant.optimizers.state_blocks import state_parts
 from openm6.giant.streaming.compute import ENOUGH_ROWS
+from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.plan.hardware import Hardware
 from openm6.plan.job import Job, Parts
 from openm6.plan.lanes import Section, Stretch
@@ -34,8 +37,12 @@ MOST_STRETCHES = 3000  # more experts than that are drawn and simulated in bundl
 
 @dataclass
 class StepModel:
-    """Makes the stretches of a step. `where(part, section)` names the channel of a section that is not on the
-    device.
+    """Makes the stretches of a step. `where(part, section)` names the channel of a section that is not in the tier
+    where parts are updated.
+
+    With `on_device` a device computes beside its host. Weights come over the link for each pass, those that stay on
+    the device once a step, after their update. Gradients and the layers' inputs go back over it. The host updates
+    one part while the device computes the next.
     """
 
     job: Job
@@ -43,6 +50,7 @@ class StepModel:
     pieces: Pieces
     hardware: Hardware
     where: Mapping[str, Mapping[str, str]]
+    on_device: DevicePlacement | None = None
     by_kind: dict[str, float] = field(default_factory=dict)  # seconds of computing by what takes them
 
     def stretches(self) -> list[Stretch]:
@@ -58,7 +66,9 @@ class StepModel:
         entrance, head = self.pieces.entrance(work), self.pieces.head(work)
         tied = job.model.tie_embeddings or job.model.cells > 0
         twice = tied and count > 1  # then a second run of the head gives its own gradients
-        yield Stretch("enter", self._seconds(count * entrance.forward))
+        frame_bytes = self.parts.frame_layout.section_bytes("weights")
+        frame = self._over_link("frame weights", frame_bytes)
+        yield Stretch("enter", self._seconds(count * entrance.forward), frame)
         for index in range(len(self.parts.slots)):
             yield from self._forward(index, count)
         leave = head.forward + (0.5 if twice else 1.0) * head.backward
@@ -69,8 +79,13 @@ class StepModel:
         if twice:
             again += head.forward + 0.5 * head.backward
         frame = self.pieces.accumulate(self.parts.frame_weights, count, 20)
-        seconds = self._seconds(count * again + frame) + self._update(self.parts.frame_weights, 20)
-        yield Stretch("frame", seconds, reduce_seconds=self._all_reduce(4.0 * self.parts.frame_weights))
+        yield Stretch(
+            "frame",
+            self._seconds(count * again + frame),
+            writes=self._over_link("frame gradients", 4.0 * self.parts.frame_weights),
+            reduce_seconds=self._all_reduce(4.0 * self.parts.frame_weights),
+        )
+        yield Stretch("frame update", **self._updating(self._update(self.parts.frame_weights, 20)))
 
     def _forward(self, index: int, count: int) -> Iterator[Stretch]:
         slot, piece = self.parts.slots[index], self._layer()
@@ -79,15 +94,17 @@ class StepModel:
         if not slot.experts:
             uses = count * len(slot.layers)
             seconds = self._seconds(uses * piece.forward + cast)
-            yield Stretch(name, seconds, reads=self._at(name, "weights"), exchange_seconds=self._gather())
+            reads, writes = self._fetched(name), self._inputs(slot)
+            yield Stretch(name, seconds, reads, writes, exchange_seconds=self._gather())
             return
         for layer in slot.layers:
             seconds = self._seconds(count * piece.forward + cast)
             exchange = self._all_to_all(2 * count)
-            yield Stretch(f"{name} body", seconds, self._at(name, "weights"), exchange_seconds=exchange)
+            inputs = self._inputs(slot) if layer == slot.layers[0] else ()
+            yield Stretch(f"{name} body", seconds, self._fetched(name), inputs, exchange_seconds=exchange)
             first = layer == slot.layers[0]  # casts experts for the layers that share them
             for names, seconds, _ in self._experts(slot.name, count, backward=False, casts=first):
-                reads = tuple(s for each in names for s in self._at(each, "weights"))
+                reads = tuple(s for each in names for s in self._fetched(each))
                 yield Stretch(names[0], seconds, reads=reads)
 
     def _backward(self, index: int, count: int) -> Iterator[Stretch]:
@@ -100,42 +117,56 @@ class StepModel:
         update = self._update(weights / self._slices, tensors)
         own = uses * (piece.forward + piece.backward) + cast + sums
         if not slot.experts:
-            yield Stretch(name, self._seconds(own), held, keeps=held, exchange_seconds=self._gather())
+            reads = (*self._fetched(name, again=True), *self._inputs(slot, again=True))
+            down = self._over_link(f"{name} gradients", 4.0 * weights)
+            seconds = self._seconds(own)
+            yield Stretch(name, seconds, reads, down, keeps=held, exchange_seconds=self._gather())
             reduce = self._gather() if self._slices > 1 else 0.0
             blocks = state_parts(name, self.parts.layouts)
             for block in blocks:
                 state, last = self._at(block, "state"), block == blocks[-1]
                 yield Stretch(
                     f"{name} update",
-                    update / len(blocks),
-                    state,
-                    (*held, *state) if last else state,
+                    reads=state,
+                    writes=(*held, *state) if last else state,
                     frees=held if last else (),
                     reduce_seconds=reduce if last else 0.0,
+                    **self._updating(update / len(blocks)),
                 )
             return
         again = self._seconds(uses * piece.forward + len(slot.layers) * cast)
         exchange = self._all_to_all(4 * uses)
-        yield Stretch(f"{name} body again", again, held, keeps=held, exchange_seconds=exchange)
+        reads = (*self._fetched(name, again=True), *self._inputs(slot, again=True))
+        yield Stretch(f"{name} body again", again, reads, keeps=held, exchange_seconds=exchange)
         for names, seconds, update_seconds in self._experts(
             slot.name, count, backward=True, layers=len(slot.layers)
         ):
             experts = tuple(s for each in names for s in self._at(each, "weights"))
             state = tuple(s for each in names for s in self._state(each))
             bytes = 4.0 * len(names) * self.parts.expert_weights
-            yield Stretch(names[0], seconds, experts, keeps=experts)
+            reads = tuple(s for each in names for s in self._fetched(each, again=True))
+            down = self._over_link(f"{names[0]} gradients", bytes)
+            yield Stretch(names[0], seconds, reads, down, keeps=experts)
             yield Stretch(
                 f"{names[0]} update",
-                update_seconds,
-                state,
-                (*experts, *state),
+                reads=state,
+                writes=(*experts, *state),
                 frees=experts,
                 reduce_seconds=self._all_reduce(bytes) if self.parts.replicas > 1 else 0.0,
+                **self._updating(update_seconds),
             )
-        yield Stretch(f"{name} body", self._seconds(own))
+        down = self._over_link(f"{name} gradients", 4.0 * weights)
+        yield Stretch(f"{name} body", self._seconds(own), writes=down)
         state = self._state(name)
         reduce = self._all_reduce(4.0 * weights)
-        yield Stretch(f"{name} update", update, state, (*held, *state), frees=held, reduce_seconds=reduce)
+        yield Stretch(
+            f"{name} update",
+            reads=state,
+            writes=(*held, *state),
+            frees=held,
+            reduce_seconds=reduce,
+            **self._updating(update),
+        )
 
     def _experts(
         self, slot: str, count: int, *, backward: bool, layers: int = 1, casts: bool = True
@@ -233,8 +264,15 @@ class StepModel:
     def _update(self, weights: float, tensors: int) -> float:
         kind = f"{self.job.optimizer}-{self.job.weights}"
         bytes = UPDATE_BYTES.get(kind, UPDATE_BYTES["adamw-fp32"])
-        seconds = self.hardware.update_seconds(kind, weights, tensors=tensors, bytes_per_weight=bytes)
-        return self._counted("optimizer", seconds)
+        on_host = self.on_device is not None
+        seconds = self.hardware.update_seconds(
+            kind, weights, tensors=tensors, bytes_per_weight=bytes, on_host=on_host
+        )
+        return seconds if on_host else self._counted("optimizer", seconds)
+
+    def _updating(self, seconds: float) -> dict[str, Any]:
+        """An update's seconds in a stretch: of its computing, or of the host beside it."""
+        return {"seconds": seconds} if self.on_device is None else {"seconds": 0.0, "host_seconds": seconds}
 
     def _counted(self, kind: str, seconds: float) -> float:
         """The seconds as a rehearsal corrects them, counted to their kind."""
@@ -255,6 +293,28 @@ class StepModel:
         return tuple(
             each for block in state_parts(part, self.parts.layouts) for each in self._at(block, "state")
         )
+
+    # -------------------- between a device and its host
+
+    def _fetched(self, part: str, *, again: bool = False) -> tuple[Section, ...]:
+        """What brings a part's weights to where they are computed with. `again`: in the backward pass."""
+        found, device = self._at(part, "weights"), self.on_device
+        if device is None or (again and device(part)):
+            return found
+        nbytes = self.parts.layouts[part].section_bytes("weights")
+        key = f"{part} weights {'once more ' if again else ''}to the device"  # never kept from pass to pass
+        return (*found, *self._over_link(key, nbytes))
+
+    def _inputs(self, slot: Slot, *, again: bool = False) -> tuple[Section, ...]:
+        """The inputs of a slot's layers on their way to the host; `again`: back, for the backward pass."""
+        if self.job.activations == "device":
+            return ()
+        count = self.job.micro_batches_in(self.parts.stage) * len(slot.layers)
+        nbytes = 4.0 * count * self.job.work.positions * self.job.model.width
+        return self._over_link(f"{slot.name} inputs{' again' if again else ''}", nbytes)
+
+    def _over_link(self, key: str, nbytes: float) -> tuple[Section, ...]:
+        return () if self.on_device is None else (Section(key, "host", nbytes, kept=False),)
 
     # -------------------- between devices
 

@@ -60,6 +60,8 @@ def rows(plan: Plan) -> list[tuple[str, list[str]]]:
             each(lambda s: f"{format_bytes(s.memory_bytes)} of {format_bytes(s.limit_bytes)}"),
         ),
     ]
+    if any(stage.host_bytes is not None for stage in stages):
+        found.append(("memory of its host", each(_host_memory)))
     for tier in ("device", "host", "disk"):
         if any(stage.tiers.get(tier) for stage in stages):
             found.append((f"rests on {tier}", each(lambda s, t=tier: format_bytes(s.tiers.get(t, 0)))))
@@ -80,6 +82,25 @@ def rows(plan: Plan) -> list[tuple[str, list[str]]]:
         ("bound by", each(lambda s: s.bound)),
     ]
     return found
+
+
+def _host_memory(stage: StagePlan) -> str:
+    if stage.host_bytes is None or stage.host_limit_bytes is None:
+        return "-"
+    return f"{format_bytes(stage.host_bytes)} of {format_bytes(stage.host_limit_bytes)}"
+
+
+def placement_lines(plan: Plan) -> list[str]:
+    """The engine's placement of the last stage that has one; none for many devices, of which the engine knows no
+    runs."""
+    if plan.hardware.host_link is not None and not plan.hardware.has_three_tiers:
+        return []
+    for stage in reversed(plan.stages):
+        if stage.placement is not None:
+            device = stage.device_placement
+            tables = [stage.placement.table(), *([device.table(trains=True)] if device else [])]
+            return [f"placement of the {STAGE_NAMES[stage.stage]}", *tables]
+    return []
 
 
 def _traffic(channel: str) -> Any:
@@ -108,14 +129,8 @@ def text(plan: Plan, advice: str, points: Sequence[Point] = ()) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     for row in table:
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    placements = [s for s in plan.stages if s.placement is not None and hardware.host_link is None]
-    if placements:
-        assert placements[-1].placement is not None
-        lines += [
-            "",
-            f"placement of the {STAGE_NAMES[placements[-1].stage]}",
-            placements[-1].placement.table(),
-        ]
+    if placement := placement_lines(plan):
+        lines += ["", *placement]
     if points:
         lines += ["", *scale_lines(points)]
     if plan.job.slower:
@@ -166,6 +181,8 @@ def as_dict(
                 ),
             )
         }
+        if stage.host_bytes is not None:
+            values |= {"host_bytes": stage.host_bytes, "host_limit_bytes": stage.host_limit_bytes}
         maps: dict[str, Mapping[str, float]] = {
             name: getattr(stage, name)
             for name in ("tiers", "read_bytes", "written_bytes", "link_seconds", "by_kind")

@@ -42,6 +42,7 @@ def test_what_does_not_fit_is_an_exit_code(cli: Any) -> None:
         (["plan", "--probe", "--disk", "/nowhere"], "is no folder"),
         (["plan", "--probe", "--limit", "0"], "above 0"),
         (["plan", "--probe", "--limit", "0.001"], "was not measured within 0.001 seconds"),
+        (["plan", "quickstart", "device=cuda"], "computes on a device (device: cuda)"),
         (["plan", "image-tokenizer"], "trains an image tokenizer"),
     ],
 )

@@ -101,7 +101,7 @@ def _notes(score: Score, words: Vocabulary) -> Ints:
     """Notes, and the event of each track in each bar in which it plays."""
     parts = [_rows(0)]
     for number, track in enumerate(score.tracks):
-        onset, duration, pitch, _ = track.notes.T
+        onset, duration, pitch = (track.notes[:, column] for column in range(3))
         if len(onset) and duration.max() > words.longest_note:
             raise ValueError(
                 f"a note of {int(duration.max()) / score.grid:g} quarters is longer than events hold, "
