@@ -25,7 +25,6 @@ from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import slice_of, sliced
 from openm6.giant.ranks.ranked_store import RankedStore, agreed_record
 from openm6.giant.streaming.device_placement import DevicePlacement, solve_device
-from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.placement import Placement, solve
 from openm6.giant.streaming.ranked_updates import RankedUpdates
 from openm6.giant.streaming.settings import Settings
@@ -33,7 +32,7 @@ from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.buffers import Pins
 from openm6.giant.tiers.commit import CommitRecord, read_record
 from openm6.giant.tiers.parts import SECTIONS, PartLayout, Section, TensorSpec
-from openm6.giant.tiers.store import Access, Tier, TieredStore, Views
+from openm6.giant.tiers.store import Access, Parts, Tier, TieredStore, Views
 
 # Fills `out` with the first values of the parameter `name` of the model; of one expert, if it has a number.
 Fill = Callable[[str, Tensor, int | None], None]
@@ -201,11 +200,11 @@ def first_weights(settings: Settings, fill: Fill) -> Callable[[Slot, str], dict[
     return weights
 
 
-def weights_now(machine: Machine) -> Callable[[Slot, str], dict[str, Tensor]]:
+def weights_now(store: Parts) -> Callable[[Slot, str], dict[str, Tensor]]:
     """A function that returns the present values of a part in the store, in separate memory."""
 
     def weights(slot: Slot, part: str) -> dict[str, Tensor]:
-        with machine.store.use(Access(part, ("weights",))) as views:
+        with store.use(Access(part, ("weights",))) as views:
             return {name: weight.clone() for name, weight in views["weights"].items()}
 
     return weights

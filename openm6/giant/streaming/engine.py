@@ -37,11 +37,12 @@ from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.build import Fill
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
-from openm6.giant.streaming.machines import new_machine, open_parts
+from openm6.giant.streaming.placed_parts import open_parts, place_again
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
 from openm6.giant.streaming.settings import Settings
+from openm6.giant.streaming.setup import Setup, new_setup
 from openm6.giant.streaming.updates import weight_names
 from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.store import Access, Tier, TieredStore
@@ -79,6 +80,7 @@ class Giant:
         self._takes = 0  # bytes of a step beside parts and frame
         self._adds: dict[str, int] = {}  # bytes that a piece of its work adds, by kind
         self._machine: Machine | None = None
+        self._store: TieredStore | None = None  # opened with the machine
 
     # -------------------- training
 
@@ -107,7 +109,7 @@ class Giant:
         self._check_whole("step")
         tokens = count_tokens(micro_batches)
         machine = self.prepare(micro_batches)
-        begun, before = time.perf_counter(), machine.store.stats
+        begun, before = time.perf_counter(), self.store.stats
         machine.step = self.steps + 1
         machine.updates.begin(self.settings.lr if lr is None else lr)
         norm, weights = None, self._weights(micro_batches)
@@ -127,7 +129,7 @@ class Giant:
                 norm = streaming.finish(machine)
         self.steps += 1
         self._torn = False
-        after = machine.store.stats
+        after = self.store.stats
         passes = running.micro_batches
         routed = torch.tensor([[each.dropped, each.assigned] for each in passes]).sum(0)
         dropped, assigned = machine.summed(routed).tolist()
@@ -214,11 +216,11 @@ class Giant:
             machine.held = delinking.held_after(old, self.slots, machine.held)
             self._measured = Measured()  # more gradients wait: the next step is measured
         self._place(staying, machine.held)
-        machine.place.forget()
-        machine.store.resize(self.placement.buffer_bytes)
-        delinking.copy_parts(machine.store, old, self.slots, self.layouts(), self._updates.counts)
+        machine.forget()
+        self.store.resize(self.placement.buffer_bytes)
+        delinking.copy_parts(self.store, old, self.slots, self.layouts(), self._updates.counts)
         machine.slots = self.slots
-        self.device_placement = open_parts(machine, self.settings, self._placed)
+        self.device_placement = place_again(machine, self.settings, self._placed)
         machine.order = None
         machine.chosen.clear()
 
@@ -236,7 +238,7 @@ class Giant:
             "settings": resuming.settings_record(self.settings),
             "ranks": build.ranks(self.settings),
         }
-        self._ready("commit").store.commit(self.steps, {"giant": own, "extra": extra or {}})
+        self._stored("commit").commit(self.steps, {"giant": own, "extra": extra or {}})
 
     def save(self, folder: str | Path) -> None:
         """Write the model, part by part: for `openm6.load` if it is an M6, else for `transformers`.
@@ -248,15 +250,14 @@ class Giant:
                 "this giant was opened with optimizer=None, to run only: there is nothing new to save"
             )
         self._check_whole("save")
-        export.save(self._ready("save").store, self.frame, self.slots, Path(folder), source=self.source)
+        export.save(self._stored("save"), self.frame, self.slots, Path(folder), source=self.source)
 
     def close(self) -> None:
         """Finish writes, and release memory, threads and the folder. Everything since the last commit is lost."""
         if self._machine is not None:
-            self._machine.activations.close()
-            self._machine.place.close()
-            self._machine.store.close()
-            self._machine = None
+            self._machine.close()
+            self.store.close()
+            self._machine = self._store = None
         self.trace.close()
 
     def __enter__(self) -> Giant:
@@ -284,9 +285,9 @@ class Giant:
         if self._machine is None:
             new = inference.new_tokens(self.frame.model, input_ids, options)
             self._move_in(
-                lambda machine: (
+                lambda setup: (
                     inference.memory_of_generating(
-                        machine, input_ids, new, build.first_weights(self.settings, self._fill)
+                        setup, input_ids, new, build.first_weights(self.settings, self._fill)
                     ),
                     {},
                 )
@@ -312,7 +313,7 @@ class Giant:
     @property
     def store(self) -> TieredStore:
         """The store of the parts."""
-        return self._ready("store").store
+        return self._stored("store")
 
     @property
     def updates(self) -> Mapping[str, int]:
@@ -337,9 +338,7 @@ class Giant:
         if self._machine is None:
             first = build.first_weights(self.settings, self._fill)
             self._move_in(
-                lambda machine: rehearse(
-                    machine, batches, first, training=training, loss_weights=loss_weights
-                )
+                lambda setup: rehearse(setup, batches, first, training=training, loss_weights=loss_weights)
             )
             self._measured.note(batches, training=training)
         elif self._exceeded(self._machine, batches, training=training):
@@ -347,9 +346,7 @@ class Giant:
         return self._ready("prepare")
 
     def _exceeded(self, machine: Machine, batches: Sequence[Any], *, training: bool) -> bool:
-        """Whether batches are larger than those that memory was laid out for, on any
-        rank. All ranks ask together.
-        """
+        """Whether batches of any rank are larger than those that memory was laid out for. All ranks ask at once."""
         mine = self._measured.exceeded_by(batches, training=training)
         return bool(machine.summed(torch.tensor(float(mine))))
 
@@ -360,7 +357,7 @@ class Giant:
         modes = inference.evaluating(self.frame.model) if not training else nullcontext()
         with modes:
             takes, adds = rehearse(
-                machine, batches, build.weights_now(machine), training=training, loss_weights=loss_weights
+                machine, batches, build.weights_now(self.store), training=training, loss_weights=loss_weights
             )
         if (more := max(0, takes - self._takes)) or machine.held:
             assert self.placement is not None
@@ -373,29 +370,27 @@ class Giant:
                     f"these batches are larger than those that memory was laid out for: {error}; prepare the giant "
                     "with the largest batches there will be, or make them smaller"
                 ) from error
-            machine.store.resize(self.placement.buffer_bytes)
+            self.store.resize(self.placement.buffer_bytes)
             self._takes += more
-        self.device_placement = open_parts(machine, self.settings, self._placed)
+        self.device_placement = place_again(machine, self.settings, self._placed)
         for kind, most in adds.items():
             self._adds[kind] = max(most, self._adds.get(kind, 0))
         self._measured.note(batches, training=training)
 
-    def _move_in(self, memory_beside_parts: Callable[[Machine], tuple[int, dict[str, int]]]) -> None:
+    def _move_in(self, memory_beside_parts: Callable[[Setup], tuple[int, dict[str, int]]]) -> None:
         filled = build.fill_frame(self.frame, self._fill)
-        machine = new_machine(
-            self.frame, self.slots, self.settings, self._updates, self.trace, layouts=self.layouts()
-        )
-        machine.place.move(self.frame.model)
+        setup = new_setup(self.frame, self.slots, self.settings, self._updates, self.trace)
+        setup.place.move(self.frame.model)
         before = build.memory_of_frame(self.frame, self.settings)
-        takes, adds = memory_beside_parts(machine)
+        takes, adds = memory_beside_parts(setup)
         self._takes, self._adds = takes, adds
         # After it the libraries hold the memory of their first use: packing buffers, kernels, code.
         before = max(before, build.memory_of_frame(self.frame, self.settings))
         self._fixed_bytes = before + takes + build.memory_beside(self.frame, self.slots, self.settings)
-        self._fixed_bytes += machine.place.host_bytes
+        self._fixed_bytes += setup.place.host_bytes
         build.empty_frame(self.frame, filled)
-        placement = self._place({}, machine.held)
-        store = machine.store = build.open_store(
+        placement = self._place({}, setup.held)
+        store = build.open_store(
             self.frame,
             self.slots,
             self.settings,
@@ -404,16 +399,15 @@ class Giant:
             buffer_bytes=placement.buffer_bytes,
             resumes=self._resumes,
             trace=self.trace,
-            pins=machine.place.device,
+            pins=setup.place.device,
         )
-        machine.before_work = Keeper(
-            self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes)
-        ).check
-        self.device_placement = open_parts(machine, self.settings, self._placed)
+        keeper = Keeper(self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes))
+        parts, self.device_placement = open_parts(setup, store, self.settings, placement)
         if self.frame.parameters:
-            with machine.place.parts.use(Access(FRAME, ("weights",))) as views:
+            with parts.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])
-        self._machine = machine
+        self._machine = Machine.of(setup, parts=parts, before_work=keeper.check)
+        self._store = store
         release_memory()
 
     def _ready(self, what: str) -> Machine:
@@ -422,6 +416,11 @@ class Giant:
                 f"{what}: the parts are placed with the first batches; call step or prepare before"
             )
         return self._machine
+
+    def _stored(self, what: str) -> TieredStore:
+        self._ready(what)
+        assert self._store is not None
+        return self._store
 
     def _find_commit(self) -> None:
         """Take over the state of the disk's last commit, if there is one."""
@@ -433,7 +432,7 @@ class Giant:
         self._updates.counts.restore(record.extra["giant"], weight_names(self.frame))
 
     def _place(self, staying: Mapping[str, Mapping[Section, Tier]], held: Sequence[str]) -> Placement:
-        """Solve the placement; `staying` parts stay where they are. `held`: see `Machine`."""
+        """Solve the placement; `staying` parts stay where they are. `held`: see `Setup`."""
         self._updates.blocks = build.state_blocks(self.slots, self.settings)
         self.placement = build.solve_placement(
             self.slots, self.settings, fixed_bytes=self._fixed_bytes, staying=staying, held=held

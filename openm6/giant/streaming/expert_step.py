@@ -76,7 +76,7 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
         machine.cast.clear()
     cast = machine.cast  # experts that the slot's layers share
     with (
-        machine.place.parts.use(Access(slot.name, ("weights",))) as views,
+        machine.parts.use(Access(slot.name, ("weights",))) as views,
         machine.trace.span("compute", f"{slot.name} body forward"),
     ):
         leaves = machine.precision.leaves(views["weights"], "body")
@@ -89,7 +89,7 @@ def forward(machine: Machine, slot: Slot, layer: int, micro_batches: Sequence[Mi
     ]
     for expert in machine.chosen[slot.index]:
         with (
-            machine.place.parts.use(Access(slot.expert_name(expert), ("weights",))) as views,
+            machine.parts.use(Access(slot.expert_name(expert), ("weights",))) as views,
             machine.trace.span("compute", f"{slot.expert_name(expert)} forward"),
         ):
             room = slot.expert_name(expert) if shared else "expert"
@@ -162,25 +162,25 @@ def backward(
     once = len(micro_batches) == 1 and machine.updates.reads_bf16
     place = machine.place
     with ExitStack() as held:
-        body = held.enter_context(place.parts.use(machine.updates.access(slot.name)))
+        body = held.enter_context(machine.parts.use(machine.updates.access(slot.name)))
         place.catch_up()
         routed = _prepare(machine, slot, body, [(each, visits[each.index][0]) for each in here])
         for expert in _chosen(machine, routed):
             name = slot.expert_name(expert)
             with ExitStack() as held_expert:
-                views = held_expert.enter_context(place.parts.use(machine.updates.access(name)))
+                views = held_expert.enter_context(machine.parts.use(machine.updates.access(name)))
                 place.catch_up()
                 with machine.trace.span("compute", f"{name} backward"):
                     gradients = _gradients(machine, views, "expert", once=once)
                     for each in routed:
                         _expert_backward(machine, expert, gradients, each)
-                place.apply(machine.updates, name, views, gradients.mean(1), held_expert)
+                machine.apply(name, views, gradients.mean(1), held_expert)
         with machine.trace.span("compute", f"{slot.name} body backward"):
             gradients = _gradients(machine, body, "body", once=once)
             for each in routed:
                 _body_backward(machine, gradients, each, len(micro_batches))
                 each.visit.let_go(machine.activations, outputs=not deferred)
-        place.apply(machine.updates, slot.name, body, gradients.mean(1), held)
+        machine.apply(slot.name, body, gradients.mean(1), held)
 
 
 def _backward_shared(
@@ -193,7 +193,7 @@ def _backward_shared(
 ) -> None:
     nested = len(micro_batches) > 1
     with ExitStack() as held:
-        body = held.enter_context(machine.place.parts.use(machine.updates.access(slot.name)))
+        body = held.enter_context(machine.parts.use(machine.updates.access(slot.name)))
         body_gradients = _gradients(machine, body, "body", shared=nested)
         experts: dict[int, tuple[Views, Gradients]] = {}
         with machine.trace.span("compute", f"{slot.name} backward"):
@@ -207,7 +207,7 @@ def _backward_shared(
                     for expert in _chosen(machine, [each]):
                         name = slot.expert_name(expert)
                         if expert not in experts:
-                            views = held.enter_context(machine.place.parts.use(machine.updates.access(name)))
+                            views = held.enter_context(machine.parts.use(machine.updates.access(name)))
                             experts[expert] = views, _gradients(machine, views, name, shared=nested)
                         _expert_backward(machine, expert, experts[expert][1], each)
                     _body_backward(machine, body_gradients, each, len(micro_batches))
@@ -217,9 +217,9 @@ def _backward_shared(
         for expert in sorted(experts):
             views, gradients = experts[expert]
             name, layers = slot.expert_name(expert), len(slot.layers)
-            machine.place.apply(machine.updates, name, views, gradients.mean(layers), ExitStack())
+            machine.apply(name, views, gradients.mean(layers), ExitStack())
         sums = body_gradients.mean(len(slot.layers))
-        machine.place.apply(machine.updates, slot.name, body, sums, ExitStack())
+        machine.apply(slot.name, body, sums, ExitStack())
         machine.place.catch_up()
 
 

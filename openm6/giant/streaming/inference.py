@@ -23,6 +23,7 @@ from openm6.giant.models.frame_pass import Pass
 from openm6.giant.models.slots import Slot, together
 from openm6.giant.streaming.machine import Machine
 from openm6.giant.streaming.rehearse import MARGIN, SLACK, PeakMemory, RehearsedStore, Weights
+from openm6.giant.streaming.setup import Setup
 from openm6.giant.tiers.store import Access
 
 
@@ -56,7 +57,7 @@ def serve(machine: Machine, work: Callable[[], Any]) -> Any:
                 machine.entered(slot)
             last = slot.index
             with (
-                machine.place.parts.use(Access(slot.name, ("weights",))) as views,
+                machine.parts.use(Access(slot.name, ("weights",))) as views,
                 call.modes.but(grad=False),
             ):
                 leaves = machine.precision.leaves(views["weights"])
@@ -109,22 +110,22 @@ def new_tokens(model: Any, input_ids: Tensor, options: dict[str, Any]) -> int:
 
 
 def memory_of_generating(
-    machine: Machine, input_ids: Tensor, new_tokens: int, weights: Callable[[Slot, str], Weights]
+    setup: Setup, input_ids: Tensor, new_tokens: int, weights: Callable[[Slot, str], Weights]
 ) -> int:
     """Bytes that `generate` needs beside the weights, measured on the prompt.
 
     The weights of one slot stand in for those of all slots of its kind. The growth of the key-value cache is added.
     """
-    store = RehearsedStore(machine.slots, weights)
-    place = machine.place
-    rehearsing = replace(machine, place=place.rehearsing(store, together(machine.slots)))
+    place = setup.place
+    there, parts = place.rehearsing(RehearsedStore(setup.slots, weights), together(setup.slots))
     with (
         place.fork_rng(),
-        place.measuring(rehearsing.place),
+        place.measuring(there, parts),
         place.computing(),
         PeakMemory(place.owns) as memory,
     ):
-        out = generate(rehearsing, place.bring(input_ids), max_new_tokens=1, return_dict_in_generate=True)
+        machine = Machine.of(replace(setup, place=there), parts=parts, before_work=memory.mark)
+        out = generate(machine, place.bring(input_ids), max_new_tokens=1, return_dict_in_generate=True)
         cache = sum(each.nbytes for each in _cached(getattr(out, "past_key_values", None)))
     # Twice: while a layer's cache grows, the old one is there as well, and the allocator keeps holes.
     growth = 2 * cache * new_tokens // input_ids.shape[1]

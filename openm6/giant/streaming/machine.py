@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openm6.giant.measure.live_bytes import storage_key
-from openm6.giant.measure.trace import Trace
-from openm6.giant.models.frame import Frame, versions
+from openm6.giant.models.frame import versions
 from openm6.giant.models.frame_values import join, split
-from openm6.giant.models.slots import Slot
-from openm6.giant.streaming.activations import Activations
+from openm6.giant.models.slots import FRAME, Slot
 from openm6.giant.streaming.casting import Cast
-from openm6.giant.streaming.compute import Precision, Scratch
-from openm6.giant.streaming.trial import Trials
-from openm6.giant.streaming.updates import Updates, seeds
-from openm6.giant.streaming.visits import FromGraph, MicroBatch, Visit, Way
-from openm6.giant.streaming.where import Host
-from openm6.giant.tiers.store import Access, TieredStore
+from openm6.giant.streaming.setup import Setup
+from openm6.giant.streaming.updates import seeds
+from openm6.giant.streaming.visits import FromGraph, MicroBatch, Visit
+from openm6.giant.tiers.device_store import DeviceStore
+from openm6.giant.tiers.store import Access, Parts, Views
 
 
-@dataclass
-class Machine:
-    """The state and the tools of a pass."""
+@dataclass(kw_only=True)
+class Machine(Setup):
+    """A setup whose parts are placed, and the state of the pass under way."""
 
-    frame: Frame
-    slots: list[Slot]
-    store: TieredStore
-    activations: Activations
-    precision: Precision
-    updates: Updates
-    trace: Trace
-    seed: int
-    loss_weights: Mapping[str, float]
-    # For fp32 sums of gradients that come in bf16; one at a time uses each.
-    scratch: dict[str, Scratch] = field(default_factory=lambda: defaultdict(Scratch))
-    place: Host = field(default_factory=Host)  # where layers compute
-    step: int = 0  # that is under way
+    parts: Parts  # with the layers' weights, at the place where layers compute
+    # Called before each layer of each micro-batch and each loss, with "layer" or "loss".
+    before_work: Callable[[str], None]
+    rehearsal: Cast | None = None  # in a rehearsal few layers are run
     chosen: dict[int, list[int]] = field(default_factory=dict)  # by slot: experts that got tokens last time
     cast: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # experts of the slot that is run
-    # Called before each layer of each micro-batch and each loss, with "layer" or "loss".
-    before_work: Callable[[str], None] = lambda kind: None
-    # Figures of this process's micro-batches summed over the ranks of the run.
-    summed: Callable[[Tensor], Tensor] = lambda figures: figures
-    ranked: bool = False
-    way: Way = "replayed"  # how gradients find their way between layers; see `visits`
-    order: list[int] | None = None  # slots by number, in the order of the last pass; None: that of the layers
-    held: list[str] = field(
-        default_factory=list
-    )  # slots that a step visits more than once, in use between visits
-    last: int | None = None  # the layer after which the last pass ended
     moved: dict[str, set[int]] = field(default_factory=dict)  # by buffer: places of a pass that change it
     moving: set[int] = field(default_factory=set)  # layers that change buffers of theirs
-    trials: Trials = field(default_factory=Trials)
-    rehearsal: Cast | None = None  # in a rehearsal few layers are run
     _training: bool = False
     _at: int = 0  # how many slots of the order have been run
+
+    @classmethod
+    def of(
+        cls,
+        setup: Setup,
+        *,
+        parts: Parts,
+        before_work: Callable[[str], None],
+        rehearsal: Cast | None = None,
+    ) -> Machine:
+        """The machine of a setup, whose `parts` are now open."""
+        tools = {each.name: getattr(setup, each.name) for each in fields(Setup)}
+        return cls(**tools, parts=parts, before_work=before_work, rehearsal=rehearsal)
 
     # -------------------- running
 
@@ -134,6 +122,16 @@ class Machine:
         """The weighted sum of losses. A loss without a weight counts once."""
         return torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
+    @property
+    def balance_weight(self) -> float:
+        """The weight of the mixture layers' load-balance losses."""
+        experts = getattr(getattr(self.frame.model, "config", None), "experts", None)
+        return 0.0 if experts is None else experts.balance_loss
+
+    def apply(self, part: str, views: Views, gradients: Mapping[str, Tensor], held: ExitStack) -> None:
+        """Update a part, whose gradients are complete and whose views `held` keeps in use."""
+        self.place.apply(self.updates, self.parts, part, views, gradients, held)
+
     def slot_of(self, layer: int) -> Slot:
         return self.slots[self.frame.sharing[layer]]
 
@@ -146,7 +144,7 @@ class Machine:
     def announce(self, *, training: bool) -> None:
         """Announce to the store the accesses of this pass, as far as known, and the first ones of the next pass."""
         self._training, self._at = training, 0
-        self.place.parts.announce([*self._forward(self._order), *self._afterwards()])
+        self.parts.announce([*self._forward(self._order), *self._afterwards()])
 
     def entered(self, slot: Slot) -> None:
         """The forward pass is at this slot. If another slot was expected, the store gets a new announcement."""
@@ -160,13 +158,13 @@ class Machine:
         rest = rest[rest.index(slot.index) :] if slot.index in rest else [slot.index, *rest]
         self.order = [*order[: self._at], *rest]
         self._at += 1
-        self.place.parts.announce([*self._forward(self.order[self._at - 1 :]), *self._afterwards()])
+        self.parts.announce([*self._forward(self.order[self._at - 1 :]), *self._afterwards()])
 
     def left(self, visited: Sequence[int], last: int | None) -> None:
         """The forward pass is over; it visited these slots, and ended after the layer `last`."""
         if list(visited) != self._order:
             self.order = list(visited)
-            self.place.parts.announce([*self._afterwards()])
+            self.parts.announce([*self._afterwards()])
         self.last = last
 
     def chose(self, slot: Slot, experts: list[int]) -> None:
@@ -174,7 +172,7 @@ class Machine:
         if self.chosen.get(slot.index) != experts:
             self.chosen[slot.index] = experts
             here = [Access(slot.expert_name(expert), ("weights",)) for expert in experts]
-            self.place.parts.announce([*here, *self._forward(self._order[self._at :]), *self._afterwards()])
+            self.parts.announce([*here, *self._forward(self._order[self._at :]), *self._afterwards()])
 
     @property
     def _order(self) -> list[int]:
@@ -206,11 +204,19 @@ class Machine:
         """The first accesses of the next step, as far as they are known."""
         return self._forward(self._order)
 
-    @property
-    def balance_weight(self) -> float:
-        """The weight of the mixture layers' load-balance losses."""
-        experts = getattr(getattr(self.frame.model, "config", None), "experts", None)
-        return 0.0 if experts is None else experts.balance_loss
+    # -------------------- parts
+
+    def forget(self) -> None:
+        """Release parts' weights on the device, except the frame's, because parts are about to change."""
+        if isinstance(self.parts, DeviceStore):
+            self.parts.forget(keep=(FRAME,))
+
+    def close(self) -> None:
+        """Release the activations and the device. The store stays open."""
+        self.activations.close()
+        if isinstance(self.parts, DeviceStore):
+            self.parts.forget()
+        self.place.close()
 
 
 def _apart(out: Any, weights: Mapping[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ from openm6.giant.ranks.collectives import Group
 from openm6.giant.ranks.cuts import add_up
 from openm6.giant.ranks.ranked_store import Gathered
 from openm6.giant.streaming.updates import Updates
-from openm6.giant.tiers.store import TieredStore, Views
+from openm6.giant.tiers.store import Parts, Views
 
 
 class RankedUpdates(Updates):
@@ -35,7 +35,7 @@ class RankedUpdates(Updates):
         self.group, self.clip = group, optimizer.clip
 
     @torch.no_grad()
-    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: Parts, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         own = views.own if isinstance(views, Gathered) else views
         sums = add_up(gradients, views["weights"], self.group, cut=own is not views)
         square = sum((each.square().sum() for each in sums.values()), torch.zeros(()))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,9 +34,10 @@ from openm6.giant.streaming.casting import Cast, kind_of
 from openm6.giant.streaming.compute import Scratch
 from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.machine import Machine
+from openm6.giant.streaming.setup import Setup
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.parts import PartLayout, TensorSpec
-from openm6.giant.tiers.store import Access, TieredStore, Views
+from openm6.giant.tiers.store import Access, Parts, Views
 
 MARGIN = 0.05  # of the rehearsal's peak
 _KINDS = 4  # of which weights are there at a time
@@ -102,7 +103,7 @@ class RehearsedStore:
                 made[is_body] = self._weights(slot, access.part)
         yield {"weights": made[is_body], "state": {}, "gradients": {}}
 
-    def announce(self, accesses: Any) -> None:
+    def announce(self, accesses: Iterable[Access]) -> None:
         pass
 
     def layout(self, part: str) -> PartLayout:
@@ -117,12 +118,12 @@ class RehearsedStore:
 
 
 class _NoUpdates(Updates):
-    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: Parts, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         pass
 
 
 def rehearse(
-    machine: Machine,
+    setup: Setup,
     batches: Sequence[Any],
     weights: Callable[[Slot, str], Weights],
     *,
@@ -132,14 +133,14 @@ def rehearse(
     """Measure the peak bytes of a step over `batches`, without stored parts and the frame; and the most that one
     piece of it adds.
 
-    A piece is a "layer" of a micro-batch or a "loss". `machine` needs no store; `weights(slot, part)` returns
-    tensors for a part. Running statistics, gradients and random state are restored. Afterwards the machine's `way`
+    A piece is a "layer" of a micro-batch or a "loss". `setup` needs no store; `weights(slot, part)` returns
+    tensors for a part. Running statistics, gradients and random state are restored. Afterwards the setup's `way`
     is that of the model.
     """
     for everyone in (False, True):
-        cast = Cast(machine.slots, everyone=everyone)
+        cast = Cast(setup.slots, everyone=everyone)
         try:
-            return _rehearse(machine, batches, weights, cast, training=training, loss_weights=loss_weights)
+            return _rehearse(setup, batches, weights, cast, training=training, loss_weights=loss_weights)
         except Exception:
             # The model's code may need a value that a replaced layer would leave in an attribute or a list.
             if not cast.stood_in:
@@ -148,7 +149,7 @@ def rehearse(
 
 
 def _rehearse(
-    machine: Machine,
+    setup: Setup,
     batches: Sequence[Any],
     weights: Callable[[Slot, str], Weights],
     cast: Cast,
@@ -156,64 +157,57 @@ def _rehearse(
     training: bool,
     loss_weights: Sequence[float] | None,
 ) -> tuple[int, dict[str, int]]:
-    updates = _NoUpdates(machine.updates.optimizer, seed=0, global_clip=machine.updates.global_clip)
-    place = machine.place
-    on_device = place.device is not None and isinstance(machine.activations, HostActivations)
+    updates = _NoUpdates(setup.updates.optimizer, seed=0, global_clip=setup.updates.global_clip)
+    place = setup.place
+    on_device = place.device is not None and isinstance(setup.activations, HostActivations)
     activations = place.open_activations("device" if on_device else "host", None)
-    rehearsing_place = place.rehearsing(RehearsedStore(machine.slots, weights), together(machine.slots))
-    rehearsing = replace(
-        machine,
-        place=rehearsing_place,
+    there, parts = place.rehearsing(RehearsedStore(setup.slots, weights), together(setup.slots))
+    rehearsed = replace(
+        setup,
+        place=there,
         activations=activations,
         updates=updates,
         # A separate function, so that its memory is free when memory is measured afterwards.
         scratch=defaultdict(lambda: Scratch(place.torch_device)),
-        chosen={},
-        cast={},
-        moving=set(),
-        moved={},
-        rehearsal=cast,
     )
     with (
         place.fork_rng(),
-        place.measuring(rehearsing_place),
+        place.measuring(there, parts),
         place.computing(),
-        machine.frame.still(),
-        machine.frame.without_cache(),
+        setup.frame.still(),
+        setup.frame.without_cache(),
         PeakMemory(place.owns) as memory,
     ):
-        rehearsing.before_work = memory.mark
-        running = streaming.run_forward(rehearsing, batches, training=training, weights=loss_weights)
+        machine = Machine.of(rehearsed, parts=parts, before_work=memory.mark, rehearsal=cast)
+        running = streaming.run_forward(machine, batches, training=training, weights=loss_weights)
         if training and math.isfinite(running.total):
-            streaming.backward(rehearsing, running)
-            streaming.backward_frame(rehearsing, running)
+            streaming.backward(machine, running)
+            streaming.backward_frame(machine, running)
         del running
         activations.clear()
-        rehearsing.scratch.clear()
-    machine.way, machine.last, machine.order = rehearsing.way, rehearsing.last, rehearsing.order
+        machine.scratch.clear()
+    setup.way, setup.last, setup.order = machine.way, machine.last, machine.order
     if training:
-        order = machine.order or []
-        machine.held = [slot.name for slot in machine.slots if order.count(slot.index) > 1]
-        if machine.way != "replayed" and isinstance(
-            machine.activations, (DiskActivations, DeviceActivations)
-        ):
+        order = setup.order or []
+        setup.held = [slot.name for slot in setup.slots if order.count(slot.index) > 1]
+        if setup.way != "replayed" and isinstance(setup.activations, (DiskActivations, DeviceActivations)):
             warnings.warn(
-                f"{type(machine.frame.model).__name__} reads layers' outputs between its layers, and autograd's "
+                f"{type(setup.frame.model).__name__} reads layers' outputs between its layers, and autograd's "
                 "graph keeps them where they were computed: to move activations elsewhere saves no memory",
                 stacklevel=2,
             )
-    streaming.drop_gradients(machine.frame)
+    streaming.drop_gradients(setup.frame)
     memory.mark("layer")
     kept = 0
-    if place.device is not None and (on_device or machine.way != "replayed"):
+    if place.device is not None and (on_device or setup.way != "replayed"):
         place.keep(cast.bytes_of_others)
-    elif machine.activations.resident or machine.way != "replayed":
+    elif setup.activations.resident or setup.way != "replayed":
         kept = cast.bytes_of_others
     if isinstance(activations, DeviceActivations):
         kept += activations.host_bytes
         activations.close()
     if training:
-        kept += max(mixture.bytes_of_waiting_rows(slot, machine.precision.dtype) for slot in machine.slots)
+        kept += max(mixture.bytes_of_waiting_rows(slot, setup.precision.dtype) for slot in setup.slots)
     holes = max(memory.work.values()) // 4  # that the allocator may keep although nobody uses them
     work = {kind: round((1 + MARGIN) * most) + SLACK for kind, most in memory.work.items()}
     return round((1 + MARGIN) * memory.peak) + holes + kept + SLACK, work

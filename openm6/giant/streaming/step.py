@@ -168,7 +168,7 @@ def _dense_forward(
     end with it: the slot's memory is free then."""
     ended: list[MicroBatch] = []
     with (
-        machine.place.parts.use(Access(slot.name, ("weights",))) as views,
+        machine.parts.use(Access(slot.name, ("weights",))) as views,
         machine.trace.span("compute", f"{slot.name} forward"),
     ):
         leaves = machine.precision.leaves(views["weights"])
@@ -290,7 +290,7 @@ def backward(machine: Machine, running: Running) -> None:
             with ExitStack() as here:
                 if slot.index not in open_slots:
                     views = (held if several else here).enter_context(
-                        machine.place.parts.use(machine.updates.access(slot.name))
+                        machine.parts.use(machine.updates.access(slot.name))
                     )
                     scratch = machine.scratch[slot.name if several else "part"]
                     room = slot.name if several else "part"
@@ -306,9 +306,7 @@ def backward(machine: Machine, running: Running) -> None:
                     del open_slots[slot.index]
                     sums = gradients.mean(len(slot.layers))
                     if sums or machine.ranked:
-                        machine.place.apply(
-                            machine.updates, slot.name, views, sums, ExitStack() if several else here
-                        )
+                        machine.apply(slot.name, views, sums, ExitStack() if several else here)
                     del sums  # before the next slot's are made
                 del views, gradients
         machine.place.catch_up()
@@ -377,18 +375,18 @@ def backward_frame(machine: Machine, running: Running) -> None:
     # Convolutions may return theirs channels last.
     gradients = {name: gradient.contiguous() for name, gradient in take_gradients(parameters).items()}
     with ExitStack() as here:
-        views = here.enter_context(machine.place.parts.use(machine.updates.access(FRAME)))
+        views = here.enter_context(machine.parts.use(machine.updates.access(FRAME)))
         machine.place.store_buffers(views, machine.frame.buffers)
-        machine.place.apply(machine.updates, FRAME, views, gradients, here)
+        machine.apply(FRAME, views, gradients, here)
         machine.place.catch_up()
 
 
 def finish(machine: Machine) -> float | None:
     """The second pass of a global clip, which updates. Returns the norm of all gradients."""
     if waiting := machine.updates.waiting():
-        machine.place.parts.announce([*waiting, *machine.next_forward()])
+        machine.parts.announce([*waiting, *machine.next_forward()])
     with machine.place.hosting():
-        return machine.updates.finish(machine.place.parts)
+        return machine.updates.finish(machine.parts)
 
 
 def drop_gradients(frame: Frame) -> None:

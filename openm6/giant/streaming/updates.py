@@ -22,7 +22,7 @@ from openm6.giant.models.slots import FRAME
 from openm6.giant.optimizers.counts import Counts
 from openm6.giant.optimizers.part_optimizer import ElementwiseOptimizer, PartOptimizer, decayed
 from openm6.giant.optimizers.state_blocks import Block, block_name
-from openm6.giant.tiers.store import Access, TieredStore, Views
+from openm6.giant.tiers.store import Access, Parts, Views
 
 
 class Updates:
@@ -80,7 +80,7 @@ class Updates:
         return [access for part in self._norms for access in (_waiting(part), *self.state_accesses(part))]
 
     @torch.no_grad()
-    def apply(self, store: TieredStore, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
+    def apply(self, store: Parts, part: str, views: Views, gradients: Mapping[str, Tensor]) -> None:
         """Update a part, whose gradients are complete: fp32, or bf16 if it `reads_bf16`.
 
         `views` are those of `access`. The gradients may be used up.
@@ -101,7 +101,7 @@ class Updates:
             self._norms[part] = norms
 
     @torch.no_grad()
-    def finish(self, store: TieredStore) -> float | None:
+    def finish(self, store: Parts) -> float | None:
         """The second pass of a global clip; returns the norm of all gradients."""
         if self.global_clip is None:
             return None
@@ -120,7 +120,7 @@ class Updates:
 
     def _update(
         self,
-        store: TieredStore,
+        store: Parts,
         part: str,
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
@@ -150,7 +150,7 @@ class Updates:
 
     def _update_blocks(
         self,
-        store: TieredStore,
+        store: Parts,
         part: str,
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],

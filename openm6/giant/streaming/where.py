@@ -1,9 +1,8 @@
-"""The place where layers compute: the host, with a store's memory, or a device, with a device store's memory.
+"""The place where layers compute: the host, with a store's parts, or a device, with a device store's parts.
 
-    place.parts                          the store with the layers' weights
     with place.computing(): ...          around all code that computes
     batch = place.bring(batch)           moves values from the host
-    place.apply(updates, part, views, gradients, held)      call it when the part's gradients are complete
+    place.apply(updates, parts, part, views, gradients, held)    call it when the part's gradients are complete
     place.catch_up()                     does the updates that were put off
 
 On the host, an update follows at once. On a device, it is put off until the next part's backward pass is queued. So
@@ -28,12 +27,12 @@ from openm6.giant.streaming.activations import Activations, DiskActivations, Hos
 from openm6.giant.streaming.device_activations import DeviceActivations
 from openm6.giant.streaming.updates import Updates
 from openm6.giant.tiers.buffers import Buffer
-from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS, DeviceStore, OnDevice, Parts
+from openm6.giant.tiers.device_store import BUFFERS, EXPERT_BUFFERS, DeviceStore, OnDevice
 from openm6.giant.tiers.devices import Device, Event
 from openm6.giant.tiers.landing import Landing
 from openm6.giant.tiers.named_devices import open_device
 from openm6.giant.tiers.parts import PAGE, PartLayout, TensorSpec, packed_bytes
-from openm6.giant.tiers.store import TierError, Views
+from openm6.giant.tiers.store import Parts, TierError, Views
 
 Kept = Literal["device", "host", "disk"]
 MARGIN = 0.05  # of a rehearsal's device memory: for holes between its tensors
@@ -45,9 +44,6 @@ class Host:
     torch_device = torch.device("cpu")
     device: Device | None = None
     host_bytes = 0  # of the host's memory, for moving values
-
-    def __init__(self) -> None:
-        self.parts: Any = None  # a TieredStore, or a stand-in for one
 
     def computing(self) -> AbstractContextManager[Any]:
         """Context in which layers, and the model's code between them, compute."""
@@ -76,10 +72,16 @@ class Host:
         return HostActivations() if where == "host" else _on_disk(folder)
 
     def apply(
-        self, updates: Updates, part: str, views: Views, gradients: Mapping[str, Tensor], held: ExitStack
+        self,
+        updates: Updates,
+        parts: Parts,
+        part: str,
+        views: Views,
+        gradients: Mapping[str, Tensor],
+        held: ExitStack,
     ) -> None:
-        """Update a part, whose views `held` keeps in use."""
-        updates.apply(self.parts, part, views, gradients)
+        """Update one of `parts`, whose views `held` keeps in use."""
+        updates.apply(parts, part, views, gradients)
 
     def catch_up(self) -> None:
         """Do the updates that were put off."""
@@ -95,8 +97,8 @@ class Host:
         """Whether a tensor is in memory that is not the process's own."""
         return False
 
-    def measuring(self, rehearsing: Host) -> AbstractContextManager[None]:
-        """Context of a rehearsal in the place `rehearsing`. It measures the device memory of the rehearsal."""
+    def measuring(self, there: Host, parts: Parts) -> AbstractContextManager[None]:
+        """Context of a rehearsal at the place `there`. It measures the device memory of the rehearsal."""
         return nullcontext()
 
     def keep(self, nbytes: int) -> None:
@@ -110,14 +112,11 @@ class Host:
     def store_buffers(self, views: Views, buffers: Mapping[str, Tensor]) -> None:
         """Copy the frame's buffers, which the model changes, back to the views of its part."""
 
-    def rehearsing(self, store: Any, together: Collection[str]) -> Host:
-        """A place like this one, with a stand-in for the store. `together`: parts that are in use at a time."""
-        place = Host()
-        place.parts = store
-        return place
-
-    def forget(self) -> None:
-        """Release parts' weights on the device, except the frame's, because parts are about to change."""
+    def rehearsing(self, store: Parts, together: Collection[str]) -> tuple[Host, Parts]:
+        """A place like this one, and the parts there of a stand-in for the store. `together`: parts that are in use
+        at a time.
+        """
+        return Host(), store
 
     def let_go(self) -> None:
         """Let go of the host's memory that copies from the device take."""
@@ -137,6 +136,7 @@ class _Late:
     """An update that is put off."""
 
     updates: Updates
+    parts: Parts
     part: str
     views: Views
     gradients: dict[str, Tensor]  # on the host, when they are ...
@@ -149,7 +149,6 @@ class OnADevice(Host):
     """A device as the place. Parts with up to `largest_bytes` of weights pass through its buffers."""
 
     def __init__(self, device: Device, *, largest_bytes: int, buffers: int) -> None:
-        super().__init__()
         self.device: Device = device
         self.torch_device = device.torch_device
         self.largest_bytes, self.buffers = largest_bytes, buffers
@@ -164,8 +163,8 @@ class OnADevice(Host):
 
     def open_parts(
         self, store: Parts, *, resident: Callable[[str], bool], buffer_bytes: int, late: bool
-    ) -> None:
-        """Use the weights of a store, or place them anew when none is in use.
+    ) -> DeviceStore:
+        """The parts of a store on the device.
 
         Args:
             store: the store of the parts.
@@ -173,17 +172,17 @@ class OnADevice(Host):
             buffer_bytes: size of each buffer for the others.
             late: whether the host has room for a part whose update is put off.
         """
+        self.late = int(late)
+        return DeviceStore(
+            store, self.device, resident=_or_frame(resident), buffer_bytes=buffer_bytes, buffers=self.buffers
+        )
 
-        def stays(part: str) -> bool:
-            return part == FRAME or resident(part)
-
-        if self.parts is None:
-            self.parts = DeviceStore(
-                store, self.device, resident=stays, buffer_bytes=buffer_bytes, buffers=self.buffers
-            )
-        else:
-            self.parts.forget(keep=(FRAME,))
-            self.parts.place(resident=stays, buffer_bytes=buffer_bytes)
+    def place_parts(
+        self, parts: DeviceStore, *, resident: Callable[[str], bool], buffer_bytes: int, late: bool
+    ) -> None:
+        """Place the parts anew, when none is in use. The arguments are those of `open_parts`."""
+        parts.forget(keep=(FRAME,))
+        parts.place(resident=_or_frame(resident), buffer_bytes=buffer_bytes)
         self.late = int(late)
 
     @property
@@ -195,29 +194,28 @@ class OnADevice(Host):
         tensors = {*model.parameters(), *model.buffers()}
         return sum(-(-each.nbytes // PAGE) * PAGE for each in tensors if self.device.owns(each))
 
-    def forget(self) -> None:
-        self.parts.forget(keep=(FRAME,))
-
-    def rehearsing(self, store: Any, together: Collection[str]) -> Host:
+    def rehearsing(self, store: Parts, together: Collection[str]) -> tuple[Host, Parts]:
         place = OnADevice(self.device, largest_bytes=self.largest_bytes, buffers=self.buffers)
-        stays = together.__contains__
-        place.open_parts(store, resident=stays, buffer_bytes=self.largest_bytes, late=True)
-        return place
+        parts = place.open_parts(
+            store, resident=together.__contains__, buffer_bytes=self.largest_bytes, late=True
+        )
+        return place, parts
 
     @contextmanager
-    def measuring(self, rehearsing: Host) -> Iterator[None]:
+    def measuring(self, there: Host, parts: Parts) -> Iterator[None]:
+        assert isinstance(parts, DeviceStore)
         with self.device.unlimited():
             self.device.reset_peak()
             before = self.device.used_bytes
             try:
                 yield
             except BaseException:
-                rehearsing.drop()
+                there.drop()
                 raise
             finally:
-                rehearsing.let_go()
-            rehearsing.parts.forget()
-        peak = self.device.peak_used_bytes - before - rehearsing.parts.most_part_bytes
+                there.let_go()
+            parts.forget()
+        peak = self.device.peak_used_bytes - before - parts.most_part_bytes
         self._measured = round((1 + MARGIN) * peak)
         self.work_bytes = max(self.work_bytes, self._measured)
 
@@ -290,7 +288,13 @@ class OnADevice(Host):
     # -------------------- updates
 
     def apply(
-        self, updates: Updates, part: str, views: Views, gradients: Mapping[str, Tensor], held: ExitStack
+        self,
+        updates: Updates,
+        parts: Parts,
+        part: str,
+        views: Views,
+        gradients: Mapping[str, Tensor],
+        held: ExitStack,
     ) -> None:
         own = views
         if isinstance(views, OnDevice):
@@ -301,7 +305,7 @@ class OnADevice(Host):
         with self.hosting():
             buffer, hosts = self._landing.take(specs)
         copied = [self.device.download(each, hosts[name]) for name, each in sources.items()]
-        self._late.append(_Late(updates, part, own, hosts, copied, buffer, held.pop_all()))
+        self._late.append(_Late(updates, parts, part, own, hosts, copied, buffer, held.pop_all()))
         if not self.late:
             self.catch_up()
 
@@ -313,7 +317,7 @@ class OnADevice(Host):
                     event.synchronize()
                 try:
                     with self.hosting():
-                        late.updates.apply(self.parts, late.part, late.views, late.gradients)
+                        late.updates.apply(late.parts, late.part, late.views, late.gradients)
                 finally:
                     self._landing.give(late.buffer)
 
@@ -332,9 +336,11 @@ class OnADevice(Host):
 
     def close(self) -> None:
         self.let_go()
-        if self.parts is not None:
-            self.parts.forget()
         self.device.close()
+
+
+def _or_frame(resident: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda part: part == FRAME or resident(part)
 
 
 def open_place(name: str, limit: int | None, layouts: Mapping[str, PartLayout]) -> Host:

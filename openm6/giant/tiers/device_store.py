@@ -14,8 +14,8 @@ the memory of weights (its argument `pins`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +23,10 @@ from torch import Tensor
 from openm6.giant.measure.live_bytes import storage_key
 from openm6.giant.tiers.devices import Device, Event
 from openm6.giant.tiers.parts import PartLayout, packed_bytes, views
-from openm6.giant.tiers.store import Access, TierError, Views
+from openm6.giant.tiers.store import Access, Parts, TierError, Views
 
 BUFFERS = 2  # one in use, one being filled
 EXPERT_BUFFERS = 3  # of a mixture: the body of its slot stays in use beside them
-
-
-class Parts(Protocol):
-    """The part of a store's interface that computing needs. Stand-ins for a store implement it too."""
-
-    def announce(self, accesses: Iterable[Access]) -> None: ...
-
-    def use(self, access: Access) -> AbstractContextManager[Views]: ...
-
-    def layout(self, part: str) -> PartLayout: ...
 
 
 class OnDevice(dict[Any, Any]):

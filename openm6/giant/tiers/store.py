@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -39,12 +39,22 @@ from openm6.giant.tiers.parts import PartLayout, Section
 from openm6.giant.tiers.readahead import ReadAhead
 from openm6.giant.tiers.stored import Access, StoredPart, StoredSection, Tier
 
-__all__ = ["Access", "Tier", "TierError", "TieredStore", "Traffic"]
+__all__ = ["Access", "Parts", "Tier", "TierError", "TieredStore", "Traffic"]
 
 Placement = Mapping[str, Mapping[Section, Tier]] | Callable[[str], Mapping[Section, Tier]]
 Views = dict[Section, dict[str, Tensor]]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Parts(Protocol):
+    """The part of a store's interface that computing needs. Stand-ins for a store implement it too."""
+
+    def announce(self, accesses: Iterable[Access]) -> None: ...
+
+    def use(self, access: Access) -> AbstractContextManager[Views]: ...
+
+    def layout(self, part: str) -> PartLayout: ...
 
 
 class TieredStore:
