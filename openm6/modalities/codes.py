@@ -179,7 +179,7 @@ def resize(x_NCHW: Tensor, size: int) -> Tensor:
 
 
 class ImageTokenizer(nn.Module):
-    """RGB pictures to codes and back. Whoever has transparent pictures lays them over white first."""
+    """RGB pictures to codes and back. Put transparent pictures on a white background first."""
 
     def __init__(self, config: ImageTokenizerConfig | None = None):
         super().__init__()

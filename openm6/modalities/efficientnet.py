@@ -1,9 +1,9 @@
 """EfficientNet-Lite0, pretrained on ImageNet photographs: the backbone for photos (extra `[photo]`).
 
 "EfficientNet" (1905.11946) without squeeze-and-excitation and with ReLU6, so that it runs fast on CPUs. The network
-and its weights are packages; here it is cut in two: a `trunk` that stays as it is, and whose maps can be kept, and
-a `tail` that may be trained on them. Its batch norms keep the statistics of the photographs it was trained on, in
-training too: those of a small batch are worse, and so norms can be folded into the convolutions.
+and its weights are packages; here the network is cut in two. The `trunk` stays unchanged, so that its maps can be
+stored; the `tail` may be trained on these maps. The batch norms always keep the statistics of their own training
+photographs, in training too: those of a small batch are worse, and fixed norms can be folded into the convolutions.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
@@ -76,7 +76,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class PhotoBackbone(EfficientNetLite0):
-    """The same as the image backbone of an M6: images come in [-1, 1], as `augment.normalise` makes them."""
+    """The same network as an M6's image backbone: images lie in [-1, 1], as `augment.normalise` returns them."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return super().forward(photo_values((x_NCHW + 1) / 2))

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0's layers with batch norms folded into the convolutions: the same function, in less time.
 
 A batch norm that keeps its statistics is a scale and a shift of each channel, which the convolution before it can
-do. Here the folded weights are made anew in every call, so that gradients reach the convolution's weights and the
+do. The folded weights are computed again in every call, so that gradients reach the convolution's weights and the
 norm's alike. It saves walks over every map, forward and backward; so does leaving the zeros around a map to the
 convolution where they are as many on both sides.
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def run_folded(layers: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
-    """What `nn.Sequential(*layers)` computes in eval mode, of the layers that `EfficientNetLite0` is made of."""
+    """The output of `nn.Sequential(*layers)` in eval mode, for layers of `EfficientNetLite0`."""
     queue = list(layers)
     while queue:
         layer = queue.pop(0)

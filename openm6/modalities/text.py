@@ -66,15 +66,15 @@ class TextTokenizer:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def words(self, text: str) -> list[str]:
-        """The pieces of a text that no token reaches across, each with the space before it: words, numbers,
-        punctuation, Chinese characters."""
+        """Split a text where no token may cross: into words, numbers, punctuation and Chinese characters. Each
+        piece keeps the space before it."""
         pre_tokenizer = self._tokenizer.pre_tokenizer
         assert pre_tokenizer is not None, "`train_tokenizer` makes none without"
         return [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The UTF-8 bytes of each token, of which a character may have a part; none for a special token."""
+        """The UTF-8 bytes of each token (possibly a part of a character); none for a special token."""
         # Of the 256 bytes, those that are visible stand for themselves; the others, in order, for 256 and on.
         visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         hidden = [byte for byte in range(256) if byte not in visible]

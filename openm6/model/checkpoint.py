@@ -25,14 +25,14 @@ def save_model(model: M6, folder: Path) -> None:
 
 
 def narrowed(value: torch.Tensor) -> torch.Tensor:
-    """As checkpoint folders hold it: floating point in bf16."""
+    """The tensor as checkpoint folders store it: floating point becomes bf16."""
     return (value.bfloat16() if value.is_floating_point() else value).contiguous()
 
 
 def save_weights(
     weights: dict[str, torch.Tensor], folder: Path, *, config: ModelConfig, sharing: list[int]
 ) -> None:
-    """Write the folder from narrowed weights by name, wherever they come from."""
+    """Write the folder from narrowed weights, given by name."""
     save_config(folder, config=config, sharing=sharing)
     save_tensors(weights, folder / "model.safetensors")
 

@@ -1,4 +1,4 @@
-"""The shape of an M6: one small pydantic model, everything optional in the architecture is a field of it."""
+"""The shape of an M6, as one small pydantic model. Every option of the architecture is a field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openm6.modalities.resnet import ResNetConfig
 
 
 def _backbone(image: Any) -> str:
-    """Which of the backbones a config means: errors then speak of that one."""
+    """The backbone that a config describes. Validation errors then name fields of that one only."""
     pretrained = "pretrained" in image if isinstance(image, dict) else isinstance(image, PretrainedConfig)
     return (PretrainedConfig if pretrained else ResNetConfig).__name__
 

@@ -1,4 +1,4 @@
-"""Where a model computes: the processor, or an accelerator that PyTorch knows (`torch.accelerator`)."""
+"""Names of devices: the processor, or an accelerator that PyTorch supports (`torch.accelerator`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXAMPLES = "auto, cpu, cuda, cuda:1, mps or xpu"
 def check_device_name(name: str) -> str:
     """`name`, if it can name a device: "auto", or what `torch.device` reads. Else raises ValueError.
 
-    Whether this machine has the device is `resolve_device`'s question: a recipe may be written elsewhere.
+    It does not check that this machine has the device (`resolve_device` does): a recipe may come from elsewhere.
     """
     if name != AUTO:
         try:
@@ -24,7 +24,7 @@ def check_device_name(name: str) -> str:
 
 
 def resolve_device(name: str = AUTO) -> torch.device:
-    """The device of that name; "auto" is the accelerator that is there, or else the processor.
+    """The device with this name. "auto" is the accelerator of this machine, or the processor if it has none.
 
     A name without a number, such as "cuda", means the first device of its kind.
     Raises ValueError for a name that is no device's, and for a device that this machine does not have.

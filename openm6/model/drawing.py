@@ -1,5 +1,4 @@
-"""How codes enter and leave the stream: one position carries a cell of K codes, which are read off one by
-one.
+"""Image codes enter and leave the stream as cells: one position of the stream carries K codes.
 
 The stack runs once a cell; inside a cell a small network predicts each code from the stack's hidden state and
 the codes before it (the depth transformer of RQ-VAE, 2203.01941, with one layer and sums in place of

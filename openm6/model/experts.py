@@ -4,7 +4,7 @@ The E experts are split into Z prototypes of X = E / Z experts. Each prototype h
 over its experts and sends every token to the likeliest one; the Z outputs, each weighted by its probability
 (the gate), are summed. Z = 1 is the plain top-1 of Switch (2101.03961). For comparison there is top-k
 (1701.06538): one softmax over all E experts, the k likeliest, their probabilities as gates (not normalised
-anew over the k).
+again over the k).
 
 Assignments of tokens to experts are sorted by expert, tokens of one expert in the order of the stream, so
 that the grouped product, a loop and a machine that holds one expert at a time compute the same bits.
@@ -38,7 +38,7 @@ class Routing:
     """Which tokens go to which expert, sorted by expert, then by token."""
 
     token_M: Tensor  # int64: the token of each assignment
-    gate_M: Tensor  # float32, differentiable: what its output is weighted with
+    gate_M: Tensor  # float32, differentiable: the weight of its output
     counts_E: Tensor  # int64: assignments of each expert
     dropped: int  # assignments beyond an expert's capacity
     balance: Tensor  # Switch's load-balance loss, differentiable; 1 where the load is even
@@ -50,7 +50,7 @@ class Routing:
 
 
 class Queue(NamedTuple):
-    """What a step's routing must know of assignments beside those of the tokens at hand."""
+    """Assignments of a whole step, where the tokens at hand are only a part of the step's tokens."""
 
     before_E: Tensor | int  # assignments of each expert that come first
     all_E: Tensor  # assignments of each expert, those at hand included

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: Qwen3, Qwen2 and Llama into `M6`'s stack, and the stack out.
 
-The block is theirs, so this is renaming: q, k and v lie in one matrix here, gate and up in another.
+The blocks are the same, so only names change: here q, k and v are one matrix, and gate and up another.
 Neither direction needs `transformers`.
 """
 

@@ -2,13 +2,13 @@
 
     config = read_config(folder)
     checkpoint = Checkpoint(folder)                     # headers alone are read
-    checkpoint.read("model.norm.weight", out)           # a tensor's bytes, straight to where they shall lie
+    checkpoint.read("model.norm.weight", out)           # copies a tensor into `out`
     checkpoint.rows("model.embed_tokens.weight", ids)   # some rows of a matrix
 
 The format is a header in JSON, then the tensors' bytes, so plain reads do. A memory map, which
 `safetensors.safe_open` gives, would count towards the resident memory of the process as it is read; `safe_open`
 checks each header here.
-Nothing in this file knows what the tensors are for.
+This file does not interpret the tensors.
 """
 
 from __future__ import annotations

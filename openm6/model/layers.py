@@ -19,7 +19,7 @@ from openm6.model.typed import row_norms
 
 
 class KeyValueCache(Protocol):
-    """What attention asks of a cache (see `openm6.decode.cache`)."""
+    """The interface of a cache that attention uses (see `openm6.decode.cache`)."""
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new keys and values of one layer; return all that are stored so far."""
@@ -186,5 +186,5 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """The first half: x + attention(norm(x)), what the experts of a mixture layer then read."""
+        """The first half: x + attention(norm(x)). In a mixture layer the experts read its result."""
         return x_BTD + self.attention(self.attention_norm(x_BTD), rope, bias_B1TS, cache, layer)

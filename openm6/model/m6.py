@@ -71,7 +71,7 @@ class M6(nn.Module):
     def _initialise(self) -> None:
         for name, module in named_modules(self):
             if name.startswith("image.backbone"):
-                continue  # the backbone has its own
+                continue  # the backbone initialises itself
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and "bias" in dict(module.named_parameters(recurse=False)):
@@ -123,7 +123,7 @@ class M6(nn.Module):
         return self.norm(x_BTD)
 
     def text_logits(self, hidden_MD: Tensor) -> Tensor:
-        """Scores of the text tokens, (..., V): the layout says that a target is text, no code competes."""
+        """Scores of the text tokens, (..., V): codes get none, since the layout knows that the target is text."""
         weight_VD = self.embed.weight[: self.config.vocab_text] if self.head is None else self.head.weight
         if hidden_MD.dim() > 2 or not torch.is_grad_enabled():  # decoding has few shapes, and few rows
             return F.linear(hidden_MD, weight_VD)
@@ -146,11 +146,11 @@ class M6(nn.Module):
         return F.normalize(self.match(hidden_MD).float(), dim=-1)
 
     def inverse_temperature(self) -> Tensor:
-        """What cosines of match embeddings are multiplied by to be logits: learned, and at most 100, as CLIP's."""
+        """The factor that turns cosines of match embeddings into logits: learned, and at most 100, as in CLIP."""
         assert self.match_scale is not None
         return self.match_scale.clamp(max=MAX_MATCH_SCALE).exp()
 
     def match_logits(self, unit_MD: Tensor, other_VD: Tensor) -> Tensor:
-        """Of every pair of match embeddings, (M, V)."""
+        """Logits of every pair of match embeddings, (M, V)."""
         with torch.autocast(unit_MD.device.type, enabled=False):  # in bf16 the steps of 100 are half a nat
             return self.inverse_temperature() * unit_MD @ other_VD.T

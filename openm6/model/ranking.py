@@ -1,8 +1,8 @@
 """Ranking: two cross encoders that read a picture together with a text and say whether they belong together.
 
-R2D2 (2205.03860). Both begin with what the stack made of either side by itself. The text-image encoder reads the
+R2D2 (2205.03860). Both start from the stack's hidden states of each side alone. The text-image encoder reads the
 text and looks at the picture in every layer; the image-text encoder reads the picture and looks at the text. The
-verdict stands at the `<match>` mark of the side that is read.
+verdict is computed from the state at the `<match>` mark of the side that is read.
 
 Legend: B pairs, T positions of the side that is read, S of the one that is looked at, D width, H heads,
 K key-value heads, C head size.
@@ -46,8 +46,8 @@ class States:
 
 
 class Verdict(NamedTuple):
-    """What both encoders say of pairs: scores of (does not belong, belongs), and the text as read beside the
-    picture, whose masked tokens can be told from it."""
+    """The results of both encoders for pairs: scores of (does not belong, belongs), and the states of the text
+    after it has looked at the picture. Masked tokens are predicted from these states."""
 
     text_image_B2: Tensor
     image_text_B2: Tensor

@@ -1,7 +1,7 @@
-"""Rounds numbers of rows up, with rows of zeros, where every new shape costs or where rows must be aligned.
+"""Adds rows of zeros, so that there are fewer different shapes and so that rows are aligned.
 
-oneDNN, which multiplies in bf16 on a CPU, compiles a kernel for every shape that it meets and keeps a thousand of
-them. Where rows are as many as tokens happened to be chosen, every step brings new shapes: their kernels take
+oneDNN, which multiplies in bf16 on a CPU, compiles a kernel for every new shape and keeps a thousand of
+them. If the number of rows is the number of chosen tokens, every step brings new shapes. Their kernels take
 gigabytes, and compiling them takes longer than multiplying.
 """
 

@@ -1,9 +1,9 @@
-"""The stream as tensors: rows of tokens, what each may see, and where images enter it.
+"""The stream as tensors: rows of tokens, masks of what they see, and the places where images enter.
 
 Legend: B rows, T positions, N images, P tokens an image, L cells, K codes a cell.
 
-Three integers a position say who sees whom, so that one row can pack many examples and many questions about
-one image without reading the image twice:
+Three integers for each position define the attention mask, so that one row can pack many examples and many
+questions about one image without reading the image twice:
 
   example   positions of different examples never see each other (-1 = padding, seen by nobody);
   branch    0 = the part that all branches of the example see (an image), k > 0 = the k-th branch;

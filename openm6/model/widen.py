@@ -1,4 +1,4 @@
-"""A trained model with wider FFNs that computes what it computed before (Net2Net's idea, 1511.05641).
+"""Widens the FFNs of a trained model without changing its outputs (the idea of Net2Net, 1511.05641).
 
 The new hidden units read the stream through fresh random weights and write nothing until training makes them:
 their columns of `down` are zero.
