@@ -123,9 +123,9 @@ class Piece:
 
     @property
     def spread(self) -> float:
-        """The distance of the times' quartiles over their median."""
-        if len(self.times) < 4:
-            return 0.0
+        """The distance of the times' quartiles (of few times: of their extremes) over their median."""
+        if len(self.times) < 4:  # too few for quartiles
+            return (max(self.times) - min(self.times)) / median(self.times)
         low, middle, high = quantiles(self.times, n=4)
         return (high - low) / middle
 
