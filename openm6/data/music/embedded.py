@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from openm6.data.corpus import load_music
-from openm6.data.music.freedoom import NOTE_FIELDS
 from openm6.data.music.grid import GRID, snap
 from openm6.data.music.score import Score, Track
 from openm6.data.reader import Indexed, fingerprint
 from openm6.data.records import Record
+
+NOTE_FIELDS = ("track", "onset", "duration", "pitch", "velocity")  # columns with one number a note
 
 
 class MusicCorpus(Indexed):

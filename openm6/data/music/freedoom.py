@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 
 from openm6.data.atomic import replacing
 from openm6.data.corpus.splits import fraction
+from openm6.data.music.embedded import NOTE_FIELDS
 from openm6.data.music.midi_in import read_midi
 from openm6.data.music.score import Score
 
 MUSIC_VAL_SHARE = 0.12
 _NUMBERS = pa.list_(pa.int32())
-NOTE_FIELDS = ("track", "onset", "duration", "pitch", "velocity")
 MUSIC_SCHEMA = pa.schema(
     {
         "id": pa.string(),

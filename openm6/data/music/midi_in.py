@@ -234,4 +234,4 @@ def _decoded(name: str) -> str:
     """A track's name, which the library reads as Latin-1 and which most files write in UTF-8."""
     with contextlib.suppress(UnicodeError):
         name = name.encode("latin-1").decode("utf-8")
-    return "".join(char for char in name if char.isprintable()).strip()
+    return name

@@ -78,7 +78,7 @@ def _chunk(library: Any, track: Track, place: _Place, ports: bool) -> list[tuple
     port, channel, program = place
     messages: list[tuple[int, Any]] = []
     if track.name:
-        name = track.name.encode("utf-8", "replace").decode(
+        name = track.name.encode("utf-8").decode(
             "latin-1"
         )  # the library writes Latin-1: these bytes are UTF-8
         messages.append((0, library.MetaMessage("track_name", name=name)))

@@ -26,7 +26,11 @@ DEFAULT_TEMPO = 500_000  # microseconds a quarter, as the MIDI standard has it
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One instrument's notes, (N, 4): onset, duration, pitch, velocity; kept in this order of columns, sorted."""
+    """One instrument's notes, (N, 4): onset, duration, pitch, velocity.
+
+    They are sorted by onset, pitch, duration and velocity. A name loses what cannot be printed and the spaces
+    around it.
+    """
 
     program: int
     notes: Ints
@@ -37,6 +41,7 @@ class Track:
         notes = notes[np.lexsort((notes[:, 3], notes[:, 1], notes[:, 2], notes[:, 0]))]
         notes.setflags(write=False)
         object.__setattr__(self, "notes", notes)
+        object.__setattr__(self, "name", "".join(filter(str.isprintable, self.name)).strip())
         if not 0 <= self.program <= DRUMS:
             raise ValueError(f"program {self.program} is not one of 0 to 127, or {DRUMS} for drums.")
         if len(notes) == 0:

@@ -46,9 +46,7 @@ def scores(draw: st.DrawFn, *, nested: bool = False, max_tracks: int = 20) -> Sc
     tracks = []
     for program in draw(st.lists(st.integers(0, DRUMS), min_size=1, max_size=max_tracks)):
         notes = np.array(draw(st.lists(note, max_size=8)), dtype=np.int64).reshape(-1, 4)
-        tracks.append(
-            Track(program, notes if nested else without_nested(notes), draw(st.sampled_from(["", "Café"])))
-        )
+        tracks.append(Track(program, notes if nested else without_nested(notes), draw(st.text(max_size=6))))
     table = np.array([(step, from_tempo_unit(tempo)) for step, tempo in sorted(tempi.items())])
     return Score(24, tuple(tracks), bars, table)
 

@@ -99,6 +99,16 @@ def test_a_file_is_written_and_read_by_its_path(tmp_path: Path) -> None:
     assert [each.name for each in score.tracks] == ["Flute", ""]
 
 
+def test_names_are_kept_but_for_what_cannot_be_printed() -> None:
+    score = Score(24, (track(0, (0, 24, 60), name=" Flöte\0 1♭\n\ud800"),), bar_table([], 96, 24))
+    again = snap(read_midi(to_midi(score)[0]))
+    assert again == score
+    assert again.tracks[0].name == "Flöte 1♭"
+    assert (
+        read_midi(midi(chunk(b"\0\xff\x03\x02\xe9s", on(0, 60), off(9, 60)))).tracks[0].name == "és"
+    )  # Latin-1
+
+
 def test_a_program_belongs_to_its_channel_wherever_it_was_set() -> None:
     settings_chunk = chunk(b"\0\xc0\x05", b"\0\xc1\x09")
     score = read_midi(midi(settings_chunk, chunk(on(0, 60, 1), off(9, 60, 1)), chunk(on(0, 62), off(9, 62))))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
+from openm6.giant import AdamW
+from openm6.giant.streaming import rehearse
 from openm6.giant.streaming.rehearse import PeakMemory
+from tests.giant.streaming.test_step import open_giant
+from tests.giant.subjects import MODELS
 
 MiB = 1 << 20
 
@@ -47,3 +55,22 @@ def test_work_is_what_a_piece_adds_to_what_was_there() -> None:
         memory.mark("layer")
         del kept
     assert memory.work == {"layer": 2 * MiB, "loss": 5 * MiB}
+
+
+@pytest.mark.parametrize("activations", ["host", "disk"])
+@pytest.mark.parametrize("model", ["m6", "qwen3", "toy"])
+def test_a_step_takes_what_its_rehearsal_took(
+    model: str, activations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of tensors: no more, so that nothing is kept a visit longer than it must be; and not far less."""
+    monkeypatch.setattr(rehearse, "SLACK", 0)
+    monkeypatch.setattr(rehearse, "MARGIN", 0.0)
+    subject = MODELS[model]()
+    batches = [subject.batch() for _ in range(6)]
+    on_disk = {"slot-*": {"weights": "disk", "state": "disk"}}
+    options: dict[str, Any] = {"placement": on_disk, "activations": activations}
+    with open_giant(subject, AdamW(), tmp_path, **options) as giant:
+        giant.step(batches)
+        with PeakMemory() as memory:
+            giant.step(batches)
+        assert giant._takes / 2 < memory.peak <= giant._takes
