@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from openm6.modalities.efficientnet import PretrainedConfig
 from openm6.modalities.resnet import ResNetConfig
+from openm6.modalities.vig import VigConfig
 
 
 def _backbone(image: Any) -> str:
     """The backbone that a config describes. Validation errors then name fields of that one only."""
+    fields = cast("dict[str, Any]", image) if isinstance(image, dict) else {}
+    if isinstance(image, VigConfig) or fields.get("kind") == "vig":
+        return VigConfig.__name__
     pretrained = "pretrained" in image if isinstance(image, dict) else isinstance(image, PretrainedConfig)
     return (PretrainedConfig if pretrained else ResNetConfig).__name__
 
 
 Backbone = Annotated[
     Annotated[ResNetConfig, Tag(ResNetConfig.__name__)]
+    | Annotated[VigConfig, Tag(VigConfig.__name__)]
     | Annotated[PretrainedConfig, Tag(PretrainedConfig.__name__)],
     Discriminator(_backbone),
 ]
@@ -95,6 +100,13 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
         if bool(self.codebook) != bool(self.cells):
             raise ValueError("codebook and cells go together: set both to draw, neither not to")
+        if isinstance(self.image, VigConfig):
+            cells = self.image.sides[-1] ** 2
+            if (self.image.image_size, cells) != (self.image_size, self.image_tokens):
+                raise ValueError(
+                    f"image: this ViG reads {self.image.image_size} pixels and returns {cells} cells; set "
+                    f"image_size (now {self.image_size}) and image_tokens (now {self.image_tokens}) to these"
+                )
         if self.ranking_layers and not (self.match_dim and self.image):
             raise ValueError("ranking_layers refine what match finds: set match_dim and image too")
         return self

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openm6.modalities.efficientnet import PhotoBackbone
 from openm6.modalities.resnet import ResNet, ResNetConfig
+from openm6.modalities.vig import Vig, VigConfig
 from openm6.model.config import ModelConfig
 from openm6.model.drawing import Drawing
 from openm6.model.experts import Experts
@@ -31,7 +32,13 @@ class ImageEntrance(nn.Module):
         super().__init__()
         assert config.image is not None
         self.tokens = config.image_tokens
-        self.backbone = ResNet(config.image) if isinstance(config.image, ResNetConfig) else PhotoBackbone()
+        self.backbone: nn.Module
+        if isinstance(config.image, VigConfig):
+            self.backbone = Vig(config.image)
+        else:
+            self.backbone = (
+                ResNet(config.image) if isinstance(config.image, ResNetConfig) else PhotoBackbone()
+            )
         self.project = nn.Linear(config.image.out_channels, config.width)
         self.position = nn.Parameter(torch.zeros(config.image_tokens, config.width))
 

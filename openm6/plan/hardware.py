@@ -61,6 +61,9 @@ class Device(_Strict):
     rates: Rates
     rates_bf16: Rates | None = None  # while products are computed in bf16, where that was measured apart
     updates: dict[str, UpdateRate] = {}  # "adamw-fp32": measured; others follow from `elementwise_bytes`
+    product_spread: dict[
+        str, float
+    ] = {}  # "fp32", "bf16": quartiles of the probed product's times over the median
     watts: PositiveFloat  # while it computes
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,12 @@ LIMIT = 120.0  # seconds
 ROUNDS = 5
 SHORT = 0.02  # seconds: shorter pieces are run several times in a row
 ROUGH = 0.2  # error of the fit's median piece, above which plans are rough
+# Shares of the limit. A slow or busy machine is measured less, and not for longer: no more kinds of pieces are made
+# behind `MAKE`, no more rounds begun behind `MEASURE`, and behind `UPDATE` no more updates are timed.
+MAKE, MEASURE, UPDATE = {"fp32": 0.2, "bf16": 0.35}, 0.5, 0.75
+LEAST = {"fp32": 6, "bf16": 5}  # pieces that a fit needs: all kinds of work are in the first ones
+BETWEEN = 4  # pieces between two timings of the products, so that these see the same machine as all else
+SPREAD = 0.3  # of the products' times, above which the machine is too unsteady for its rates
 SQUARES = (256, 512, 1024, 2048)  # the largest that takes about `SQUARE_SECONDS` at most is timed
 SQUARE_SECONDS = 0.5
 
@@ -57,8 +63,16 @@ class Probe(NamedTuple):
             for dtype, fit in self.fits.items()
             if fit.median_error > ROUGH
         ]
+        spread = max(self.hardware.device.product_spread.values(), default=0.0)
+        if spread > SPREAD:
+            found.append(
+                f"the times of one product spread by {spread:.0%}: the machine's speed changed meanwhile"
+            )
+        rates = self.hardware.device.rates
         if "bf16" not in self.fits:
-            found.append("bf16 products are slower than fp32 ones here, so nothing else was measured in bf16")
+            slow = rates.matrix_bf16 < rates.matrix_fp32
+            why = "bf16 products are slower than fp32 ones here" if slow else "there was no time"
+            found.append(f"{why}, so nothing but products was measured in bf16")
         return found
 
 
@@ -72,6 +86,11 @@ class Deadline:
     def used(self) -> float:
         """Share of the time that is over."""
         return (time.perf_counter() - self._begun) / self.limit
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, (1 - self.used) * self.limit)
 
     def check(self, doing: str, expected: float = 0.0) -> None:
         """Raise ValueError if the time is over, or will be in `expected` seconds."""
@@ -103,6 +122,14 @@ class Piece:
         return self.cost.flops / self.seconds
 
     @property
+    def spread(self) -> float:
+        """The distance of the times' quartiles (of few times: of their extremes) over their median."""
+        if len(self.times) < 4:  # too few for quartiles
+            return (max(self.times) - min(self.times)) / median(self.times)
+        low, middle, high = quantiles(self.times, n=4)
+        return (high - low) / middle
+
+    @property
     def timed(self) -> Timed:
         return Timed(self.cost, median(self.times), self.sample.weight)
 
@@ -127,30 +154,36 @@ def probe(
     in_bf16 = squares["bf16"].flops > squares["fp32"].flops
     dtypes = ["fp32", "bf16"] if in_bf16 else ["fp32"]
     work = {dtype: _prepared(dtype == "bf16", deadline, on_progress) for dtype in dtypes}
-    _measure([*squares.values(), *(piece for each in work.values() for piece in each)], deadline, on_progress)
+    _measure(list(squares.values()), [p for each in work.values() for p in each], deadline, on_progress)
+    work = {dtype: [piece for piece in each if piece.times] for dtype, each in work.items()}
+    if in_bf16 and len(work["bf16"]) < LEAST["bf16"]:
+        in_bf16 = False
     products = {dtype: square.cost.flops / square.timed.seconds for dtype, square in squares.items()}
 
     def of(*pieces: Piece) -> list[Timed]:
         return [piece.timed for piece in pieces]
 
-    beside = of(squares["bf16"], *work["bf16"][-2:]) if in_bf16 else []
+    beside = of(squares["bf16"], *work["bf16"][1:3]) if in_bf16 else []
     fits = {"fp32": fit_rates([*of(squares["fp32"], *work["fp32"]), *beside], products)}
     if in_bf16:
         # Smaller products, and casts: the same bytes take another time. The rest of such a step is in fp32.
-        shared = of(squares["fp32"], *work["fp32"][:2], *work["fp32"][-2:])
+        shared = of(squares["fp32"], *work["fp32"][:4])
         fits["bf16"] = fit_rates([*of(squares["bf16"], *work["bf16"]), *shared], products)
     updates: dict[str, UpdateRate] = {}
     for kind, (optimizer, dtype) in _OPTIMIZERS.items():
+        if deadline.used > UPDATE:  # then a plan takes it from the element-wise rate
+            break
         on_progress(f"updates by {kind}")
         updates[kind] = _update(optimizer, dtype, deadline)
     library = max(64 << 20, release_memory() - before)
     on_progress("disk")
-    disk = measure_disk(folder, disk_bytes, seconds=min(1.5, max(0.1, 0.02 * limit)))
     deadline.check("disk")
+    # It takes six times as long at most, and somewhat more where even a single block is slow.
+    disk = measure_disk(folder, disk_bytes, seconds=min(1.5, 0.02 * limit, deadline.left / 12))
     on_progress("loopback")
     hardware = Hardware(
         name=name,
-        about=f"measured; rates explain the pieces {_within(fits)}",
+        about=f"measured; rates explain the pieces {_within(fits)}; {_spread(squares)}",
         device=Device(
             name=f"{torch.get_num_threads()} cores",
             memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -158,6 +191,7 @@ def probe(
             rates=_without_bf16(fits["fp32"].rates, products) if not in_bf16 else fits["fp32"].rates,
             rates_bf16=fits["bf16"].rates if in_bf16 else None,
             updates=updates,
+            product_spread={dtype: square.spread for dtype, square in squares.items()},
             watts=15.0 * torch.get_num_threads(),  # not measured: a server core's usual draw
         ),
         disk=disk,
@@ -171,6 +205,13 @@ def _within(fits: dict[str, Fit]) -> str:
     return ", ".join(
         f"within {fit.median_error:.0%} in {dtype} (median; {fit.worst_error:.0%} at worst)"
         for dtype, fit in fits.items()
+    )
+
+
+def _spread(squares: dict[str, Piece]) -> str:
+    return "a product's times spread by " + ", ".join(
+        f"{square.spread:.0%} in {dtype} (quartiles of {len(square.times)})"
+        for dtype, square in squares.items()
     )
 
 
@@ -201,7 +242,10 @@ def _square(dtype: torch.dtype, deadline: Deadline) -> Piece:
 
 def _prepared(bf16: bool, deadline: Deadline, on_progress: Report) -> list[Piece]:
     found: list[Piece] = []
+    dtype = "bf16" if bf16 else "fp32"
     for sample in samples(bf16=bf16):
+        if deadline.used > MAKE[dtype] and (bf16 or len(found) >= LEAST[dtype]):
+            break
         expected = 3 * found[-1].seconds if sample.leaves else 0.0  # its forward pass was the one before
         deadline.check(sample.name, expected)
         on_progress(sample.name)
@@ -211,15 +255,22 @@ def _prepared(bf16: bool, deadline: Deadline, on_progress: Report) -> list[Piece
     return found
 
 
-def _measure(pieces: Sequence[Piece], deadline: Deadline, on_progress: Report) -> None:
+def _measure(
+    products: Sequence[Piece], pieces: Sequence[Piece], deadline: Deadline, on_progress: Report
+) -> None:
     """Run every piece `ROUNDS` times, or once and then as often as half of the limit allows."""
+    needed = len(products) + LEAST["fp32"]
+    pieces = [*products, *pieces]
     for round_ in range(1, ROUNDS + 1):
         for number, piece in enumerate(pieces, 1):
-            if round_ > 1 and deadline.used > 0.5:
+            if deadline.used > MEASURE and (round_ > 1 or number > needed):
                 return
             deadline.check(piece.sample.name, piece.seconds)
             on_progress(f"round {round_} of {ROUNDS}, piece {number} of {len(pieces)}")
             piece.measure()
+            if number % BETWEEN == 0:
+                for product_ in products:
+                    product_.measure()
 
 
 def _once(run: Callable[[], object]) -> float:
@@ -257,7 +308,7 @@ def _updating(
     optimizer.initialise(weights, state)
     gradient = {"w": torch.randn(shape).mul_(1e-3)}
     times: list[float] = []
-    while len(times) < 4 or sum(times) < 0.25:
+    while len(times) < (4 if deadline.used < UPDATE else 2) or (sum(times) < 0.25 and deadline.used < UPDATE):
         deadline.check("updates")
         times.append(
             _once(lambda: optimizer.update(weights, gradient, state, lr=1e-9, steps={"w": 2}, seed=1))

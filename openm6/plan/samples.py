@@ -73,16 +73,16 @@ def samples(*, bf16: bool) -> Iterator[Sample]:
     if not bf16:
         tiny = torch.randn(16)
         yield Sample("tiny operations", lambda: [tiny + 1.0 for _ in range(200)])
-    for shape in LAYERS:
-        yield from _passes(f"layers of width {shape[0]} in {name}", *_stack(*shape), bf16, STACK_WEIGHT)
-    for shape in EXPERTS:
-        yield from _passes(f"experts of width {shape[0]} in {name}", *_expert(*shape, dtype), bf16)
-    yield from _passes(f"text head in {name}", *_head(*HEAD), bf16)
     backbone = ResNet(ResNetConfig(stem_width=32, widths=[64, 128, 256], depths=[1, 1, 1]))
     pixels = torch.randn(16, 3, 64, 64)
     yield from _passes(
         f"image backbone in {name}", lambda: backbone(pixels), list(backbone.parameters()), bf16
     )
+    for shape in LAYERS:
+        yield from _passes(f"layers of width {shape[0]} in {name}", *_stack(*shape), bf16, STACK_WEIGHT)
+    for shape in EXPERTS:
+        yield from _passes(f"experts of width {shape[0]} in {name}", *_expert(*shape, dtype), bf16)
+    yield from _passes(f"text head in {name}", *_head(*HEAD), bf16)
 
 
 def _stack(

@@ -108,6 +108,27 @@ def test_load_in_less_than_half_of_the_rounds_changes_nothing(on: Callable[..., 
         assert found.hardware.device.rates.matrix_fp32 == pytest.approx(1e11, rel=0.1)
 
 
+@pytest.mark.parametrize("load", [16.0, 28.0])
+def test_a_slow_machine_is_measured_less_and_in_time(on: Callable[..., Clock], load: float) -> None:
+    clock = on(lambda now: load)
+    found = probe("mine", Path(), limit=120)
+    assert clock.now <= 120
+    assert found.hardware.device.rates.matrix_fp32 == pytest.approx(1e11 / load, rel=0.15)
+
+
+def test_products_are_timed_between_all_other_pieces_and_their_spread_is_said(
+    on: Callable[..., Clock],
+) -> None:
+    on(lambda now: 1.0 + (now * 1e3 % 2 > 1))
+    found = probe("mine", Path())
+    spread = found.hardware.device.product_spread
+    assert set(spread) == {"fp32", "bf16"} and max(spread.values()) > 0.01
+    assert "a product's times spread by" in found.hardware.about
+    assert (
+        "(quartiles of 25)" in found.hardware.about
+    )  # five rounds, each with four timings between the pieces
+
+
 def test_a_machine_too_busy_for_the_limit_is_refused_when_the_limit_is_over(on: Callable[..., Clock]) -> None:
     clock = on(lambda now: 1e6)
     with pytest.raises(ValueError, match=r"not measured within 60 seconds \(the time was over at: .*--limit"):

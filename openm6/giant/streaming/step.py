@@ -89,7 +89,7 @@ def run_forward(
             whole = True
             return running
         except Crossed as error:
-            if crossed:
+            if crossed or machine.ranked:  # a rank that began anew would wait for others that do not
                 raise machine.trials.refuse(machine, error) from None
             crossed = True  # a table that the model keeps for good is there the next time
         except ReadBetween:
