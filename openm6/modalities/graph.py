@@ -1,7 +1,7 @@
 """Graphs over the cells of a feature map, and four ways to gather from neighbours: the parts of Vision GNN.
 
 The graph of nearest neighbours and the four ways are those of "Vision GNN" (2206.00272). The static graph joins
-the cells that "MobileViG" (2307.00395) joins.
+the cells that "MobileViG" (2307.00395) joins; its edges were not compared with the authors' code.
 
 Shape suffixes: B images, N cells, M candidates to be a neighbour, K neighbours, C channels, G twice the channels.
 """
