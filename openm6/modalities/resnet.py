@@ -1,8 +1,8 @@
-"""The ResNet image backbone: M6 (2103.00823) read its pictures as the feature map of a ResNet.
+"""The ResNet image backbone. M6 (2103.00823) reads a picture as the feature map of a ResNet.
 
-Blocks follow "Deep Residual Learning for Image Recognition" (1512.03385) in the "v1.5" arrangement: a
-bottleneck strides in its 3x3 convolution. The arithmetic equals `transformers.ResNetModel`, whose checkpoints
-load through `from_transformers`.
+The blocks are those of "Deep Residual Learning for Image Recognition" (1512.03385), in the "v1.5" variant: a
+bottleneck has its stride in the 3x3 convolution. The model computes the same as `transformers.ResNetModel`.
+`from_transformers` converts that model's checkpoints.
 
 Shape suffixes: N images, C channels, H and W rows and columns.
 """
@@ -62,8 +62,9 @@ class ConvNorm(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, *, kernel: int, stride: int = 1):
         super().__init__()
-        # A strided 1x1 reads every stride-th pixel: taking those first is the same, and avoids a memory error
-        # of the CPU's backward kernel (PyTorch 2.13, channels last, 1x1 stride 2, few channels, odd batches).
+        # A 1x1 convolution with a stride reads only every stride-th pixel. Taking these pixels first gives the same
+        # result. It avoids a memory error in the CPU's backward kernel (PyTorch 2.13, channels last, 1x1 with
+        # stride 2, few channels, odd batches).
         self.skip = stride if kernel == 1 else 1
         stride = 1 if kernel == 1 else stride
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
@@ -74,7 +75,10 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions 3x3, 3x3 ('basic') or 1x1 down, 3x3, 1x1 up ('bottleneck'), added to a shortcut."""
+    """Convolutions whose result is added to a shortcut.
+
+    "basic" has two 3x3 convolutions. "bottleneck" has a 1x1 to fewer channels, a 3x3, and a 1x1 to all channels.
+    """
 
     def __init__(self, c_in: int, c_out: int, *, kind: Literal["basic", "bottleneck"], stride: int = 1):
         super().__init__()
@@ -104,7 +108,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images to a feature map; no pooling and no classifier at the end."""
+    """Turns images into a feature map. It has no pooling and no classifier at the end."""
 
     def __init__(self, config: ResNetConfig | None = None):
         super().__init__()
@@ -147,9 +151,9 @@ class ResNet(nn.Module):
 
 
 def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a `transformers` ResNetModel's tensors to those of `ResNet`, ready for `load_state_dict`.
+    """Renames the tensors of a `transformers` ResNetModel for `ResNet.load_state_dict`.
 
-    A ResNetForImageClassification works too; its classifier is left out.
+    The tensors of a ResNetForImageClassification work too. Its classifier is left out.
 
     Raises ValueError for a key that no ResNet has.
     """

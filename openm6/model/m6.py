@@ -149,7 +149,7 @@ class M6(nn.Module):
     def match_embedding(self, hidden_MD: Tensor) -> Tensor:
         """Unit vectors in the space where an image and its text meet, (M, match_dim)."""
         if self.match is None:
-            raise ValueError("this model does not match: its config has match_dim 0")
+            raise ValueError("this model cannot match pictures with texts: its config has match_dim 0")
         return F.normalize(self.match(hidden_MD).float(), dim=-1)
 
     def inverse_temperature(self) -> Tensor:

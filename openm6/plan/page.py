@@ -12,7 +12,7 @@ from openm6.plan.lanes import Timeline
 from openm6.plan.plan import Plan, StagePlan
 from openm6.plan.simulate import Point
 from openm6.plan.text import STAGE_NAMES, count, duration, energy, mass, placement_lines, rows
-from openm6.train.report_page import THEMES
+from openm6.train.report_page import THEMES, render
 
 LANE, GAP = 30, 8  # of the picture, in its units
 
@@ -88,13 +88,7 @@ svg { display: block; width: 100%; height: auto; }
 """
 )
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>{{ style }}</style></head>
-<body><main>
-<h1>{{ title }}</h1>
-<p class="faint">{{ about }}</p>
+BODY = """<p class="faint">{{ about }}</p>
 <dl class="tiles">
 {% for name, value in tiles %}<div class="card"><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}</dl>
@@ -124,19 +118,16 @@ failures, repeats and checkpoints leave of the time, at the best interval betwee
 <p class="faint">Parts, bytes and placement come from the functions that train; the work of a step is traced from
 the model's code; times are work over the rates of the profile. Not in it: preparing data, evaluations, saving the
 model, uneven routing of experts, networks shared with others.</p>
-</main></body></html>
 """
 
 
 def page(plan: Plan, advice: str, *, title: str, points: Sequence[Point] = ()) -> str:
     """The page's HTML. Every value in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     hardware = plan.hardware
     values: dict[str, Any] = {
         "title": title,
-        "style": Markup(STYLE),
         "about": f"{hardware.devices} x {hardware.device.name}. {hardware.about}",
         "tiles": _tiles(plan),
         "advice": advice,
@@ -156,8 +147,7 @@ def page(plan: Plan, advice: str, *, title: str, points: Sequence[Point] = ()) -
         "placement": "\n".join(placement_lines(plan)[1:]) or None,
         "points": [_point(each) for each in points],
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE).render(values)
+    return render(BODY, values, style=STYLE)
 
 
 def _tiles(plan: Plan) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The HTML pages of a run's report and of a comparison: their common frame and style, and the report's template.
+"""The frame that all HTML pages of this package share, the style of reports, and the template of a run's report.
 
 A page is one file without scripts, and it loads nothing from the network. It is light or dark like the reader's
 system, light on paper, and one column wide on a phone. Chinese text uses the fonts that each system has.
@@ -215,14 +215,15 @@ BODY = """<p class="lead">{{ summary }}</p>
 """
 
 
-def render(body: str, values: Mapping[str, Any]) -> str:
+def render(body: str, values: Mapping[str, Any], *, style: str = STYLE) -> str:
     """A whole page from `body`, the jinja2 template of everything below the title. Every value is escaped.
 
     Args:
         values: the values of `body`'s names, and "title". HTML that must not be escaped comes as `Markup`.
+        style: the page's CSS.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(HEAD + body + FOOT).render(values, style=Markup(STYLE))
+    return environment.from_string(HEAD + body + FOOT).render(values, style=Markup(style))

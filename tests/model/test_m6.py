@@ -212,7 +212,7 @@ def test_every_parameter_learns():
 def test_a_model_without_a_part_says_so(without: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         model(**without)(everything())
-    with pytest.raises(ValueError, match="does not match"):
+    with pytest.raises(ValueError, match="cannot match pictures with texts"):
         model(match_dim=0).match_embedding(torch.randn(1, 16))
 
 
