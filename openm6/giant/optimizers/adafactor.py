@@ -75,10 +75,6 @@ class Adafactor(PartOptimizer):
             specs += [TensorSpec(f"{weight.name}.{kind}", shapes[kind], torch.float32) for kind in shapes]
         return tuple(specs)
 
-    def initialise(self, weights: Tensors, state: Tensors) -> None:
-        for moment in state.values():
-            moment.zero_()
-
     @torch.no_grad()
     def update(
         self,

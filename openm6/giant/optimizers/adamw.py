@@ -94,10 +94,6 @@ class AdamW(AdamRule):
             specs += [TensorSpec(f"{weight.name}.{kind}", weight.shape, kinds[kind]) for kind in kinds]
         return tuple(specs)
 
-    def initialise(self, weights: Tensors, state: Tensors) -> None:
-        for moment in state.values():
-            moment.zero_()
-
     @torch.no_grad()
     def change(
         self,

@@ -42,10 +42,6 @@ class AdamW8bit(AdamRule):
                 specs.append(TensorSpec(f"{weight.name}.low", weight.shape, torch.int16))
         return tuple(specs)
 
-    def initialise(self, weights: Tensors, state: Tensors) -> None:
-        for tensor in state.values():
-            tensor.zero_()  # codes too: a block whose largest magnitude is 0 is 0, with any codes
-
     @torch.no_grad()
     def change(
         self,

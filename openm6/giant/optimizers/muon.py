@@ -196,10 +196,6 @@ class Muon(PartOptimizer):
             most = max(most, 4 * (copies * weight.numel + small))
         return most
 
-    def initialise(self, weights: Tensors, state: Tensors) -> None:
-        for tensor in state.values():
-            tensor.zero_()
-
     @torch.no_grad()
     def update(
         self,

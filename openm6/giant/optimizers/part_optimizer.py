@@ -41,9 +41,13 @@ class PartOptimizer(ABC):
         """The memory that an update of these weights needs for itself, if it is more than some MiB."""
         return 0
 
-    @abstractmethod
     def initialise(self, weights: Tensors, state: Tensors) -> None:
-        """Fill the state before step 1: moments 0, master weights equal to the weights."""
+        """Fill the state before step 1 with zeros: moments are 0, and master weights equal the weights.
+
+        Codes of 8 bits are 0 too. They could be any: a block whose largest magnitude is 0 holds zeros.
+        """
+        for tensor in state.values():
+            tensor.zero_()
 
     @abstractmethod
     def update(
