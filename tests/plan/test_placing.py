@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.stream import loss, texts
 from openm6.configs import RECIPES
-from openm6.giant import Giant, stream
+from openm6.giant import Giant, Tiers, stream
 from openm6.giant.measure.budget import release_memory
 from openm6.model import ModelConfig
 from openm6.plan.hardware import Hardware, Host, Link, Rates
@@ -53,7 +53,7 @@ def opened(kind: str, weights: str, budget: int, arena: int) -> Giant:
         device=f"arena:{arena}",
         optimizer=job_for(kind, weights).part_optimizer,
         weights_dtype="bfloat16" if weights == "bf16" else "float32",
-        durability="none",
+        tiers=Tiers(durability="none"),
         loss=loss,
         fill=first_values(model, seed=0),
     )
@@ -64,7 +64,7 @@ def job_for(kind: str, weights: Any) -> Job:
     return Job(model=MODELS[kind], work=work, weights=weights, bf16=False, unit=3, durability="none")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     kind=st.sampled_from(sorted(MODELS)),
     weights=st.sampled_from(["fp32", "bf16"]),

@@ -119,7 +119,7 @@ def test_a_model_that_gives_no_loss_says_so() -> None:
 def test_a_layer_called_by_hand_says_that_its_weights_are_elsewhere() -> None:
     model = toy().model
     open_frame(model)
-    with pytest.raises(ValueError, match="called by hand"):
+    with pytest.raises(ValueError, match="called outside of a forward pass, and its weights are not there"):
         model(torch.ones(1, 16), torch.ones(1, 16))
 
 
