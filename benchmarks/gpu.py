@@ -124,8 +124,8 @@ def job_of(part: str, args: argparse.Namespace, *, seconds: float, folder: str) 
 
 
 class Part:
-    """A side in a process and a folder of its own. `run` returns what its last line says, and a `reason` if it did
-    not come to its end."""
+    """A side in a process and a folder of its own. `run` returns the values of its last line, and a `reason` if it
+    did not finish."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
@@ -168,7 +168,7 @@ def _text(file: Any) -> str:
 
 
 def _last(lines: str) -> Known:
-    """The last whole line; a process that was stopped may have begun another."""
+    """The last whole line. A process that was stopped may have left a part of a further line."""
     for line in reversed(lines.splitlines()):
         try:
             return json.loads(line)
@@ -181,7 +181,7 @@ def _last(lines: str) -> Known:
 
 
 def figures(parts: Mapping[str, Known]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """The keys of the docstring, and for each that is null a reason."""
+    """The keys of the module's docstring, and a reason for each null."""
     found: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
 
@@ -277,7 +277,7 @@ def command(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All parts, one after the other. Interrupted or terminated, it returns what it knows."""
+    """Runs all parts, one after the other. If it is interrupted or terminated, it returns the figures so far."""
     parts: dict[str, Known] = {}
     on = {name: value for name, value in machine().items() if name != "threads"} | {"threads": _threads()}
     begun = time.perf_counter()

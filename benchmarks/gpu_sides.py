@@ -6,9 +6,9 @@
     fsdp2            PyTorch's `fully_shard` with `CPUOffloadPolicy`
     largest          as many layers as a budget for the device and one for the host hold
 
-A job is JSON. A side prints a JSON line whenever it knows more, each with all that it knows: the last line counts,
-also if the process is stopped. All sides train the same model (its values follow from the parameters' names) on the
-same tokens, and none clips gradients.
+A job is JSON. A side prints a JSON line after every new figure. Each line holds all figures so far, so the last
+line counts, also if the process is stopped. All sides train the same model on the same tokens, and none clips
+gradients. The model's values follow from its parameters' names.
 """
 
 import json

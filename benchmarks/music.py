@@ -3,7 +3,7 @@
     scores, notes           what was read
     exact_on_24, exact_on_32
                             share of notes that lie on a grid of 24 steps a quarter, and of thirty-seconds
-    roundtrip_exact         share of scores that come back from events as they were on the grid of 24: notes,
+    roundtrip_exact         share of scores that come back from events unchanged on the grid of 24: notes,
                             tracks, programs, bars, tempi
     positions_a_note        of events, of SymphonyNet's MMR, and of MMR with Music BPE, over all scores; MMR
                             refuses `mmr_refused` scores for a long bar, which its two figures leave out

@@ -14,7 +14,7 @@ MAX_TEMPO = 4095  # in that unit: 511.875 beats a minute
 def snap(score: Score, grid: int = GRID) -> Score:
     """The score on a grid of `grid` steps a quarter, tempi on eighths of a beat a minute.
 
-    Bars get whole lengths; an onset is rounded within its bar, so that an odd bar does not shift what follows; a
+    Bars get whole lengths. An onset is rounded within its bar, so an odd bar does not shift the bars after it. A
     duration is rounded by itself and is at least one step. Remarks count the notes and tempi that moved.
     Raises ValueError when a bar of the score's time signatures is no whole number of steps.
     """
@@ -43,7 +43,7 @@ def snap(score: Score, grid: int = GRID) -> Score:
 
 
 def exact_notes(score: Score, grid: int = GRID) -> int:
-    """How many notes `snap` leaves as they are, within their bar: onset and duration are whole steps."""
+    """The number of notes that `snap` does not change within their bar: onset and duration are whole steps."""
     exact = 0
     for track in score.tracks:
         onsets, durations = track.notes[:, 0], track.notes[:, 1]
@@ -65,7 +65,7 @@ def from_tempo_unit(tempo: int) -> int:
 
 
 def _snapped_tempi(score: Score, lengths: Ints, new_starts: Ints, grid: int) -> tuple[Ints, int]:
-    """Tempi on the grid, and how many had to be rounded; of several at one step the last counts."""
+    """Tempi on the grid, and the number of rounded ones. If several are at one step, the last one counts."""
     onsets = _moved(score, score.tempi[:, 0], lengths, new_starts, grid)
     tempi = [from_tempo_unit(to_tempo_unit(t)) for t in score.tempi[:, 1].tolist()]
     last = dict(zip(onsets.tolist(), tempi, strict=True))

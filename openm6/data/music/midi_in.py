@@ -42,7 +42,7 @@ def read_midi(source: bytes | str | Path, *, where: str | None = None) -> Score:
     """The score of a MIDI file of type 0 or 1, on the file's own grid (its ticks a quarter).
 
     Bars reach to the last note's start, or to the end of the first track chunk if that is later. The score's
-    `remarks` say what was mended: notes without an end or without length, lost tempi and time signatures.
+    `remarks` name all repairs: notes without an end or without length, lost tempi and time signatures.
     `where` names the file in errors (a path names itself). Raises BadRecord, a ValueError, for a file that is
     missing, damaged in any way, without notes, or not MIDI; ValueError when the extra music is not installed.
     """

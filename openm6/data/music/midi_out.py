@@ -38,7 +38,7 @@ def write_midi(score: Score, path: str | Path, *, beyond: Beyond = "ports") -> t
 
 
 def to_midi(score: Score, *, beyond: Beyond = "ports") -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of the file, and remarks: what a reader or player of the file will not see as the score has it.
+    """The bytes of the file, and remarks, which name the differences that a reader or player will see.
 
     `read_midi` returns the same score on a finer grid; `snap` to the score's grid makes them equal, except for what
     the remarks name. `beyond` says how more than 15 programs are written, see above.
@@ -135,7 +135,7 @@ def _places(tracks: tuple[Track, ...], beyond: Beyond) -> tuple[list[_Place], li
 
 
 def _merged(tracks: tuple[Track, ...], programs: list[int]) -> dict[int, int]:
-    """Which program each program plays as: the 15 with most notes stay, the others join the nearest.
+    """The program that each program plays as. The 15 with most notes stay, and the others join the nearest.
 
     General MIDI has 16 families of 8 programs; near is within the family, then by number.
     """

@@ -48,7 +48,7 @@ def piano_roll(score: Score, *, quarter: float = 16.0) -> Image.Image:
 
 
 def colours(count: int) -> list[_Colour]:
-    """So many colours, those of neighbours far apart: hues by the golden ratio, dark enough for white paper."""
+    """`count` colours, dark enough for white paper. The golden ratio sets neighbours' hues far apart."""
     found: list[_Colour] = []
     for number in range(count):
         red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.75, 0.8)

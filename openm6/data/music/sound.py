@@ -1,7 +1,7 @@
 """A score as sound: by the program `fluidsynth` and a sound font if they are there, else by a plain synthesiser.
 
 The synthesiser is made of NumPy: a few harmonics and an envelope for each family of General MIDI's programs,
-noise for drums. It lets one hear notes and rhythm anywhere; it does not sound like instruments.
+noise for drums. It plays notes and rhythm on any machine, but it does not sound like instruments.
 """
 
 from __future__ import annotations
