@@ -37,7 +37,7 @@ from openm6.giant.streaming import step as streaming
 from openm6.giant.streaming.build import Fill
 from openm6.giant.streaming.device_placement import DevicePlacement
 from openm6.giant.streaming.machine import Machine
-from openm6.giant.streaming.placed_parts import open_parts, place_again
+from openm6.giant.streaming.placed_parts import open_parts, place_again, solve_on_device
 from openm6.giant.streaming.placement import Placement
 from openm6.giant.streaming.rehearse import Measured, rehearse
 from openm6.giant.streaming.report import StepReport, count_tokens, mean_losses, weights_by_targets
@@ -390,6 +390,7 @@ class Giant:
         self._fixed_bytes += setup.place.host_bytes
         build.empty_frame(self.frame, filled)
         placement = self._place({}, setup.held)
+        self.device_placement = solve_on_device(setup, self.settings, placement)
         store = build.open_store(
             self.frame,
             self.slots,
@@ -402,7 +403,7 @@ class Giant:
             pins=setup.place.device,
         )
         keeper = Keeper(self.settings.budget, adds, lambda: max(0, store.buffer_bytes - store.buffered_bytes))
-        parts, self.device_placement = open_parts(setup, store, self.settings, placement)
+        parts = open_parts(setup, store, placement, self.device_placement)
         if self.frame.parameters:
             with parts.use(Access(FRAME, ("weights",))) as views:
                 self.frame.bind(views["weights"])

@@ -13,37 +13,14 @@ from openm6.giant.tiers.device_store import DeviceStore
 from openm6.giant.tiers.store import Parts, TieredStore
 
 
-def open_parts(
-    setup: Setup, store: TieredStore, settings: Settings, placement: Placement
-) -> tuple[Parts, DevicePlacement | None]:
-    """The store's parts where layers compute, and their placement on the device if there is one.
+def solve_on_device(setup: Setup, settings: Settings, placement: Placement) -> DevicePlacement | None:
+    """The parts' placement on the device, or None where layers compute on the host.
 
     Raises ValueError for a device budget that is too small.
     """
     place = setup.place
     if not isinstance(place, OnADevice):
-        return store, None
-    solved = _solve(setup, place, settings, placement)
-    late = _has_room_for_late(placement)
-    return place.open_parts(store, resident=solved, buffer_bytes=solved.buffer_bytes, late=late), solved
-
-
-def place_again(machine: Machine, settings: Settings, placement: Placement) -> DevicePlacement | None:
-    """Place the machine's parts on the device anew, after a new `placement` on the host and the disk.
-
-    Raises ValueError for a device budget that is too small.
-    """
-    place, parts = machine.place, machine.parts
-    if not isinstance(place, OnADevice):
         return None
-    assert isinstance(parts, DeviceStore)
-    solved = _solve(machine, place, settings, placement)
-    late = _has_room_for_late(placement)
-    place.place_parts(parts, resident=solved, buffer_bytes=solved.buffer_bytes, late=late)
-    return solved
-
-
-def _solve(setup: Setup, place: OnADevice, settings: Settings, placement: Placement) -> DevicePlacement:
     return build.solve_placement_on_device(
         setup.slots,
         settings,
@@ -51,6 +28,31 @@ def _solve(setup: Setup, place: OnADevice, settings: Settings, placement: Placem
         budget_bytes=place.device.limit,
         fixed_bytes=place.bytes_of(setup.frame.model) + place.work_bytes,
     )
+
+
+def open_parts(
+    setup: Setup, store: TieredStore, placement: Placement, on_device: DevicePlacement | None
+) -> Parts:
+    """The store's parts where layers compute: the store itself, or a device's share of it."""
+    if on_device is None:
+        return store
+    assert isinstance(setup.place, OnADevice)
+    late = _has_room_for_late(placement)
+    return setup.place.open_parts(store, resident=on_device, buffer_bytes=on_device.buffer_bytes, late=late)
+
+
+def place_again(machine: Machine, settings: Settings, placement: Placement) -> DevicePlacement | None:
+    """Place the machine's parts on the device anew, after a new `placement` on the host and the disk.
+
+    Raises ValueError for a device budget that is too small.
+    """
+    solved = solve_on_device(machine, settings, placement)
+    if solved is not None:
+        place, parts = machine.place, machine.parts
+        assert isinstance(place, OnADevice) and isinstance(parts, DeviceStore)
+        late = _has_room_for_late(placement)
+        place.place_parts(parts, resident=solved, buffer_bytes=solved.buffer_bytes, late=late)
+    return solved
 
 
 def _has_room_for_late(placement: Placement) -> bool:

@@ -105,6 +105,9 @@ def test_the_budget_of_the_device_decides_what_stays_and_is_kept(tmp_path: Path)
         with pytest.raises(ValueError, match=r"a device budget of 1\.00 KiB is too small") as refused:
             giant.step([subject.batch()])
         least = parse_bytes(str(refused.value).split()[-1])
+        # Nothing was opened, so that another giant may have the folder at once.
+        with open_giant(subject, AdamW(), tmp_path / "least", device="arena:64MiB") as another:
+            another.step([subject.batch()])
     for budget in (least, 2 * least, 64 << 20):
         with open_giant(subject, AdamW(), tmp_path / str(budget), device=f"arena:{budget}") as giant:
             giant.step([subject.batch()])
