@@ -64,6 +64,8 @@ def job_for(kind: str, weights: Any) -> Job:
     return Job(model=MODELS[kind], work=work, weights=weights, bf16=False, unit=3, durability="none")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @settings(max_examples=8, deadline=None)
 @given(
     kind=st.sampled_from(sorted(MODELS)),

@@ -95,7 +95,7 @@ def test_ranks_compute_what_one_process_computes(folder: Path, tmp_path: Path, k
 @pytest.mark.parametrize(
     ("kind", "path"),
     [
-        ("dense", (2, 1)),
+        pytest.param("dense", (2, 1), marks=pytest.mark.slow),
         ("experts", (1, 2)),
         pytest.param("experts", (4, 2, 1), marks=pytest.mark.slow),
         pytest.param("dense", (4, 2, 1), marks=pytest.mark.slow),

@@ -66,7 +66,8 @@ def told(run_dir: Path) -> list[Content]:
     return [{key: value for key, value in line.items() if key not in OWN} for line in lines(run_dir)]
 
 
-@pytest.mark.parametrize("kind", ["dense", pytest.param("experts", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "experts"])
 def test_ranks_compute_what_one_process_computes(folder: Path, tmp_path: Path, kind: str):
     content = streamed(folder, kind)
     on_ranks(on_disk, 1, content, tmp_path / "a")

@@ -80,7 +80,9 @@ def all_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "solve_placement", on_disk)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["dense", "experts", pytest.param("experts in bf16", marks=pytest.mark.slow)]
+)
 def test_layers_on_a_device_do_not_change_a_bit(folder: Path, tmp_path: Path, kind: str):
     content = recipe(folder, **KINDS[kind])
     start(content, tmp_path / "host")

@@ -27,7 +27,7 @@ from tests.giant.subjects import MIXTURES, experts
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_twenty_steps_equal_a_loop_in_memory(
