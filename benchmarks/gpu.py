@@ -1,4 +1,4 @@
-"""Streamed training on a GPU: exact, within its budgets, and as fast as what it is compared with; one JSON line.
+"""Streamed training on a GPU: exact, within its budgets, and beside training in memory and FSDP2; one JSON line.
 
     python benchmarks/gpu.py --disk /mnt/nvme --out benchmarks/results/gpu.json
     python benchmarks/gpu.py --disk /tmp --device arena:256MiB      # a rehearsal on the stand-in, at tiny sizes

@@ -201,20 +201,23 @@ def in_memory(job: Job, steps: Sequence[list[Texts]], device: torch.device) -> l
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     losses = []
     for micro_batches in steps:
-        losses.append(accumulate(lambda batch: loss(model, brought(batch, device)), micro_batches))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        losses.append(train(optimizer, lambda batch: loss(model, brought(batch, device)), micro_batches))
     return losses
 
 
-def accumulate(loss_of: Callable[[Texts], Tensor], micro_batches: Sequence[Texts]) -> float:
-    """The mean loss, whose gradients are added up."""
+def train(
+    optimizer: torch.optim.Optimizer, loss_of: Callable[[Texts], Tensor], micro_batches: Sequence[Texts]
+) -> float:
+    """One step on the mean loss, which is returned."""
     values = []
     for batch in micro_batches:
         value = loss_of(batch)
         (value / len(micro_batches)).backward()
         values.append(value.detach())
-    return torch.stack(values).mean().item()
+    mean = torch.stack(values).mean().item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return mean
 
 
 # -------------------- in memory, and the peer
@@ -233,10 +236,7 @@ def resident(job: Job) -> None:
                 return loss(model, brought(batch, device))
 
         with recomputation(model) if recompute else nullcontext():
-            value = accumulate(loss_of, micro_batches)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return value
+            return train(optimizer, loss_of, micro_batches)
 
     known: Job = {"parameters": sum(each.numel() for each in model.parameters())}
     known["ready_seconds"] = elapsed(job)
@@ -309,12 +309,7 @@ def fsdp2(job: Job) -> None:
             with autocast(device):
                 return model(brought(batch, device))
 
-        def step(micro_batches: list[Texts]) -> float:
-            value = accumulate(loss_of, micro_batches)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return value
-
+        step = partial(train, optimizer, loss_of)
         known: Job = {"parameters": sum(each.numel() for each in model.parameters())}
         known["ready_seconds"] = elapsed(job)
         with recomputation(model.model):

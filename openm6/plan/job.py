@@ -46,7 +46,7 @@ class Job:
     delink_at: float = 0.1  # share of the steps
     streamed: bool = True  # False = in memory, as PyTorch does it
     budget: int | None = None  # bytes of host memory that the process may hold; None = what there is
-    device_budget: int | None = None  # and bytes of a device beside it; None = what it has
+    device_budget: int | None = None  # bytes of a device beside the host; None: all of the device's memory
     durability: Literal["step", "none"] = "step"
     activations: Literal["device", "host", "disk"] = "host"
     process_bytes: int = 0  # interpreter, libraries and data, before there is a model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,23 +20,32 @@ class LiveBytes(TorchDispatchMode):
 
     def count(self, tensor: Tensor) -> None:
         """Count the tensor's memory from now on, unless it is counted already."""
-        storage, key = tensor.untyped_storage(), storage_key(tensor)
+        key = storage_key(tensor)
         if key in self.known:
             return
-        nbytes = storage.nbytes()
+        nbytes = tensor.untyped_storage().nbytes()
         self.known.add(key)
         self.live += nbytes
         self.peak = max(self.peak, self.live)
+        when_freed(tensor, self._forget, key, nbytes)
 
-        # The registry of finalizers keeps its arguments for as long as the storage lives, and the storage may
-        # outlive the counter's run. A weak reference lets the counter, and all that its owner holds, go earlier.
-        weakref.finalize(storage, _freed, weakref.ref(self), key, nbytes).atexit = False
+    def _forget(self, key: int, nbytes: int) -> None:
+        self.known.discard(key)
+        self.live -= nbytes
 
 
-def _freed(counter: weakref.ref[LiveBytes], key: int, nbytes: int) -> None:
-    if (live := counter()) is not None:
-        live.known.discard(key)
-        live.live -= nbytes
+def when_freed(tensor: Tensor, method: Callable[..., None], *args: Any) -> None:
+    """Call a bound method when the tensor's memory is freed, unless the method's object was freed before.
+
+    The registry of finalizers keeps its arguments for as long as the storage lives, and the storage may outlive the
+    run. A weak reference lets the object, and all that its owner holds, go earlier.
+    """
+    weakref.finalize(tensor.untyped_storage(), _call, weakref.WeakMethod(method), args).atexit = False
+
+
+def _call(method: weakref.WeakMethod[Callable[..., None]], args: tuple[Any, ...]) -> None:
+    if (alive := method()) is not None:
+        alive(*args)
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -9,14 +9,13 @@ so a layer that stores new numbers in itself is refused.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openm6.giant.measure.live_bytes import storage_key
+from openm6.giant.measure.live_bytes import storage_key, when_freed
 from openm6.giant.models.frame_values import tensors_of
 
 
@@ -66,16 +65,12 @@ class Crossings(TorchDispatchMode):
         for each in tensors_of(out):
             if not each.is_meta and (key := storage_key(each)) not in given:
                 if key not in self._made:
-                    # By a weak reference, lest a storage that lives on keep this object.
-                    storage = each.untyped_storage()
-                    weakref.finalize(storage, _forget, weakref.ref(self), key).atexit = False
+                    when_freed(each, self._forget, key)
                 self._made[key] = self._here
         return out
 
-
-def _forget(crossings: weakref.ref[Crossings], key: int) -> None:
-    if (alive := crossings()) is not None:
-        alive._made.pop(key, None)
+    def _forget(self, key: int) -> None:
+        self._made.pop(key, None)
 
 
 def numbers_of(layer: nn.Module) -> dict[str, float]:

@@ -50,7 +50,7 @@ class PeakMemory(LiveBytes):
     """Counts the bytes of tensors that are made inside it: `live` now, `peak` at most."""
 
     def __init__(self, elsewhere: Callable[[Tensor], bool] = lambda tensor: False) -> None:
-        """`elsewhere`: tells which tensors are not in the process's memory."""
+        """`elsewhere` returns whether a tensor is outside the process's memory."""
         super().__init__()
         self._elsewhere = elsewhere
         self.work: dict[str, int] = {}  # by kind: the most that a piece of work added

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openm6.giant.measure.live_bytes import storage_key
+from openm6.giant.measure.live_bytes import storage_key, when_freed
 from openm6.giant.models.frame_pass import Call, Pass
 from openm6.giant.models.frame_values import differentiable, join, split, tensors_of
 from openm6.giant.streaming.activations import Activations
@@ -57,9 +57,12 @@ class Watch(TorchDispatchMode):
         """Watch a tensor for as long as its memory exists."""
         key = storage_key(tensor)
         if key not in self.known:
-            # By a weak reference, lest a storage that lives on keep the watch and its model.
-            weakref.finalize(tensor.untyped_storage(), _forget, weakref.ref(self), key).atexit = False
+            when_freed(tensor, self._forget, key)
         self.known[key] = visit
+
+    def _forget(self, key: int) -> None:
+        self.known.pop(key, None)
+        self.gone.discard(key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -70,12 +73,6 @@ class Watch(TorchDispatchMode):
                 if key in self.gone:
                     raise ReadBetween
         return func(*args, **(kwargs or {}))
-
-
-def _forget(watch: weakref.ref[Watch], key: int) -> None:
-    if (watching := watch()) is not None:
-        watching.known.pop(key, None)
-        watching.gone.discard(key)
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""How SymphonyNet writes numbers and pitches: two characters each, the first of which says what it is.
+"""How SymphonyNet writes numbers and pitches: two characters each. The first one names the kind.
 
     C4, d4      pitches: C d D e E F g G a A b B and the octave, O below octave 0
     m1, M1      a bar of so many units (thirty-second notes); capitals go on where 62 digits end
